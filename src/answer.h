@@ -1,0 +1,23 @@
+/*-------------------------------------------------------------------------
+ *
+ * answer.h
+ *		What the API's answer to one request means.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_ANSWER_H
+#define DOUBLETICK_ANSWER_H
+
+#include "fault.h"
+#include "http.h"
+
+typedef struct Answer
+{
+	Jsonb	   *body;			/* of a success: the API's object, else NULL */
+	Fault	   *fault;			/* what went wrong, NULL for a success */
+	bool		again;			/* may the same request succeed in a moment? */
+} Answer;
+
+extern void answer_read(const HttpReply *reply, Answer *answer);
+
+#endif							/* DOUBLETICK_ANSWER_H */

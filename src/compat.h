@@ -1,0 +1,78 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *		Differences between PostgreSQL versions, all of them.
+ *
+ * Nothing else in the tree may look at PG_VERSION_NUM.  The code is written
+ * for the newest form of an interface; older servers get a shim here.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_COMPAT_H
+#define DOUBLETICK_COMPAT_H
+
+#include "catalog/pg_foreign_server.h"
+#include "pgstat.h"
+#include "utils/acl.h"
+#include "utils/jsonb.h"
+
+#if PG_VERSION_NUM < 150000
+#error "doubletick needs PostgreSQL 15 or newer"
+#endif
+
+/* PostgreSQL 16 replaced the per-catalog privilege checks by one. */
+#if PG_VERSION_NUM >= 160000
+#define server_usage_aclcheck(serverid, roleid) \
+	object_aclcheck(ForeignServerRelationId, (serverid), (roleid), ACL_USAGE)
+#else
+#define server_usage_aclcheck(serverid, roleid) \
+	pg_foreign_server_aclcheck((serverid), (roleid), ACL_USAGE)
+#endif
+
+/* PostgreSQL 17 gave extensions wait events with names of their own. */
+#if PG_VERSION_NUM >= 170000
+#include "utils/wait_event.h"
+#define new_wait_event(name) WaitEventExtensionNew(name)
+#else
+#define new_wait_event(name) ((uint32) PG_WAIT_EXTENSION)
+#endif
+
+/* PostgreSQL 18 can show a module's name and version. */
+#if PG_VERSION_NUM >= 180000
+#define DOUBLETICK_MODULE_MAGIC(version) \
+	PG_MODULE_MAGIC_EXT(.name = "doubletick", .version = (version))
+#else
+#define DOUBLETICK_MODULE_MAGIC(version) PG_MODULE_MAGIC
+#endif
+
+/* PostgreSQL 19 folded the parse state and the result of jsonb building. */
+#if PG_VERSION_NUM >= 190000
+typedef JsonbInState JsonbBuild;
+#define jsonb_push(build, token, value) pushJsonbValue((build), (token), (value))
+#else
+typedef struct JsonbBuild
+{
+	JsonbParseState *parseState;
+	JsonbValue *result;
+} JsonbBuild;
+
+static inline void
+jsonb_push(JsonbBuild *build, JsonbIteratorToken token, JsonbValue *value)
+{
+	build->result = pushJsonbValue(&build->parseState, token, value);
+}
+#endif
+
+/* Pushes a key, a value or an element that is a string in the server encoding. */
+static inline void
+jsonb_push_string(JsonbBuild *build, JsonbIteratorToken token, const char *string)
+{
+	JsonbValue	value;
+
+	value.type = jbvString;
+	value.val.string.val = unconstify(char *, string);
+	value.val.string.len = strlen(string);
+	jsonb_push(build, token, &value);
+}
+
+#endif							/* DOUBLETICK_COMPAT_H */

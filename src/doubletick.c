@@ -1,0 +1,26 @@
+/*-------------------------------------------------------------------------
+ *
+ * doubletick.c
+ *		Module entry point: each part of the extension sets itself up.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "fmgr.h"
+#include "settings.h"
+
+DOUBLETICK_MODULE_MAGIC(DOUBLETICK_VERSION);
+
+void		_PG_init(void);
+
+/*
+ * Called when the library is loaded into a process.  libcurl is left alone
+ * until a process sends something: it must not be set up before a fork.
+ */
+void
+_PG_init(void)
+{
+	settings_init();
+}

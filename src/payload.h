@@ -1,0 +1,48 @@
+/*-------------------------------------------------------------------------
+ *
+ * payload.h
+ *		The arguments of a removal, checked, and the request body made of them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_PAYLOAD_H
+#define DOUBLETICK_PAYLOAD_H
+
+#include "fault.h"
+#include "utils/array.h"
+
+/*
+ * Names that one request may carry, tags and fields together (DESIGN.md).
+ */
+#define PAYLOAD_MAX_NAMES 1000
+
+/*
+ * Bytes that those names may have together.  The API answers with every name,
+ * and an answer of more than 1 MiB is not read (HTTP_MAX_BODY): names that
+ * could not come back must not be sent.
+ */
+#define PAYLOAD_MAX_BYTES (1024 * 1024)
+
+/* How to write a phone number or a WABA number. */
+#define PAYLOAD_E164_HINT \
+	"Write an optional \"+\", the country code and the number: 7 to 15 digits, " \
+	"the first not 0, without separators."
+
+/* One removal.  Strings in the server encoding; names are distinct. */
+typedef struct Removal
+{
+	const char *phone;			/* E.164, as given */
+	const char *waba;			/* the same, or NULL: the server's, if any */
+	const char **tags;
+	int			ntags;
+	const char **fields;
+	int			nfields;
+} Removal;
+
+extern Fault *payload_check(text *phone, ArrayType *tags, ArrayType *fields,
+							text *waba, Removal *removal);
+extern Jsonb *payload_jsonb(const Removal *removal, const char *default_waba);
+extern char *payload_utf8(Jsonb *payload, size_t *length);
+extern bool payload_is_e164(const char *number);
+
+#endif							/* DOUBLETICK_PAYLOAD_H */

@@ -1,0 +1,17 @@
+/*-------------------------------------------------------------------------
+ *
+ * rate.h
+ *		The pace at which requests may leave for a server.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_RATE_H
+#define DOUBLETICK_RATE_H
+
+#include "datatype/timestamp.h"
+
+extern int64 rate_wait(Oid serverid, double per_second);
+extern void rate_sleep(int64 microseconds);
+extern int64 rate_clock(void);
+
+#endif							/* DOUBLETICK_RATE_H */

@@ -1,0 +1,216 @@
+/*-------------------------------------------------------------------------
+ *
+ * remove.c
+ *		The functions that SQL calls: check, send, wait, return.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "account.h"
+#include "answer.h"
+#include "common/pg_prng.h"
+#include "fmgr.h"
+#include "http.h"
+#include "miscadmin.h"
+#include "payload.h"
+#include "rate.h"
+#include "settings.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+#define ENDPOINT "/customer/remove-tags-custom-fields"
+
+/*
+ * Pause before a call is tried again, in microseconds: a random part of the
+ * first, doubled with every try up to the last.  Small beside the default
+ * budget of 10 s, so that a restart at the other side is outlived.
+ */
+#define FIRST_PAUSE (100 * INT64CONST(1000))
+#define LAST_PAUSE (2000 * INT64CONST(1000))
+
+static Jsonb *run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **),
+					   bool raise);
+static Fault *build_payload(const Removal *removal, Jsonb **result);
+static Fault *call_api(const Removal *removal, Jsonb **result);
+static void send_once(const Account *account, const char *body, size_t length,
+					  int64 budget, Answer *answer, int64 *retry_after);
+static int64 pause_before_retry(int tries);
+static bool hits_every_row(const Fault *fault);
+static Jsonb *without_status(Jsonb *body);
+
+PG_FUNCTION_INFO_V1(dt_payload);
+PG_FUNCTION_INFO_V1(dt_remove_tags_custom_fields);
+PG_FUNCTION_INFO_V1(dt_try_remove_tags_custom_fields);
+
+/*
+ * dt_payload(phone text, tags text[], fields text[], waba text) returns jsonb
+ */
+Datum
+dt_payload(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_JSONB_P(run_call(fcinfo, build_payload, true));
+}
+
+/*
+ * dt_remove_tags_custom_fields(phone text, tags text[], fields text[],
+ * waba text) returns jsonb
+ */
+Datum
+dt_remove_tags_custom_fields(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_JSONB_P(run_call(fcinfo, call_api, true));
+}
+
+/*
+ * dt_try_remove_tags_custom_fields(phone text, tags text[], fields text[],
+ * waba text) returns jsonb
+ */
+Datum
+dt_try_remove_tags_custom_fields(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_JSONB_P(run_call(fcinfo, call_api, false));
+}
+
+/*
+ * Reads the four arguments, makes the call in a memory context of its own, and
+ * raises or returns its fault.
+ */
+static Jsonb *
+run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **), bool raise)
+{
+#define ARGUMENT(n, get) (PG_ARGISNULL(n) ? NULL : get(n))
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context = AllocSetContextCreate(caller, "doubletick call",
+												  ALLOCSET_DEFAULT_SIZES);
+	Removal		removal;
+	Jsonb	   *result;
+	Fault	   *fault;
+
+	MemoryContextSwitchTo(context);
+	fault = payload_check(ARGUMENT(0, PG_GETARG_TEXT_PP),
+						  ARGUMENT(1, PG_GETARG_ARRAYTYPE_P),
+						  ARGUMENT(2, PG_GETARG_ARRAYTYPE_P),
+						  ARGUMENT(3, PG_GETARG_TEXT_PP), &removal);
+	if (fault == NULL)
+		fault = call(&removal, &result);
+	if (fault && (raise || hits_every_row(fault)))
+		fault_raise(fault);
+	if (fault)
+		result = fault_jsonb(fault);
+	else if (!raise)
+		result = without_status(result);
+
+	MemoryContextSwitchTo(caller);
+	result = memcpy(palloc(VARSIZE(result)), result, VARSIZE(result));
+	MemoryContextDelete(context);
+	return result;
+#undef ARGUMENT
+}
+
+/* A server's waba_number is added only when a request is sent. */
+static Fault *
+build_payload(const Removal *removal, Jsonb **result)
+{
+	*result = payload_jsonb(removal, NULL);
+	return NULL;
+}
+
+/*
+ * Sends a removal as the current role, again while that may help and the
+ * server's option "timeout" lasts.  Waiting for "rate_limit" does not count.
+ */
+static Fault *
+call_api(const Removal *removal, Jsonb **result)
+{
+	Account		account;
+	Fault	   *fault;
+	char	   *body;
+	size_t		length;
+	int64		deadline;
+
+	fault = account_get(setting_server, GetUserId(), &account);
+	if (fault)
+		return fault;
+	body = payload_utf8(payload_jsonb(removal, account.waba_number), &length);
+
+	deadline = rate_clock() + account.timeout * INT64CONST(1000);
+	for (int tries = 1;; tries++)
+	{
+		Answer		answer;
+		int64		pause;
+
+		deadline += rate_wait(account.serverid, account.rate_limit);
+		send_once(&account, body, length, deadline - rate_clock(), &answer, &pause);
+		if (answer.fault == NULL)
+		{
+			*result = answer.body;
+			return NULL;
+		}
+		if (pause == 0)
+			pause = pause_before_retry(tries);
+		if (!answer.again || rate_clock() + pause >= deadline)
+			return answer.fault;
+		rate_sleep(pause);
+	}
+}
+
+/*
+ * One request and its answer.  "budget" and "retry_after", which is 0 when the
+ * server did not ask for a pause, are in microseconds.
+ */
+static void
+send_once(const Account *account, const char *body, size_t length,
+		  int64 budget, Answer *answer, int64 *retry_after)
+{
+	HttpTarget	target = {
+		.url = http_url_append(account->base_url, ENDPOINT),
+		.authorization = account->api_key,
+		.ca_file = account->ca_file,
+		.proxy = account->proxy,
+		.connect_timeout = account->connect_timeout,
+		.max_connections = account->max_connections
+	};
+	HttpTransfer *transfer = http_post(&target, body, length, (int) (budget / 1000));
+	const HttpReply *reply = http_reply(transfer);
+
+	answer_read(reply, answer);
+	*retry_after = Min(reply->retry_after, SECS_PER_DAY) * USECS_PER_SEC;
+	http_release(transfer);
+}
+
+static int64
+pause_before_retry(int tries)
+{
+	int64		longest = Min(FIRST_PAUSE << Min(tries - 1, 16), LAST_PAUSE);
+
+	return (int64) (pg_prng_double(&pg_global_prng_state) * longest) + 1;
+}
+
+/*
+ * Would the next row of a bulk statement meet with the same?  These are raised
+ * even by dt_try_remove_tags_custom_fields().
+ */
+static bool
+hits_every_row(const Fault *fault)
+{
+	switch (fault->sqlstate)
+	{
+		case ERRCODE_UNDEFINED_OBJECT:
+		case ERRCODE_INSUFFICIENT_PRIVILEGE:
+		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
+			return true;
+	}
+	return fault->status == 401;
+}
+
+/*
+ * A success as dt_try_remove_tags_custom_fields() returns it: the key that
+ * marks what went wrong is not in it, whatever the API sent.
+ */
+static Jsonb *
+without_status(Jsonb *body)
+{
+	return DatumGetJsonbP(DirectFunctionCall2(jsonb_delete, JsonbPGetDatum(body),
+											  CStringGetTextDatum("statusCode")));
+}

@@ -1,0 +1,63 @@
+/*-------------------------------------------------------------------------
+ *
+ * settings.c
+ *		The configuration parameters doubletick.*, and their check hooks.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "settings.h"
+#include "utils/guc.h"
+
+char	   *setting_server;
+bool		setting_enabled;
+
+static bool check_server(char **newval, void **extra, GucSource source);
+
+/*
+ * Defines the parameters.  Called once, when the library is loaded.
+ */
+void
+settings_init(void)
+{
+	DefineCustomStringVariable("doubletick.server",
+							   "Names the foreign server that requests go to.",
+							   NULL,
+							   &setting_server,
+							   "doubletick",
+							   PGC_USERSET,
+							   0,
+							   check_server,
+							   NULL,
+							   NULL);
+
+	DefineCustomBoolVariable("doubletick.enabled",
+							 "Lets requests leave this server.",
+							 "When off, calls fail without sending anything.",
+							 &setting_enabled,
+							 true,
+							 PGC_SUSET,
+							 0,
+							 NULL,
+							 NULL,
+							 NULL);
+
+	MarkGUCPrefixReserved("doubletick");
+}
+
+/*
+ * A name that no server can have is refused at once; whether there is such a
+ * server can only be told in a transaction, when it is used.
+ */
+static bool
+check_server(char **newval, void **extra pg_attribute_unused(),
+			 GucSource source pg_attribute_unused())
+{
+	size_t		length = strlen(*newval);
+
+	if (length > 0 && length < NAMEDATALEN)
+		return true;
+	GUC_check_errdetail("A server's name has 1 to %d bytes.", NAMEDATALEN - 1);
+	return false;
+}
