@@ -41,7 +41,7 @@ CREATE FUNCTION @extschema@.dt_remove_tags_custom_fields(
 	waba text DEFAULT NULL)
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'dt_remove_tags_custom_fields'
-LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields(text, text[], text[], text) IS
 'Removes tags and custom fields from the DoubleTick customer with this phone number (E.164), now, and returns the API''s answer: {"tags": {"removed": [], "errored": []}, "customFields": {...}}. waba is the WABA number (E.164), by default the server''s. Raises 22023 or 22004 for a bad argument or a refusal, 28000 for a bad API key, 53400 when too fast, 58000 for a fault at the API, HV00N without a connection, HV00M without a usable answer, 42704, 42501 or 55000 when it is not set up.';
@@ -53,7 +53,7 @@ CREATE FUNCTION @extschema@.dt_try_remove_tags_custom_fields(
 	waba text DEFAULT NULL)
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'dt_try_remove_tags_custom_fields'
-LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION @extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text) IS
 'Like dt_remove_tags_custom_fields, but what goes wrong with one row is returned, as {"statusCode": HTTP status or null, "error": text, "message": text or array}; a success never has the key statusCode. What would hit every row is raised: 28000 for HTTP status 401, 42704, 42501, 55000.';

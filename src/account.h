@@ -15,7 +15,7 @@
 typedef struct Account
 {
 	Oid			serverid;
-	const char *base_url;
+	const char *base_url;		/* without a slash at its end */
 	const char *waba_number;	/* NULL: none */
 	const char *database;		/* NULL: any */
 	int			timeout;		/* of one call */

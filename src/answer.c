@@ -206,6 +206,7 @@ parse_json(const char *body, size_t length)
 	MemoryContext context = CurrentMemoryContext;
 	Jsonb	   *volatile json = NULL;
 
+	/* jsonb_in() wants a C string; bad UTF-8 is reported without a throw. */
 	if (strlen(body) != length || !pg_verify_mbstr(PG_UTF8, body, length, true))
 		return NULL;
 

@@ -22,7 +22,6 @@
  */
 #include "postgres.h"
 
-#include <arpa/inet.h>
 #include <curl/curl.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -123,7 +122,7 @@ static size_t receive_body(char *data, size_t size, size_t nitems, void *arg);
 static curl_socket_t open_socket(void *arg, curlsocktype purpose,
 								 struct curl_sockaddr *address);
 static int	close_socket(void *arg, curl_socket_t fd);
-static bool is_loopback(const char *host);
+static bool get_url_part(CURLU *url, CURLUPart part, char *buf, size_t size);
 static void block_signals(sigset_t *saved);
 static void restore_signals(const sigset_t *saved);
 static void check_easy(CURLcode code, const char *what);
@@ -669,94 +668,34 @@ close_socket(void *arg pg_attribute_unused(), curl_socket_t fd)
 }
 
 /*
- * What is wrong with a URL, as the end of a sentence that starts with it; NULL
- * when nothing is.
+ * Takes a URL of any scheme apart.  False when it is no URL with a host, or
+ * a part of it is too long.
  */
-const char *
-http_url_problem(const char *url, HttpUrlKind kind)
+bool
+http_parse_url(const char *url, HttpUrl *parts)
 {
-	CURLU	   *parsed;
-	char	   *scheme = NULL;
-	char	   *host = NULL;
-	char	   *path = NULL;
-	const char *problem = NULL;
+	CURLU	   *parsed = curl_url();
+	bool		good;
 
-	/* libcurl drops some of these silently, or reads them in its own way. */
-	for (const char *c = url; *c; c++)
-	{
-		if ((unsigned char) *c <= ' ' || (unsigned char) *c >= 0x7f)
-			return "must be printable ASCII without blanks";
-		if (*c == '@')
-			return "must not contain a user or password";
-		if (*c == '?' || *c == '#')
-			return "must not contain a query or fragment";
-		if (*c == '\\')
-			return "must not contain a backslash";
-	}
-
-	parsed = curl_url();
 	if (parsed == NULL)
 		check_easy(CURLE_OUT_OF_MEMORY, "curl_url");
-	if (strstr(url, "://") == NULL || strstr(url, ":///") != NULL ||
-		curl_url_set(parsed, CURLUPART_URL, url, CURLU_NON_SUPPORT_SCHEME) != CURLUE_OK ||
-		curl_url_get(parsed, CURLUPART_SCHEME, &scheme, 0) != CURLUE_OK ||
-		curl_url_get(parsed, CURLUPART_HOST, &host, 0) != CURLUE_OK ||
-		curl_url_get(parsed, CURLUPART_PATH, &path, 0) != CURLUE_OK)
-		problem = "is not a URL";
-	else if (kind == HTTP_URL_PROXY)
-	{
-		if (strcmp(scheme, "http") != 0 && strcmp(scheme, "https") != 0 &&
-			strncmp(scheme, "socks", 5) != 0)
-			problem = "must start with http://, https:// or socks5h://";
-		else if (strcmp(path, "/") != 0)
-			problem = "must not contain a path";
-	}
-	else if (strcmp(scheme, "http") == 0)
-	{
-		if (!is_loopback(host))
-			problem = "must start with https://, since its host is not a loopback address";
-	}
-	else if (strcmp(scheme, "https") != 0)
-		problem = "must start with https://";
-
-	curl_free(scheme);
-	curl_free(host);
-	curl_free(path);
+	good = curl_url_set(parsed, CURLUPART_URL, url, CURLU_NON_SUPPORT_SCHEME) == CURLUE_OK &&
+		get_url_part(parsed, CURLUPART_SCHEME, parts->scheme, sizeof(parts->scheme)) &&
+		get_url_part(parsed, CURLUPART_HOST, parts->host, sizeof(parts->host)) &&
+		get_url_part(parsed, CURLUPART_PATH, parts->path, sizeof(parts->path));
 	curl_url_cleanup(parsed);
-	return problem;
+	return good;
 }
 
-/*
- * The URL of "path" (which starts with a slash) below a base URL that has
- * passed http_url_problem().
- */
-char *
-http_url_append(const char *base, const char *path)
-{
-	size_t		length = strlen(base);
-
-	while (length > 0 && base[length - 1] == '/')
-		length--;
-	return psprintf("%.*s%s", (int) length, base, path);
-}
-
-/* libcurl itself resolves "localhost" to loopback addresses, always. */
 static bool
-is_loopback(const char *host)
+get_url_part(CURLU *url, CURLUPart part, char *buf, size_t size)
 {
-	struct in_addr v4;
-	struct in6_addr v6;
-	char		literal[INET6_ADDRSTRLEN + 2];
+	char	   *value = NULL;
+	bool		good = curl_url_get(url, part, &value, 0) == CURLUE_OK &&
+		strlcpy(buf, value, size) < size;
 
-	if (pg_strcasecmp(host, "localhost") == 0)
-		return true;
-	if (inet_pton(AF_INET, host, &v4) == 1)
-		return (ntohl(v4.s_addr) >> 24) == 127;
-
-	if (host[0] != '[' || strlcpy(literal, host + 1, sizeof(literal)) >= sizeof(literal))
-		return false;
-	literal[strcspn(literal, "]")] = '\0';
-	return inet_pton(AF_INET6, literal, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
+	curl_free(value);
+	return good;
 }
 
 /* All signals, since PostgreSQL's own set leaves SIGQUIT open. */

@@ -63,13 +63,13 @@ extern void http_release(HttpTransfer *transfer);
 extern HttpTransfer *http_post(const HttpTarget *target, const char *body,
 							   size_t length, int timeout);
 
-typedef enum HttpUrlKind
+typedef struct HttpUrl
 {
-	HTTP_URL_BASE,				/* of an API: https, or http to loopback */
-	HTTP_URL_PROXY				/* of a proxy */
-} HttpUrlKind;
+	char		scheme[16];		/* lower-case */
+	char		host[256];		/* name or address, IPv6 in brackets */
+	char		path[1024];		/* at least a slash */
+} HttpUrl;
 
-extern const char *http_url_problem(const char *url, HttpUrlKind kind);
-extern char *http_url_append(const char *base, const char *path);
+extern bool http_parse_url(const char *url, HttpUrl *parts);
 
 #endif							/* DOUBLETICK_HTTP_H */

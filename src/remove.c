@@ -164,7 +164,7 @@ send_once(const Account *account, const char *body, size_t length,
 		  int64 budget, Answer *answer, int64 *retry_after)
 {
 	HttpTarget	target = {
-		.url = http_url_append(account->base_url, ENDPOINT),
+		.url = psprintf("%s" ENDPOINT, account->base_url),
 		.authorization = account->api_key,
 		.ca_file = account->ca_file,
 		.proxy = account->proxy,
