@@ -22,10 +22,10 @@ EXTENSION = doubletick
 DATA = sql/doubletick--1.0.0.sql
 
 REGRESS = options arguments errors privileges
-REGRESS_OPTS = --inputdir=test --temp-instance=tmp_check/regress --encoding=UTF8 --no-locale
+REGRESS_OPTS = --inputdir=test --temp-instance=tmp_regress --encoding=UTF8 --no-locale
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
-EXTRA_CLEAN = tmp_check test/slowdns.so
+EXTRA_CLEAN = tmp_regress log
 
 PG_CONFIG ?= pg_config
 DOUBLETICK_VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" doubletick.control)

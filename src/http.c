@@ -668,8 +668,8 @@ close_socket(void *arg pg_attribute_unused(), curl_socket_t fd)
 }
 
 /*
- * Takes a URL of any scheme apart.  False when it is no URL with a host, or
- * a part of it is too long.
+ * Takes a URL of any scheme apart.  False when it is no URL, or a part of it
+ * is too long.
  */
 bool
 http_parse_url(const char *url, HttpUrl *parts)
@@ -691,11 +691,13 @@ static bool
 get_url_part(CURLU *url, CURLUPart part, char *buf, size_t size)
 {
 	char	   *value = NULL;
-	bool		good = curl_url_get(url, part, &value, 0) == CURLUE_OK &&
-		strlcpy(buf, value, size) < size;
+	CURLUcode	code = curl_url_get(url, part, &value, 0);
+	bool		good = code == CURLUE_OK && strlcpy(buf, value, size) < size;
 
 	curl_free(value);
-	return good;
+	if (code == CURLUE_NO_HOST)	/* as in a file:// URL */
+		buf[0] = '\0';
+	return good || code == CURLUE_NO_HOST;
 }
 
 /* All signals, since PostgreSQL's own set leaves SIGQUIT open. */

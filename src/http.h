@@ -66,7 +66,7 @@ extern HttpTransfer *http_post(const HttpTarget *target, const char *body,
 typedef struct HttpUrl
 {
 	char		scheme[16];		/* lower-case */
-	char		host[256];		/* name or address, IPv6 in brackets */
+	char		host[256];		/* name or address, IPv6 in brackets; or empty */
 	char		path[1024];		/* at least a slash */
 } HttpUrl;
 

@@ -328,8 +328,7 @@ url_problem(const char *url, bool is_proxy)
 		if (*c == '\\')
 			return "must not contain a backslash";
 	}
-	if (strstr(url, "://") == NULL || strstr(url, ":///") != NULL ||
-		!http_parse_url(url, &parts))
+	if (strstr(url, "://") == NULL || !http_parse_url(url, &parts))
 		return "is not a URL";
 
 	if (is_proxy)
@@ -341,11 +340,11 @@ url_problem(const char *url, bool is_proxy)
 			return "must not contain a path";
 		return NULL;
 	}
-	if (strcmp(parts.scheme, "https") == 0)
-		return NULL;
-	if (strcmp(parts.scheme, "http") != 0)
+	if (strcmp(parts.scheme, "http") != 0 && strcmp(parts.scheme, "https") != 0)
 		return "must start with https://";
-	if (!is_loopback(parts.host))
+	if (strstr(url, ":///") != NULL)	/* libcurl takes the path for a host */
+		return "has no host";
+	if (strcmp(parts.scheme, "http") == 0 && !is_loopback(parts.host))
 		return "must start with https://, since its host is not a loopback address";
 	return NULL;
 }
