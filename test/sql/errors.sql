@@ -36,7 +36,8 @@ SELECT attempt();
 
 -- a server that is not there: refused, and tried again until the budget ends
 ALTER USER MAPPING FOR CURRENT_USER SERVER doubletick OPTIONS (ADD api_key 'key_test_1');
-SELECT regexp_replace(attempt(), ' after \d+ ms', '', 'g');
+-- (libcurl's own words differ between its versions)
+SELECT regexp_replace(attempt(), 'DoubleTick: [^"\n]*', 'DoubleTick: ...', 'g');
 SELECT dt_try_remove_tags_custom_fields('919876543210', '{lead}') ->> 'error';
 SELECT dt_try_remove_tags_custom_fields('919876543210', '{lead}') -> 'statusCode';
 
