@@ -100,7 +100,7 @@ for my $i (1 .. $max_connections)
 	system_or_bail('cp', $sandbox->ca_file, $ca_file);
 	$node->safe_psql('postgres', <<"SQL");
 CREATE SERVER s$i FOREIGN DATA WRAPPER doubletick
-	OPTIONS (base_url '@{[ $sandbox->url('https') ]}', ca_file '$ca_file', rate_limit '0', timeout '2s',
+	OPTIONS (base_url '@{[ $sandbox->url('https') ]}', ca_file '$ca_file', rate_limit '0', timeout '300ms',
 		max_connections '1000');
 CREATE USER MAPPING FOR PUBLIC SERVER s$i OPTIONS (api_key '@{[ $sandbox->key ]}');
 SQL
