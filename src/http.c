@@ -90,8 +90,7 @@ struct HttpTransfer
 	bool		no_memory;
 	char		error[CURL_ERROR_SIZE];
 
-	CURLcode	code;			/* how it ended, once not running */
-	HttpReply	reply;
+	HttpReply	reply;			/* once not running */
 };
 
 static CURLM *multi = NULL;
@@ -102,7 +101,7 @@ static bool added = false;
 
 static void set_up_process(void);
 static HttpTransfer *take_transfer(void);
-static void guard_transfer(HttpTransfer *transfer);
+static void guard_transfer(HttpTransfer *transfer, HttpGuard *guard);
 static void guard_fired(void *arg);
 static void set_up_transfer(HttpTransfer *transfer, const HttpTarget *target);
 static char *target_text(const HttpTarget *target);
@@ -111,11 +110,10 @@ static void set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 static void add_header(HttpTransfer *transfer, const char *line);
 static void set_ca_file(CURL *easy, const char *ca_file);
 static void forget_target(HttpTransfer *transfer);
-static void take_off(HttpTransfer *transfer);
 static void wait_for_sockets(int timeout);
 static void collect_finished(void);
-static void read_outcome(HttpTransfer *transfer);
-static HttpResult classify(HttpTransfer *transfer);
+static void read_outcome(HttpTransfer *transfer, CURLcode code);
+static HttpResult classify(HttpTransfer *transfer, CURLcode code);
 static void blot_out(char *bytes, size_t length, const char *secret);
 static size_t receive_header(char *data, size_t size, size_t nitems, void *arg);
 static size_t receive_body(char *data, size_t size, size_t nitems, void *arg);
@@ -156,13 +154,14 @@ http_post(const HttpTarget *target, const char *body, size_t length, int timeout
 HttpTransfer *
 http_start(const HttpTarget *target, const char *body, size_t length, int timeout)
 {
+	HttpGuard  *guard = palloc(sizeof(HttpGuard));
 	HttpTransfer *transfer;
 	sigset_t	saved;
 	CURLMcode	code;
 
 	set_up_process();
 	transfer = take_transfer();
-	guard_transfer(transfer);
+	guard_transfer(transfer, guard);
 	set_up_transfer(transfer, target);
 
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) length);
@@ -198,7 +197,7 @@ http_turn(int timeout)
 	sigset_t	saved;
 	CURLMcode	code;
 
-	if (!PostmasterIsAlive())
+	if (IsUnderPostmaster && !PostmasterIsAlive())
 		ereport(FATAL,
 				(errcode(ERRCODE_ADMIN_SHUTDOWN),
 				 errmsg("terminating connection due to unexpected postmaster exit")));
@@ -237,9 +236,18 @@ http_reply(HttpTransfer *transfer)
 void
 http_release(HttpTransfer *transfer)
 {
+	sigset_t	saved;
+
 	transfer->guard->transfer = NULL;
 	transfer->guard = NULL;
-	take_off(transfer);
+	if (transfer->running)
+	{
+		/* An unfinished transfer's connection goes with it. */
+		block_signals(&saved);
+		(void) curl_multi_remove_handle(multi, transfer->easy);
+		restore_signals(&saved);
+		transfer->running = false;
+	}
 	if (transfer->capacity > KEEP_BODY)
 	{
 		free(transfer->body);
@@ -303,21 +311,13 @@ take_transfer(void)
 
 /* From here on, the end of the current memory context is the transfer's. */
 static void
-guard_transfer(HttpTransfer *transfer)
+guard_transfer(HttpTransfer *transfer, HttpGuard *guard)
 {
-	HttpGuard  *guard = MemoryContextAllocExtended(CurrentMemoryContext, sizeof(HttpGuard),
-												   MCXT_ALLOC_NO_OOM);
-
-	if (guard == NULL)
-	{
-		dlist_push_head(&idle, &transfer->node);
-		check_easy(CURLE_OUT_OF_MEMORY, "http_start");
-	}
 	guard->transfer = transfer;
 	guard->callback.func = guard_fired;
 	guard->callback.arg = guard;
-	MemoryContextRegisterResetCallback(CurrentMemoryContext, &guard->callback);
 	transfer->guard = guard;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &guard->callback);
 }
 
 static void
@@ -459,20 +459,6 @@ forget_target(HttpTransfer *transfer)
 	transfer->target = NULL;
 }
 
-/* Takes a transfer off the multi handle; an unfinished one's connection goes. */
-static void
-take_off(HttpTransfer *transfer)
-{
-	sigset_t	saved;
-
-	if (!transfer->running)
-		return;
-	block_signals(&saved);
-	(void) curl_multi_remove_handle(multi, transfer->easy);
-	restore_signals(&saved);
-	transfer->running = false;
-}
-
 static void
 wait_for_sockets(int timeout)
 {
@@ -498,18 +484,17 @@ collect_finished(void)
 	while ((message = curl_multi_info_read(multi, &left)) != NULL)
 	{
 		HttpTransfer *transfer;
-		CURLcode	code = message->data.result;
+		CURLcode	code = message->data.result;	/* gone with the message */
 
 		(void) curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, (char **) &transfer);
 		(void) curl_multi_remove_handle(multi, transfer->easy);
 		transfer->running = false;
-		transfer->code = code;
-		read_outcome(transfer);
+		read_outcome(transfer, code);
 	}
 }
 
 static void
-read_outcome(HttpTransfer *transfer)
+read_outcome(HttpTransfer *transfer, CURLcode code)
 {
 	HttpReply  *reply = &transfer->reply;
 	const char *secret = transfer->headers->data + strlen(AUTHORIZATION);
@@ -517,7 +502,7 @@ read_outcome(HttpTransfer *transfer)
 	curl_off_t	retry_after = 0;
 
 	if (transfer->error[0] == '\0')
-		strlcpy(transfer->error, curl_easy_strerror(transfer->code), CURL_ERROR_SIZE);
+		strlcpy(transfer->error, curl_easy_strerror(code), CURL_ERROR_SIZE);
 	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
 	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
 
@@ -525,7 +510,7 @@ read_outcome(HttpTransfer *transfer)
 		blot_out(transfer->body, transfer->length, secret);
 	blot_out(transfer->error, strlen(transfer->error), secret);
 
-	reply->result = classify(transfer);
+	reply->result = classify(transfer, code);
 	reply->status = (int) status;
 	reply->body = transfer->length > 0 ? transfer->body : "";
 	reply->length = transfer->length;
@@ -534,14 +519,14 @@ read_outcome(HttpTransfer *transfer)
 }
 
 static HttpResult
-classify(HttpTransfer *transfer)
+classify(HttpTransfer *transfer, CURLcode code)
 {
 	curl_off_t	pretransfer = 0;
 
 	if (transfer->too_long)
 		return HTTP_TOO_LONG;
 
-	switch (transfer->code)
+	switch (code)
 	{
 		case CURLE_OK:
 			return HTTP_ANSWERED;
@@ -567,7 +552,7 @@ classify(HttpTransfer *transfer)
 	(void) curl_easy_getinfo(transfer->easy, CURLINFO_PRETRANSFER_TIME_T, &pretransfer);
 	if (pretransfer == 0)
 		return HTTP_NO_CONNECTION;
-	if (transfer->code == CURLE_OPERATION_TIMEDOUT)
+	if (code == CURLE_OPERATION_TIMEDOUT)
 		return HTTP_TIMED_OUT;
 	return HTTP_BROKEN_OFF;
 }
