@@ -75,12 +75,14 @@ start_cluster() {
 start_sandbox() {
 	local i
 	as_postgres "$tree/test/sandbox/sandbox" --dir "$work/sandbox" >"$work/sandbox.log" 2>&1 &
-	started+=($!)
 	for i in $(seq 200); do
 		grep -q '^ready' "$work/sandbox.log" && break
-		kill -0 "${started[-1]}" 2>/dev/null || die "the sandbox did not start: $(cat "$work/sandbox.log")"
+		kill -0 $! 2>/dev/null && [ "$i" != 200 ] ||
+			die "the sandbox did not start: $(cat "$work/sandbox.log")"
 		sleep 0.05
 	done
+	# The process itself: $! is but the shell around it.
+	started+=("$(sed -n 's/^ *"pid": \([0-9]*\).*/\1/p' "$work/sandbox/sandbox.json")")
 	sandbox_https=$(sed -n 's/^https *\(https:[^ ]*\).*/\1/p' "$work/sandbox.log")
 	sandbox_http=$(sed -n 's/^http *\(http:[^ ]*\).*/\1/p' "$work/sandbox.log")
 	sandbox_ca=$work/sandbox/ca.pem
