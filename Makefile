@@ -3,7 +3,7 @@
 #   make && make install        build and install (PG_CONFIG=… for another server)
 #   make installcheck           run every test in throwaway clusters, not as root
 #   make sandbox                build the local stand-in of the API
-#   make indent-check           is src/ in the house's shape? (needs pgindent's tools)
+#   make indent                 bring src/ into pgindent's shape (Debian: pg-bsd-indent)
 
 MODULE_big = doubletick
 OBJS = \
@@ -38,3 +38,18 @@ SHLIB_LINK = $(shell $(CURL_CONFIG) --libs)
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
+
+# PostgreSQL::Test starts the sandbox from its place in the tree.
+sandbox:
+	$(MAKE) -C test/sandbox
+
+# pgindent's options for pg_bsd_indent, and its repair of function headers.
+INDENT = pg_bsd_indent -bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -nfc1 -i4 -l79 -lp \
+	-lpl -nip -npro -sac -tpg -ts4 -Utypedefs.list
+indent:
+	for f in src/*.[ch]; do \
+		$(INDENT) <$$f | sed 's/^\([A-Za-z_]*\)\t *\*$$/\1 */' >$$f.new && mv $$f.new $$f || exit 1; \
+	done
+
+.PHONY: sandbox indent
+installcheck: sandbox

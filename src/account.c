@@ -214,7 +214,8 @@ read_key_file(const char *path, const char **key)
 static Fault *
 read_open_key_file(int fd, const char *path, const char **key)
 {
-	char		buf[OPTION_MAX_KEY + 3];	/* with a line end, and a byte too many */
+	char		buf[OPTION_MAX_KEY + 3];	/* with a line end, and a byte too
+											 * many */
 	const char *problem;
 	struct stat st;
 	int			length;

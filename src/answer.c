@@ -35,7 +35,7 @@ static Jsonb *parse_object(const char *body, size_t length);
 static Jsonb *parse_json(const char *body, size_t length);
 static char *api_message(Jsonb *object);
 static void append_value(StringInfo buf, JsonbValue *value);
-static char *one_line(char *text);
+static char *one_line(char *string);
 static char *excerpt(const char *bytes, size_t length);
 
 /*
@@ -127,11 +127,14 @@ static void
 read_refusal(const HttpReply *reply, Answer *answer)
 {
 	Jsonb	   *body = parse_object(reply->body, reply->length);
-	const char *what = reply->status >= 300 && reply->status < 400 ? "redirected" :
-		reply->status >= 500 ? "failed" : "refused";
+	const char *what = "refused";
 	char	   *message = body ? api_message(body) : excerpt(reply->body, reply->length);
 	const char *hint = hint_of_status(reply->status);
 
+	if (reply->status < 400)
+		what = "redirected";
+	else if (reply->status >= 500)
+		what = "failed";
 	answer->fault = fault_make(sqlstate_of_status(reply->status),
 							   "request was %s with HTTP status %d%s%s",
 							   what, reply->status, message[0] ? ": " : "", message);
@@ -273,20 +276,20 @@ append_value(StringInfo buf, JsonbValue *value)
 	}
 }
 
-/* Clips a text and takes out what would break its line. */
+/* Clips a string and takes out what would break its line. */
 static char *
-one_line(char *text)
+one_line(char *string)
 {
-	size_t		length = strlen(text);
+	size_t		length = strlen(string);
 
 	if (length > MESSAGE_LENGTH)
-		strcpy(text + pg_mbcliplen(text, length, MESSAGE_LENGTH - 3), "...");
-	for (char *c = text; *c; c++)
+		strcpy(string + pg_mbcliplen(string, length, MESSAGE_LENGTH - 3), "...");
+	for (char *c = string; *c; c++)
 	{
 		if ((unsigned char) *c < ' ' || *c == 0x7f)
 			*c = ' ';
 	}
-	return text;
+	return string;
 }
 
 /* The first bytes, as ASCII: others escaped, runs of blanks made one. */

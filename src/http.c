@@ -408,7 +408,8 @@ set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 	add_header(transfer, authorization);
 	add_header(transfer, "Content-Type: application/json");
 	add_header(transfer, "Accept: application/json");
-	add_header(transfer, "Expect:");	/* no round trip to ask whether we may send */
+	add_header(transfer, "Expect:");	/* no round trip to ask whether we may
+										 * send */
 	SET_OPTION(easy, CURLOPT_HTTPHEADER, transfer->headers);
 	pfree(authorization);
 
@@ -680,7 +681,7 @@ get_url_part(CURLU *url, CURLUPart part, char *buf, size_t size)
 	bool		good = code == CURLUE_OK && strlcpy(buf, value, size) < size;
 
 	curl_free(value);
-	if (code == CURLUE_NO_HOST)	/* as in a file:// URL */
+	if (code == CURLUE_NO_HOST) /* as in a file:// URL */
 		buf[0] = '\0';
 	return good || code == CURLUE_NO_HOST;
 }

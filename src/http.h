@@ -39,7 +39,8 @@ typedef enum HttpResult
 	HTTP_BROKEN_OFF,			/* connected, but no whole answer came */
 	HTTP_TIMED_OUT,				/* connected, but not in time */
 	HTTP_NOT_HTTP,				/* an answer that is not HTTP */
-	HTTP_TOO_LONG				/* more than HTTP_MAX_BODY, or too many headers */
+	HTTP_TOO_LONG				/* more than HTTP_MAX_BODY, or too many
+								 * headers */
 } HttpResult;
 
 typedef struct HttpReply

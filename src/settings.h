@@ -8,7 +8,8 @@
 #ifndef DOUBLETICK_SETTINGS_H
 #define DOUBLETICK_SETTINGS_H
 
-extern char *setting_server;	/* doubletick.server: name of the server to use */
+extern char *setting_server;	/* doubletick.server: name of the server to
+								 * use */
 extern bool setting_enabled;	/* doubletick.enabled: may anything leave? */
 
 extern void settings_init(void);
