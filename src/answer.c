@@ -30,7 +30,7 @@ static void read_transport_fault(const HttpReply *reply, Answer *answer);
 static void read_success(const HttpReply *reply, Answer *answer);
 static void read_refusal(const HttpReply *reply, Answer *answer);
 static int	sqlstate_of_status(int status);
-static const char *hint_of_status(int status);
+static const char *hint_of_refusal(int status, const char *message);
 static Jsonb *parse_object(const char *body, size_t length);
 static Jsonb *parse_json(const char *body, size_t length);
 static char *api_message(Jsonb *object);
@@ -99,13 +99,14 @@ read_transport_fault(const HttpReply *reply, Answer *answer)
 		case HTTP_NOT_HTTP:
 			answer->fault =
 				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
-									  "answer is not valid HTTP: %s", error),
-						   "Check the server's option \"base_url\".");
+									  "answer is not usable HTTP: %s", error),
+						   "Check whether the server's option \"base_url\" leads to DoubleTick.");
 			break;
 		case HTTP_TOO_LONG:
 			answer->fault =
-				fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
-						   "answer is too long: %s", error);
+				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
+									  "answer is too long: %s", error),
+						   "Check whether the server's option \"base_url\" leads to DoubleTick.");
 			break;
 	}
 }
@@ -127,16 +128,16 @@ static void
 read_refusal(const HttpReply *reply, Answer *answer)
 {
 	Jsonb	   *body = parse_object(reply->body, reply->length);
-	const char *what = "refused";
+	const char *what = "was refused";
 	char	   *message = body ? api_message(body) : excerpt(reply->body, reply->length);
-	const char *hint = hint_of_status(reply->status);
+	const char *hint = hint_of_refusal(reply->status, body ? message : NULL);
 
 	if (reply->status < 400)
-		what = "redirected";
+		what = "was redirected";
 	else if (reply->status >= 500)
 		what = "failed";
 	answer->fault = fault_make(sqlstate_of_status(reply->status),
-							   "request was %s with HTTP status %d%s%s",
+							   "request %s with HTTP status %d%s%s",
 							   what, reply->status, message[0] ? ": " : "", message);
 	answer->fault->body = body;
 	if (hint)
@@ -166,15 +167,18 @@ sqlstate_of_status(int status)
 	return ERRCODE_FDW_UNABLE_TO_CREATE_REPLY;
 }
 
+/* "message" is the API's own, NULL when the body is not the API's. */
 static const char *
-hint_of_status(int status)
+hint_of_refusal(int status, const char *message)
 {
 	switch (status)
 	{
 		case 401:
 		case 403:
 			return "Check the API key in the user mapping.";
-		case 404:
+		case 404:				/* a customer, or a route, and then it is ours */
+			if (message && strncmp(message, "Cannot ", strlen("Cannot ")) != 0)
+				return NULL;
 			return "Check the server's option \"base_url\".";
 		case 429:
 			return "Lower the server's option \"rate_limit\".";
@@ -317,5 +321,7 @@ excerpt(const char *bytes, size_t length)
 	}
 	if (length > EXCERPT_LENGTH)
 		appendStringInfoString(&buf, "...");
+	else if (buf.len > 0 && blank)
+		buf.data[--buf.len] = '\0';
 	return buf.data;
 }

@@ -67,7 +67,7 @@ Jsonb *
 fault_jsonb(const Fault *fault)
 {
 	JsonbBuild	build = {0};
-	const char *error = fault->body ? reason_phrase(fault->status) : NULL;
+	const char *error = reason_phrase(fault->status);
 
 	jsonb_push(&build, WJB_BEGIN_OBJECT, NULL);
 	jsonb_push_string(&build, WJB_KEY, "error");
@@ -134,7 +134,7 @@ condition_name(int sqlstate)
 
 /*
  * What the API itself puts under "error" for a status (API.md; the phrases
- * are those of RFC 9110), for the bodies that leave it out.
+ * are those of RFC 9110 and RFC 8470), for the bodies that leave it out.
  */
 static const char *
 reason_phrase(int status)
@@ -149,10 +149,14 @@ reason_phrase(int status)
 			return "Forbidden";
 		case 404:
 			return "Not Found";
+		case 408:
+			return "Request Timeout";
 		case 409:
 			return "Conflict";
 		case 422:
 			return "Unprocessable Entity";
+		case 425:
+			return "Too Early";
 		case 429:
 			return "Too Many Requests";
 		case 500:

@@ -502,7 +502,11 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 	long		status = 0;
 	curl_off_t	retry_after = 0;
 
-	if (transfer->error[0] == '\0')
+	if (transfer->too_long)		/* libcurl says but "failed writing" */
+		snprintf(transfer->error, CURL_ERROR_SIZE, "more than %d bytes of %s",
+				 transfer->header_bytes > MAX_HEADERS ? MAX_HEADERS : HTTP_MAX_BODY,
+				 transfer->header_bytes > MAX_HEADERS ? "headers" : "body");
+	else if (transfer->error[0] == '\0')
 		strlcpy(transfer->error, curl_easy_strerror(code), CURL_ERROR_SIZE);
 	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
 	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
@@ -588,7 +592,6 @@ receive_header(char *data pg_attribute_unused(), size_t size, size_t nitems, voi
 	if (transfer->header_bytes <= MAX_HEADERS)
 		return size * nitems;
 	transfer->too_long = true;
-	strlcpy(transfer->error, "too many headers", CURL_ERROR_SIZE);
 	return 0;
 }
 

@@ -1,0 +1,340 @@
+
+# README.md cannot rot: every ```sql block of it is run, in order, in the
+# database "shop", against the sandbox; a ```text block right after it is what
+# psql must print. Then the reference is held against what there is.
+#
+# An HTML comment before a block says what is special about it, any of these:
+#
+#   <!-- test: as ROLE; in DATABASE; error SQLSTATE; at end -->
+#
+# "error" is a block that must raise that, "at end" one that is run after all
+# others. What differs from a reader's machine: each CREATE SERVER is followed by
+# an ALTER that leads to the sandbox, which takes any key; the paths in %stand_in.
+
+use strict;
+use warnings;
+
+use Cwd qw(abs_path);
+use File::Basename qw(basename dirname);
+use IPC::Run ();
+use JSON::PP;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use lib dirname(__FILE__);
+use Sandbox;
+
+my $top = abs_path(dirname(__FILE__) . '/../..');
+my $readme = contents('README.md');
+
+# All of the program's text, and its string literals: one in each line, as the
+# compiler sees them.
+my %source = map { basename($_) => contents("src/$_") }
+  map { basename($_) } glob "$top/src/*.[ch]";
+my $literals = join "\n", map { string_literals($source{$_}) } sort keys %source;
+
+my $sb = Sandbox->start('--any-key');
+my $node = PostgreSQL::Test::Cluster->new('readme');
+$node->init;
+$node->start;
+$node->safe_psql('postgres', 'CREATE DATABASE shop');
+
+# The key file that the README tells to make.
+my $key_file = PostgreSQL::Test::Utils::tempdir() . '/doubletick.key';
+PostgreSQL::Test::Utils::append_to_file($key_file, "your-api-key\n");
+chmod 0600, $key_file or die "could not chmod \"$key_file\": $!";
+my %stand_in = ('/etc/postgresql/doubletick.key' => $key_file);
+
+# The blocks.
+
+my @blocks = eval { read_blocks($readme) };
+my ($nservers, %stood_in) = (0);
+
+is($@, '', 'README.md can be read');
+cmp_ok(scalar @blocks, '>', 0, 'README.md has sql blocks');
+run_block($_) foreach (grep { !$_->{last} } @blocks), (grep { $_->{last} } @blocks);
+cmp_ok($nservers, '>', 0, 'README.md creates a server');
+ok($stood_in{$_}, "README.md has $_, which the test replaces") foreach sort keys %stand_in;
+
+# The reference, against what is installed.
+
+my $reference = section('Reference');
+my $owned = q{pg_depend WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
+	AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'doubletick')};
+
+has_row(qr/`\Q$_\E\(/, "function $_")
+  foreach rows(qq{SELECT DISTINCT proname FROM pg_proc WHERE proname LIKE 'dt\\_%' ORDER BY 1});
+has_row(qr/`\Q$_\E` \|/, "setting $_")
+  foreach rows(q{LOAD 'doubletick';
+	SELECT name FROM pg_settings WHERE name LIKE 'doubletick.%' ORDER BY 1});
+
+my @options = $source{'option.c'} =~ /^\t(?:SERVER|MAPPING)_(?:STRING|NUMBER)\((\w+),/mg;
+cmp_ok(scalar @options, '>', 0, 'option.c has a table of options');
+has_row(qr/`$_` \|/, "option $_") foreach @options;
+
+my %sqlstates = (QUERY_CANCELED => '57014', used_sqlstates());
+has_row(qr/$sqlstates{$_} \| `\L$_`/, "SQLSTATE $sqlstates{$_}, $_") foreach sort keys %sqlstates;
+my @of_table = map { /\b([0-9A-Z]{5})\b/g } section('Errors') =~ /^\| [^|]+ \| ([^|]+) \|/mg;
+cmp_ok(scalar @of_table, '>', 5, 'the error table has SQLSTATEs');
+has_row(qr/$_ \|/, "SQLSTATE $_ of the error table") foreach uniq(@of_table);
+
+# The rest of the README, against the tree.
+
+my @messages = map { /^\| ((?:[^|\\]|\\.)+) \|/ ? $1 =~ /`([^`]+)`/g : () }
+  split /\n/, section('Troubleshooting');
+@messages = uniq(grep { !/^Cannot POST / } @messages);    # those are the API's words
+cmp_ok(scalar @messages, '>', 0, 'the troubleshooting table quotes messages');
+foreach my $message (@messages)
+{
+	my $pattern = join '[^\n]{0,12}', map { quotemeta } split /\xe2\x80\xa6/, $message, -1;
+
+	ok($message =~ /[a-z ]{8}/ && $literals =~ /$pattern/, "src/ has the message: $message");
+}
+
+ok(-e "$top/$_", "$_ is there")
+  foreach uniq($readme =~ m{(?<![\w/])(test/(?:demo|check|bench|sandbox|t)\b(?:[\w./]*\w)?)}g);
+my $development = section('Development');
+ok($development =~ /^\| `\Q$_\E` \|/m, "development names $_")
+  foreach grep { /\.c$/ } sort keys %source;
+ok($source{$_}, "src/$_ is there") foreach $development =~ /^\| `([^`]+\.[ch])` \|/mg;
+
+my @headings = map { lc s/[^\w -]//gr =~ tr/ /-/r } $readme =~ /^#+ (.+)$/mg;
+foreach my $anchor (uniq($readme =~ /\]\(#([^)]+)\)/g))
+{
+	ok((grep { $_ eq $anchor } @headings), "there is a heading for the link to $anchor");
+}
+
+# What the extension is made of.
+
+is_deeply(
+	[ rows(qq{SELECT pg_describe_object(classid, objid, objsubid) FROM $owned
+		AND obj_description(objid, classid::regclass::name) IS NULL}) ],
+	[], 'every object has a comment');
+is_deeply(
+	[ rows(q{SELECT proname, has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc
+		WHERE proname ~ '^dt_(try_)?remove_tags_custom_fields$' ORDER BY 1}) ],
+	[ 'dt_remove_tags_custom_fields|f', 'dt_try_remove_tags_custom_fields|f' ],
+	'EXECUTE on the sending functions is not granted to PUBLIC');
+
+# META.json, by the specification 1.0.0 of PGXN.
+
+my ($version) = contents('doubletick.control') =~ /^default_version = '(.+)'$/m;
+my $meta = eval { JSON::PP->new->utf8->decode(contents('META.json')) };
+is($@, '', 'META.json is JSON');
+foreach my $key (qw(name version abstract maintainer license provides meta-spec))
+{
+	ok(defined $meta->{$key}, "META.json has $key");
+}
+is($meta->{version}, $version, 'META.json and doubletick.control have the same version');
+is($meta->{'meta-spec'}{version}, '1.0.0', 'META.json says which specification it follows');
+my $provided = $meta->{provides}{doubletick};
+is($provided->{version}, $version, 'META.json provides that version');
+ok($provided->{$_} && -f "$top/$provided->{$_}", "META.json names a $_ that is there")
+  foreach qw(file docfile);
+
+done_testing();
+
+# The bytes of a file of the tree.
+sub contents
+{
+	my ($name) = @_;
+
+	open my $in, '<:raw', "$top/$name" or die "could not open \"$top/$name\": $!";
+	local $/;
+	return scalar <$in>;
+}
+
+# README.md from one heading of level 2 to the next.
+sub section
+{
+	my ($title) = @_;
+	my ($text) = $readme =~ /^## \Q$title\E\n(.*?)(?=^## |\z)/ms;
+
+	ok(defined $text, "README.md has the section $title");
+	return $text || '';
+}
+
+# Has the reference a table row that begins like this?
+sub has_row
+{
+	my ($beginning, $what) = @_;
+
+	ok($reference =~ /^\| $beginning/m, "reference has the $what");
+	return;
+}
+
+sub uniq { my %seen; return grep { !$seen{$_}++ } @_; }
+
+# The rows of a query in the README's database, as psql -At has them.
+sub rows { return split /\n/, $node->safe_psql('shop', $_[0]); }
+
+# Adjacent literals are one, in C; comments are not looked into.
+sub string_literals
+{
+	my ($text) = @_;
+	my @found;
+
+	$text =~ s{/\*.*?\*/}{ }gs;
+	while ($text =~ /((?:"(?:[^"\\\n]|\\.)*"\s*)+)/g)
+	{
+		(my $joined = $1) =~ s/(?<!\\)"\s*"//g;
+		$joined =~ s/^"|"\s*$//g;
+		$joined =~ s/\\(.)/$1/g;
+		push @found, $joined;
+	}
+	return @found;
+}
+
+# Condition => SQLSTATE of what src/ can raise.
+sub used_sqlstates
+{
+	my %looked_at =
+	  map { $_ => 1 } qw(TO_CATEGORY DATA_EXCEPTION PROGRAM_LIMIT_EXCEEDED FEATURE_NOT_SUPPORTED);
+	my @names = uniq(map { /\bERRCODE_(\w+)/g } values %source);
+	my ($dir) = PostgreSQL::Test::Utils::run_command([ 'pg_config', '--includedir-server' ]);
+	my $header = PostgreSQL::Test::Utils::slurp_file("$dir/utils/errcodes.h");
+	my %found;
+
+	foreach my $name (grep { !$looked_at{$_} } @names)
+	{
+		$header =~ /^#define ERRCODE_$name MAKE_SQLSTATE\(([^)]+)\)/m
+		  or die "no SQLSTATE for ERRCODE_$name";
+		$found{$name} = join '', $1 =~ /'(.)'/g;
+	}
+	return %found;
+}
+
+# The sql blocks of a Markdown text: where each starts, its SQL, what it must
+# print if that is given, and what the comment before it says.
+sub read_blocks
+{
+	my ($markdown) = @_;
+	my (@found, $open, $directive, $just_closed);
+	my $line = 0;
+
+	foreach (split /\n/, $markdown)
+	{
+		$line++;
+		if ($open)
+		{
+			if (/^\s*```$/)
+			{
+				$just_closed = $open->{just_closed};
+				undef $open;
+				next;
+			}
+			my $indent = $open->{indent};
+			s/^$indent//;
+			${ $open->{to} } .= "$_\n";
+		}
+		elsif (/^(\s*)```(sql|text|sh|)$/)
+		{
+			my $block = { line => $line, role => undef, db => 'shop', sql => '' };
+
+			$open = { indent => $1, to => \my $not_ours };
+			if ($2 eq 'sql')
+			{
+				obey($block, $directive) if defined $directive;
+				undef $directive;
+				push @found, $block;
+				$open->{to} = \$block->{sql};
+				$open->{just_closed} = $block;
+			}
+			elsif ($2 eq 'text' && $just_closed)
+			{
+				$just_closed->{output} = '';
+				$open->{to} = \$just_closed->{output};
+			}
+			undef $just_closed;
+		}
+		elsif (/\S/)
+		{
+			die "line $line: the comment before it belongs to no sql block" if defined $directive;
+			die "line $line: a fence that is not understood" if /```|^\s*~~~/;
+			$directive = $1 if /^\s*<!-- test: (.+) -->$/;
+			undef $just_closed;
+		}
+	}
+	die 'a block has no end' if $open;
+	die 'the last comment belongs to no sql block' if defined $directive;
+	return @found;
+}
+
+sub obey
+{
+	my ($block, $directive) = @_;
+
+	foreach (split /; /, $directive)
+	{
+		if (/^as (\w+)$/) { $block->{role} = $1; }
+		elsif (/^in (\w+)$/) { $block->{db} = $1; }
+		elsif (/^error ([0-9A-Z]{5})$/) { $block->{error} = $1; }
+		elsif (/^at end$/) { $block->{last} = 1; }
+		else { die "line $block->{line}: \"$_\" is not understood"; }
+	}
+	return;
+}
+
+# Runs a block as a reader would type it, and checks what comes of it.
+sub run_block
+{
+	my ($block) = @_;
+	my $name = "block of line $block->{line}";
+	my $sql = $block->{sql};
+
+	foreach my $path (keys %stand_in)
+	{
+		$stood_in{$path} = 1 if $sql =~ s/\Q$path\E/$stand_in{$path}/g;
+	}
+
+	# Every block finds the same customers.
+	$sb->customer($_, [ 'lead', 'team lead', 'vip' ], ['plan'])
+	  foreach qw(919876543210 919876543211);
+
+	my ($output, $raised) = psql($block, $sql);
+	is($raised, $block->{error} || '', "$name: raises " . ($block->{error} || 'nothing'))
+	  or diag("$sql\n$output");
+	ok($output !~ /^WARNING:/m, "$name: warns of nothing") or diag($output);
+	is($output, tidy($block->{output}), "$name: its output") if defined $block->{output};
+
+	foreach my $server ($sql =~ /^\s*CREATE SERVER (\w+)/mg)
+	{
+		$nservers++;
+		$node->safe_psql($block->{db}, "ALTER SERVER $server OPTIONS (ADD base_url '"
+			  . $sb->https . "', ADD ca_file '" . $sb->ca_file . "')");
+	}
+	return;
+}
+
+# What psql prints, without the lines and marks that it has for us alone, and
+# the SQLSTATE of the error that ended it, "" for none.
+sub psql
+{
+	my ($block, $sql) = @_;
+	my $conninfo = $node->connstr($block->{db}) . ($block->{role} ? " user=$block->{role}" : '');
+	my ($output, $raised) = ('', '');
+
+	IPC::Run::run(
+		[ 'psql', '-X', '-v', 'ON_ERROR_STOP=1', '-v', 'VERBOSITY=verbose',
+			'-d', $conninfo, '-f', '-' ],
+		'<', \$sql, '>', \$output, '2>&1',
+		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default))
+	  or $raised = 'psql failed';
+	$raised = $1 if $output =~ /^psql:<stdin>:\d+: ERROR:  ([0-9A-Z]{5}): /m;
+
+	$output =~ s/^psql:<stdin>:\d+: //mg;
+	$output =~ s/^([A-Z]+:  )[0-9A-Z]{5}: /$1/mg;
+	$output =~ s/^LOCATION:  .*\n//mg;
+	return (tidy($output), $raised);
+}
+
+# Without blanks at the ends of lines, and empty lines at the end.
+sub tidy
+{
+	my ($text) = @_;
+
+	$text =~ s/[ \t]+$//mg;
+	$text =~ s/\n+\z/\n/;
+	return $text;
+}
