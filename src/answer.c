@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "answer.h"
+#include "common/string.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
@@ -60,7 +61,11 @@ answer_read(const HttpReply *reply, Answer *answer)
 static void
 read_transport_fault(const HttpReply *reply, Answer *answer)
 {
-	const char *error = excerpt(reply->error, strlen(reply->error));
+	char	   *error = excerpt(reply->error, strlen(reply->error));
+	size_t		length = strlen(error);
+
+	if (length > 0 && error[length - 1] == '.')
+		error[length - 1] = '\0';
 
 	switch (reply->result)
 	{
@@ -202,10 +207,11 @@ parse_object(const char *body, size_t length)
 /*
  * The body as jsonb, NULL when it is no JSON or jsonb cannot hold it.
  *
- * jsonb_in() tells by an error.  Outside of a subtransaction an error may be
- * swallowed only if nothing but memory was taken before it: that holds here,
- * for parsing touches no lock, buffer or catalog.  Errors of other kinds, such
- * as a cancel or a lack of memory, go on their way.
+ * jsonb_in() tells by an error, and so does the conversion before it.  Outside
+ * of a subtransaction an error may be swallowed only if nothing but memory is
+ * held when it is raised.  That is so here: parsing takes nothing else, and
+ * looking a conversion up has let go of its catalog entries before it fails.
+ * Errors of other kinds, a cancel or a lack of memory, go on their way.
  */
 static Jsonb *
 parse_json(const char *body, size_t length)
@@ -219,17 +225,19 @@ parse_json(const char *body, size_t length)
 
 	PG_TRY();
 	{
-		char	   *string = pg_any_to_server(body, length, PG_UTF8);
+		const char *string = pg_is_ascii(body) ? body :
+		pg_any_to_server(body, length, PG_UTF8);
 
 		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(string)));
 	}
 	PG_CATCH();
 	{
-		int			category = ERRCODE_TO_CATEGORY(geterrcode());
+		int			code = geterrcode();
 
-		if (category != ERRCODE_DATA_EXCEPTION &&
-			category != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
-			category != ERRCODE_FEATURE_NOT_SUPPORTED)
+		if (ERRCODE_TO_CATEGORY(code) != ERRCODE_DATA_EXCEPTION &&
+			ERRCODE_TO_CATEGORY(code) != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
+			ERRCODE_TO_CATEGORY(code) != ERRCODE_FEATURE_NOT_SUPPORTED &&
+			code != ERRCODE_UNDEFINED_FUNCTION) /* no such conversion */
 			PG_RE_THROW();
 		MemoryContextSwitchTo(context);
 		FlushErrorState();
@@ -287,7 +295,7 @@ one_line(char *string)
 	size_t		length = strlen(string);
 
 	if (length > MESSAGE_LENGTH)
-		strcpy(string + pg_mbcliplen(string, length, MESSAGE_LENGTH - 3), "...");
+		strcpy(string + fault_cliplen(string, MESSAGE_LENGTH - 3), "...");
 	for (char *c = string; *c; c++)
 	{
 		if ((unsigned char) *c < ' ' || *c == 0x7f)

@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "fault.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/numeric.h"
@@ -54,6 +55,19 @@ fault_hint(Fault *fault, const char *fmt,...)
 	fault->hint = format(0, fmt, args);
 	va_end(args);
 	return fault;
+}
+
+/*
+ * How much of a string to show, at most "limit" bytes, so that no character is
+ * cut.  In a SQL_ASCII database we take it for UTF-8: the API's words are.
+ */
+int
+fault_cliplen(const char *string, int limit)
+{
+	int			encoding = GetDatabaseEncoding();
+
+	return pg_encoding_mbcliplen(encoding == PG_SQL_ASCII ? PG_UTF8 : encoding,
+								 string, strlen(string), limit);
 }
 
 /*

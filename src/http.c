@@ -113,6 +113,7 @@ static void forget_target(HttpTransfer *transfer);
 static void wait_for_sockets(int timeout);
 static void collect_finished(void);
 static void read_outcome(HttpTransfer *transfer, CURLcode code);
+static bool is_line_too_long(HttpTransfer *transfer, CURLcode code);
 static HttpResult classify(HttpTransfer *transfer, CURLcode code);
 static void blot_out(char *bytes, size_t length, const char *secret);
 static size_t receive_header(char *data, size_t size, size_t nitems, void *arg);
@@ -502,6 +503,11 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 	long		status = 0;
 	curl_off_t	retry_after = 0;
 
+	if (is_line_too_long(transfer, code))
+	{
+		transfer->too_long = true;
+		transfer->header_bytes = MAX_HEADERS + 1;
+	}
 	if (transfer->too_long)		/* libcurl says but "failed writing" */
 		snprintf(transfer->error, CURL_ERROR_SIZE, "more than %d bytes of %s",
 				 transfer->header_bytes > MAX_HEADERS ? MAX_HEADERS : HTTP_MAX_BODY,
@@ -521,6 +527,23 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 	reply->length = transfer->length;
 	reply->retry_after = Max(retry_after, 0);
 	reply->error = transfer->error;
+}
+
+/*
+ * A header line without end never reaches receive_header(): libcurl has its
+ * own limit for one, which is larger than ours for all.
+ */
+static bool
+is_line_too_long(HttpTransfer *transfer, CURLcode code)
+{
+	curl_off_t	pretransfer = 0;
+
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_PRETRANSFER_TIME_T, &pretransfer);
+#if LIBCURL_VERSION_NUM >= 0x080600
+	if (code == CURLE_TOO_LARGE)
+		return true;
+#endif
+	return code == CURLE_OUT_OF_MEMORY && pretransfer > 0 && !transfer->no_memory;
 }
 
 static HttpResult

@@ -143,7 +143,7 @@ check_number(const char *what, text *number, const char **result)
 		return NULL;
 	return fault_hint(fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
 								 "%s is not a number in international format: \"%s\"", what,
-								 pnstrdup(*result, pg_mbcliplen(*result, strlen(*result), 64))),
+								 pnstrdup(*result, fault_cliplen(*result, 64))),
 					  PAYLOAD_E164_HINT);
 }
 

@@ -32,11 +32,17 @@ settings_init(void)
 							   NULL,
 							   NULL);
 
+	/*
+	 * Without preloading, values come before us, and of several only the last
+	 * is kept: that of a connection's options, say, over the database's.  If
+	 * that one is then refused, for its role may not set this, nothing may
+	 * leave: so where there was a value at all, the default is off.
+	 */
 	DefineCustomBoolVariable("doubletick.enabled",
 							 "Lets requests leave this server.",
 							 "When off, calls fail without sending anything.",
 							 &setting_enabled,
-							 true,
+							 GetConfigOption("doubletick.enabled", true, false) == NULL,
 							 PGC_SUSET,
 							 0,
 							 NULL,
