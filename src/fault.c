@@ -113,8 +113,9 @@ fault_raise(const Fault *fault)
 }
 
 /*
- * The name that PL/pgSQL's EXCEPTION clause has for one of our SQLSTATEs
- * (PostgreSQL documentation, appendix A).
+ * The name that PL/pgSQL's EXCEPTION clause has for a SQLSTATE (PostgreSQL
+ * documentation, appendix A), for those of our faults that no HTTP status
+ * gives a phrase to.
  */
 static const char *
 condition_name(int sqlstate)
@@ -125,16 +126,12 @@ condition_name(int sqlstate)
 			return "invalid_parameter_value";
 		case ERRCODE_NULL_VALUE_NOT_ALLOWED:
 			return "null_value_not_allowed";
-		case ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION:
-			return "invalid_authorization_specification";
 		case ERRCODE_UNDEFINED_OBJECT:
 			return "undefined_object";
 		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
 			return "object_not_in_prerequisite_state";
 		case ERRCODE_INSUFFICIENT_PRIVILEGE:
 			return "insufficient_privilege";
-		case ERRCODE_CONFIGURATION_LIMIT_EXCEEDED:
-			return "configuration_limit_exceeded";
 		case ERRCODE_SYSTEM_ERROR:
 			return "system_error";
 		case ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION:

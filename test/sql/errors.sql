@@ -34,6 +34,16 @@ SELECT attempt();
 CREATE USER MAPPING FOR CURRENT_USER SERVER doubletick;
 SELECT attempt();
 
+-- a key file that cannot be there, with all of its long name in the message
+SET client_min_messages = error;
+DO $$ BEGIN
+	EXECUTE format('ALTER USER MAPPING FOR CURRENT_USER SERVER doubletick OPTIONS (ADD api_key_file %L)',
+		'/' || repeat('x', 3000));
+END $$;
+RESET client_min_messages;
+SELECT replace(attempt(), repeat('x', 3000), 'x...x');
+ALTER USER MAPPING FOR CURRENT_USER SERVER doubletick OPTIONS (DROP api_key_file);
+
 -- a server that is not there: refused, and tried again until the budget ends
 ALTER USER MAPPING FOR CURRENT_USER SERVER doubletick OPTIONS (ADD api_key 'key_test_1');
 -- (libcurl's own words differ between its versions)

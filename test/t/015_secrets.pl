@@ -426,6 +426,18 @@ sub other_database
 	return;
 }
 
+# A short key would be found in answers by chance: it is let stand there.
+sub short_key
+{
+	my $calls_before = 'ALTER USER MAPPING FOR CURRENT_USER SERVER doubletick OPTIONS (SET api_key %s)';
+
+	$calls->sql(sprintf($calls_before, "'api'"));
+	my ($got) = $calls->session(removal($phone, ['lead']));
+	like($got->{message}, qr/Invalid public api key$/, 'a short key leaves the words of an answer alone');
+	$calls->sql(sprintf($calls_before, quote($sb->key)));
+	return;
+}
+
 sub privileges
 {
 	my $functions = 'FUNCTION dt_remove_tags_custom_fields, dt_try_remove_tags_custom_fields';
@@ -486,5 +498,6 @@ superuser_options();
 not_set_up();
 switched_off();
 other_database();
+short_key();
 privileges();
 done_testing;

@@ -15,8 +15,12 @@ use Test::More;
 my $sandbox = Sandbox->start('--no-journal');
 my $node = PostgreSQL::Test::Cluster->new('resources');
 $node->init;
-# Few descriptors, so that their end can be reached.
-$node->append_conf('postgresql.conf', 'max_files_per_process = 64');
+# Few descriptors, so that their end can be reached.  Preloaded, for a change:
+# libcurl must then be set up in each backend, and not before the fork.
+$node->append_conf('postgresql.conf', <<'CONF');
+max_files_per_process = 64
+shared_preload_libraries = 'doubletick'
+CONF
 $node->start;
 
 my %servers = (

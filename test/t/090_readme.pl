@@ -189,14 +189,12 @@ sub string_literals
 # Condition => SQLSTATE of what src/ can raise.
 sub used_sqlstates
 {
-	my %looked_at =
-	  map { $_ => 1 } qw(TO_CATEGORY DATA_EXCEPTION PROGRAM_LIMIT_EXCEEDED FEATURE_NOT_SUPPORTED);
-	my @names = uniq(map { /\bERRCODE_(\w+)/g } values %source);
+	my @names = uniq(map { /\b(?:errcode|fault_make)\(ERRCODE_(\w+)|\breturn ERRCODE_(\w+)/g } values %source);
 	my ($dir) = PostgreSQL::Test::Utils::run_command([ 'pg_config', '--includedir-server' ]);
 	my $header = PostgreSQL::Test::Utils::slurp_file("$dir/utils/errcodes.h");
 	my %found;
 
-	foreach my $name (grep { !$looked_at{$_} } @names)
+	foreach my $name (grep { defined } @names)
 	{
 		$header =~ /^#define ERRCODE_$name MAKE_SQLSTATE\(([^)]+)\)/m
 		  or die "no SQLSTATE for ERRCODE_$name";
