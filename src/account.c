@@ -44,9 +44,9 @@ static Account cached_account;
 static MemoryContext cache_context = NULL;
 
 static Fault *refill_cache(const char *servername, Oid roleid);
-static void invalidate_cache(Datum arg, int cacheid, uint32 hashvalue);
+static void invalidate_cache(Datum arg, SyscacheId cacheid, uint32 hashvalue);
 static Fault *look_up(const char *servername, Oid roleid, Account *account);
-static UserMapping *find_mapping(Oid serverid, Oid roleid);
+static UserMapping *find_mapping(Oid serverid, Oid roleid, bool *is_public);
 static Fault *read_key_file(const char *path, const char **key);
 static Fault *read_open_key_file(int fd, const char *path, const char **key);
 
@@ -60,6 +60,9 @@ static Fault *read_open_key_file(int fd, const char *path, const char **key);
 Fault *
 account_get(const char *servername, Oid roleid, Account *account)
 {
+	/* Within a statement nobody else looks for what others have changed. */
+	AcceptInvalidationMessages();
+
 	if (!setting_enabled)
 		return fault_hint(fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
 									 "requests are switched off by \"doubletick.enabled\""),
@@ -87,7 +90,7 @@ account_get(const char *servername, Oid roleid, Account *account)
 static Fault *
 refill_cache(const char *servername, Oid roleid)
 {
-	static const int caches[] = {
+	static const SyscacheId caches[] = {
 		FOREIGNSERVEROID, FOREIGNDATAWRAPPEROID, USERMAPPINGOID,
 		AUTHOID, AUTHMEMROLEMEM, DATABASEOID
 	};
@@ -120,7 +123,7 @@ refill_cache(const char *servername, Oid roleid)
 }
 
 static void
-invalidate_cache(Datum arg pg_attribute_unused(), int cacheid pg_attribute_unused(),
+invalidate_cache(Datum arg pg_attribute_unused(), SyscacheId cacheid pg_attribute_unused(),
 				 uint32 hashvalue pg_attribute_unused())
 {
 	invalidations++;
@@ -129,9 +132,10 @@ invalidate_cache(Datum arg pg_attribute_unused(), int cacheid pg_attribute_unuse
 static Fault *
 look_up(const char *servername, Oid roleid, Account *account)
 {
-	const char *role = quote_identifier(GetUserNameFromId(roleid, false));
+	const char *role = GetUserNameFromId(roleid, false);
 	ForeignServer *server;
 	UserMapping *mapping;
+	bool		is_public;
 
 	server = GetForeignServerByName(servername, true);
 	if (server == NULL)
@@ -148,19 +152,20 @@ look_up(const char *servername, Oid roleid, Account *account)
 		return fault_hint(fault_make(ERRCODE_INSUFFICIENT_PRIVILEGE,
 									 "permission denied for foreign server %s", servername),
 						  "Grant it: GRANT USAGE ON FOREIGN SERVER %s TO %s;",
-						  quote_identifier(servername), role);
+						  quote_identifier(servername), quote_identifier(role));
 
-	mapping = find_mapping(server->serverid, roleid);
+	mapping = find_mapping(server->serverid, roleid, &is_public);
 	if (mapping == NULL)
 		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
-									 "role %s has no user mapping on server \"%s\"", role, servername),
+									 "role \"%s\" has no user mapping on server \"%s\"", role, servername),
 						  "Create it: CREATE USER MAPPING FOR %s SERVER %s OPTIONS (api_key '...');",
-						  role, quote_identifier(servername));
+						  quote_identifier(role), quote_identifier(servername));
 
 	*account = option_defaults;
 	account->serverid = server->serverid;
 	option_read(account, server->options, ForeignServerRelationId);
 	option_read(account, mapping->options, UserMappingRelationId);
+	option_check(account);
 
 	if (account->database &&
 		strcmp(account->database, get_database_name(MyDatabaseId)) != 0)
@@ -171,19 +176,21 @@ look_up(const char *servername, Oid roleid, Account *account)
 						  account->database);
 	if (account->api_key == NULL && account->api_key_file == NULL)
 		return fault_hint(fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-									 "user mapping of role %s on server \"%s\" has no API key",
+									 "user mapping of role \"%s\" on server \"%s\" has no API key",
 									 role, servername),
 						  "Add it: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (ADD api_key '...');",
-						  OidIsValid(mapping->userid) ? role : "PUBLIC", quote_identifier(servername));
+						  is_public ? "PUBLIC" : quote_identifier(role),
+						  quote_identifier(servername));
 	return NULL;
 }
 
 /* The role's own mapping, or the public one; NULL when there is neither. */
 static UserMapping *
-find_mapping(Oid serverid, Oid roleid)
+find_mapping(Oid serverid, Oid roleid, bool *is_public)
 {
-	if (!SearchSysCacheExists2(USERMAPPINGUSERSERVER,
-							   ObjectIdGetDatum(roleid), ObjectIdGetDatum(serverid)) &&
+	*is_public = !SearchSysCacheExists2(USERMAPPINGUSERSERVER,
+										ObjectIdGetDatum(roleid), ObjectIdGetDatum(serverid));
+	if (*is_public &&
 		!SearchSysCacheExists2(USERMAPPINGUSERSERVER,
 							   ObjectIdGetDatum(InvalidOid), ObjectIdGetDatum(serverid)))
 		return NULL;

@@ -34,9 +34,9 @@ static int	sqlstate_of_status(int status);
 static const char *hint_of_refusal(int status, const char *message);
 static Jsonb *parse_object(const char *body, size_t length);
 static Jsonb *parse_json(const char *body, size_t length);
+static bool has_huge_number(const char *body);
 static char *api_message(Jsonb *object);
 static void append_value(StringInfo buf, JsonbValue *value);
-static char *one_line(char *string);
 static char *excerpt(const char *bytes, size_t length);
 
 /*
@@ -75,8 +75,8 @@ read_transport_fault(const HttpReply *reply, Answer *answer)
 			answer->fault =
 				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION,
 									  "could not connect to DoubleTick: %s", error),
-						   "Check the server's options \"base_url\", \"proxy\" and \"connect_timeout\", "
-						   "and whether this machine may reach that address.");
+						   "Check the server's options \"base_url\", \"proxy\", \"connect_timeout\" and "
+						   "\"timeout\", and whether this machine may reach that address.");
 			answer->again = true;
 			break;
 		case HTTP_NO_TRUST:
@@ -220,7 +220,8 @@ parse_json(const char *body, size_t length)
 	Jsonb	   *volatile json = NULL;
 
 	/* jsonb_in() wants a C string; bad UTF-8 is reported without a throw. */
-	if (strlen(body) != length || !pg_verify_mbstr(PG_UTF8, body, length, true))
+	if (strlen(body) != length || !pg_verify_mbstr(PG_UTF8, body, length, true) ||
+		has_huge_number(body))
 		return NULL;
 
 	PG_TRY();
@@ -248,8 +249,35 @@ parse_json(const char *body, size_t length)
 }
 
 /*
+ * Is there a number with an exponent of more than three digits?  jsonb holds it
+ * in a few bytes, but writes it out as more than 100,000 digits, and a body may
+ * hold thousands of them.
+ */
+static bool
+has_huge_number(const char *body)
+{
+	bool		in_string = false;
+
+	for (const char *c = body; *c; c++)
+	{
+		if (*c == '"')
+			in_string = !in_string;
+		else if (in_string && *c == '\\' && c[1] != '\0')
+			c++;
+		else if (!in_string && (*c == 'e' || *c == 'E'))
+		{
+			const char *digits = c + 1 + strspn(c + 1, "+-0");
+
+			if (strspn(digits, "0123456789") > 3)
+				return true;
+		}
+	}
+	return false;
+}
+
+/*
  * The API's own words: "message" is a string, or an array of strings when
- * several rules were broken (API.md).  Empty when it has none.
+ * several rules were broken (API.md).  Empty when it has none; clipped.
  */
 static char *
 api_message(Jsonb *object)
@@ -262,16 +290,21 @@ api_message(Jsonb *object)
 	if (message && message->type == jbvBinary &&
 		JsonContainerIsArray(message->val.binary.data))
 	{
-		for (uint32 i = 0; i < JsonContainerSize(message->val.binary.data); i++)
+		JsonbContainer *array = message->val.binary.data;
+
+		for (uint32 i = 0; i < JsonContainerSize(array) && buf.len <= MESSAGE_LENGTH; i++)
 		{
 			if (i > 0)
 				appendStringInfoString(&buf, "; ");
-			append_value(&buf, getIthJsonbValueFromContainer(message->val.binary.data, i));
+			append_value(&buf, getIthJsonbValueFromContainer(array, i));
 		}
 	}
 	else if (message && message->type != jbvNull)
 		append_value(&buf, message);
-	return one_line(buf.data);
+
+	if (buf.len > MESSAGE_LENGTH)
+		strcpy(buf.data + fault_cliplen(buf.data, MESSAGE_LENGTH - 3), "...");
+	return buf.data;
 }
 
 /* Appends a string as it is, anything else as JSON text. */
@@ -286,22 +319,6 @@ append_value(StringInfo buf, JsonbValue *value)
 
 		JsonbToCString(buf, &json->root, VARSIZE(json));
 	}
-}
-
-/* Clips a string and takes out what would break its line. */
-static char *
-one_line(char *string)
-{
-	size_t		length = strlen(string);
-
-	if (length > MESSAGE_LENGTH)
-		strcpy(string + fault_cliplen(string, MESSAGE_LENGTH - 3), "...");
-	for (char *c = string; *c; c++)
-	{
-		if ((unsigned char) *c < ' ' || *c == 0x7f)
-			*c = ' ';
-	}
-	return string;
 }
 
 /* The first bytes, as ASCII: others escaped, runs of blanks made one. */

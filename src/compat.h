@@ -15,6 +15,7 @@
 #include "pgstat.h"
 #include "utils/acl.h"
 #include "utils/jsonb.h"
+#include "utils/syscache.h"
 
 #if PG_VERSION_NUM < 150000
 #error "doubletick needs PostgreSQL 15 or newer"
@@ -43,6 +44,13 @@
 	PG_MODULE_MAGIC_EXT(.name = "doubletick", .version = (version))
 #else
 #define DOUBLETICK_MODULE_MAGIC(version) PG_MODULE_MAGIC
+#endif
+
+/* PostgreSQL 19 gave the numbers of system caches a type of their own. */
+#if PG_VERSION_NUM >= 190000
+typedef SysCacheIdentifier SyscacheId;
+#else
+typedef int SyscacheId;
 #endif
 
 /* PostgreSQL 19 folded the parse state and the result of jsonb building. */

@@ -27,7 +27,8 @@ static void push_members(JsonbBuild *build, Jsonb *object);
 
 /*
  * A fault without an answer from the API; the caller adds what else it knows.
- * "fmt" makes the primary message; %m is the errno of the call.
+ * "fmt" makes the primary message, where control characters become blanks; %m
+ * is the errno of the call.
  */
 Fault *
 fault_make(int sqlstate, const char *fmt,...)
@@ -39,6 +40,13 @@ fault_make(int sqlstate, const char *fmt,...)
 	va_start(args, fmt);
 	fault->message = format(save_errno, fmt, args);
 	va_end(args);
+
+	/* One line, whatever a user or a server has put into it. */
+	for (char *c = fault->message; *c; c++)
+	{
+		if ((unsigned char) *c < ' ' || *c == 0x7f)
+			*c = ' ';
+	}
 	fault->sqlstate = sqlstate;
 	return fault;
 }

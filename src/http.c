@@ -88,6 +88,7 @@ struct HttpTransfer
 	size_t		header_bytes;
 	bool		too_long;
 	bool		no_memory;
+	bool		no_descriptor;
 	char		error[CURL_ERROR_SIZE];
 
 	HttpReply	reply;			/* once not running */
@@ -100,6 +101,7 @@ static dlist_head idle = DLIST_STATIC_INIT(idle);
 static bool added = false;
 
 static void set_up_process(void);
+static void keep_connections(int max_connections);
 static HttpTransfer *take_transfer(void);
 static void guard_transfer(HttpTransfer *transfer, HttpGuard *guard);
 static void guard_fired(void *arg);
@@ -114,6 +116,7 @@ static void wait_for_sockets(int timeout);
 static void collect_finished(void);
 static void read_outcome(HttpTransfer *transfer, CURLcode code);
 static bool is_line_too_long(HttpTransfer *transfer, CURLcode code);
+static bool is_handshake_broken_off(HttpTransfer *transfer);
 static HttpResult classify(HttpTransfer *transfer, CURLcode code);
 static void blot_out(char *bytes, size_t length, const char *secret);
 static size_t receive_header(char *data, size_t size, size_t nitems, void *arg);
@@ -168,13 +171,13 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) length);
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDS, body);
 	SET_OPTION(transfer->easy, CURLOPT_TIMEOUT_MS, (long) Max(timeout, 1));
-	check_multi(curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) target->max_connections),
-				"CURLMOPT_MAXCONNECTS");
+	keep_connections(target->max_connections);
 
 	transfer->length = 0;
 	transfer->header_bytes = 0;
 	transfer->too_long = false;
 	transfer->no_memory = false;
+	transfer->no_descriptor = false;
 	transfer->error[0] = '\0';
 
 	block_signals(&saved);
@@ -281,8 +284,21 @@ set_up_process(void)
 
 #if LIBCURL_VERSION_NUM >= 0x081400
 	/* From 8.20 on, resolver threads belong to the multi handle. */
-	check_multi(curl_multi_setopt(multi, CURLMOPT_QUICK_EXIT, 1L), "CURLMOPT_QUICK_EXIT");
+	(void) curl_multi_setopt(multi, CURLMOPT_QUICK_EXIT, 1L);
 #endif
+}
+
+/* One cache for all targets: the most demanding of them decides. */
+static void
+keep_connections(int max_connections)
+{
+	static int	kept = 0;
+
+	if (max_connections <= kept)
+		return;
+	check_multi(curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) max_connections),
+				"CURLMOPT_MAXCONNECTS");
+	kept = max_connections;
 }
 
 /* An idle transfer, or a new one. */
@@ -371,6 +387,7 @@ set_fixed_options(HttpTransfer *transfer)
 	SET_OPTION(easy, CURLOPT_WRITEFUNCTION, receive_body);
 	SET_OPTION(easy, CURLOPT_WRITEDATA, transfer);
 	SET_OPTION(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
+	SET_OPTION(easy, CURLOPT_OPENSOCKETDATA, transfer);
 	SET_OPTION(easy, CURLOPT_CLOSESOCKETFUNCTION, close_socket);
 
 	SET_OPTION(easy, CURLOPT_POST, 1L);
@@ -434,7 +451,8 @@ add_header(HttpTransfer *transfer, const char *line)
 /*
  * Trust one PEM bundle and no directory: with a directory, even a default one,
  * libcurl does not keep the parsed bundle, and parsing it is most of what a new
- * connection costs.
+ * connection costs (test/bench/call).  Some later libcurl than 7.88 sets its
+ * default directory again where there is none: slower, but not wrong.
  */
 static void
 set_ca_file(CURL *easy, const char *ca_file)
@@ -508,10 +526,14 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 		transfer->too_long = true;
 		transfer->header_bytes = MAX_HEADERS + 1;
 	}
+	else if (code == CURLE_OUT_OF_MEMORY)
+		transfer->no_memory = true;
 	if (transfer->too_long)		/* libcurl says but "failed writing" */
 		snprintf(transfer->error, CURL_ERROR_SIZE, "more than %d bytes of %s",
 				 transfer->header_bytes > MAX_HEADERS ? MAX_HEADERS : HTTP_MAX_BODY,
 				 transfer->header_bytes > MAX_HEADERS ? "headers" : "body");
+	else if (transfer->no_descriptor)
+		strlcpy(transfer->error, "no file descriptor is left in this session", CURL_ERROR_SIZE);
 	else if (transfer->error[0] == '\0')
 		strlcpy(transfer->error, curl_easy_strerror(code), CURL_ERROR_SIZE);
 	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
@@ -546,6 +568,26 @@ is_line_too_long(HttpTransfer *transfer, CURLcode code)
 	return code == CURLE_OUT_OF_MEMORY && pretransfer > 0 && !transfer->no_memory;
 }
 
+/*
+ * Did the other side go away in the middle of the handshake, as when it is
+ * restarted?  libcurl has the same code for that as for a handshake that was
+ * refused; only its words differ.
+ */
+static bool
+is_handshake_broken_off(HttpTransfer *transfer)
+{
+	static const char *const words[] = {
+		"Recv failure", "Send failure", "SSL_ERROR_SYSCALL", "unexpected eof"
+	};
+
+	for (int i = 0; i < (int) lengthof(words); i++)
+	{
+		if (strstr(transfer->error, words[i]) != NULL)
+			return true;
+	}
+	return false;
+}
+
 static HttpResult
 classify(HttpTransfer *transfer, CURLcode code)
 {
@@ -559,6 +601,7 @@ classify(HttpTransfer *transfer, CURLcode code)
 		case CURLE_OK:
 			return HTTP_ANSWERED;
 		case CURLE_SSL_CONNECT_ERROR:
+			return is_handshake_broken_off(transfer) ? HTTP_NO_CONNECTION : HTTP_NO_TRUST;
 		case CURLE_SSL_ENGINE_NOTFOUND:
 		case CURLE_SSL_ENGINE_SETFAILED:
 		case CURLE_SSL_CERTPROBLEM:
@@ -655,13 +698,17 @@ receive_body(char *data, size_t size, size_t nitems, void *arg)
  * process's file descriptors, and closed in programs that COPY starts.
  */
 static curl_socket_t
-open_socket(void *arg pg_attribute_unused(), curlsocktype purpose pg_attribute_unused(),
+open_socket(void *arg, curlsocktype purpose pg_attribute_unused(),
 			struct curl_sockaddr *address)
 {
+	HttpTransfer *transfer = arg;
 	int			fd;
 
 	if (!AcquireExternalFD())
+	{
+		transfer->no_descriptor = true;
 		return CURL_SOCKET_BAD;
+	}
 	fd = socket(address->family, address->socktype, address->protocol);
 	if (fd < 0)
 	{

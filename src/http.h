@@ -20,7 +20,7 @@
 /* Longest answer that is read, in bytes after decompression. */
 #define HTTP_MAX_BODY (1024 * 1024)
 
-/* Where requests go and how.  Strings are ASCII. */
+/* Where requests go and how. */
 typedef struct HttpTarget
 {
 	const char *url;			/* http or https */
@@ -64,11 +64,14 @@ extern void http_release(HttpTransfer *transfer);
 extern HttpTransfer *http_post(const HttpTarget *target, const char *body,
 							   size_t length, int timeout);
 
+/* Longest URL that is taken apart, in bytes. */
+#define HTTP_MAX_URL 1000
+
 typedef struct HttpUrl
 {
-	char		scheme[16];		/* lower-case */
-	char		host[256];		/* name or address, IPv6 in brackets; or empty */
-	char		path[1024];		/* at least a slash */
+	char		scheme[HTTP_MAX_URL + 1];	/* lower-case */
+	char		host[HTTP_MAX_URL + 1]; /* IPv6 in brackets; may be empty */
+	char		path[HTTP_MAX_URL + 1]; /* at least a slash */
 } HttpUrl;
 
 extern bool http_parse_url(const char *url, HttpUrl *parts);

@@ -27,6 +27,9 @@
 #include "payload.h"
 #include "utils/guc.h"
 
+/* Longest host name, in bytes (RFC 1035, section 2.3.4). */
+#define MAX_HOST 253
+
 typedef struct AccountOption
 {
 	const char *name;
@@ -79,6 +82,10 @@ const Account option_defaults = {
 	.retry_for = 3.0 * 24 * 60 * 60 * 1000,
 };
 
+static const char *const proxy_schemes[] = {
+	"http", "https", "socks4", "socks4a", "socks5", "socks5h"
+};
+
 static const AccountOption *find_option(const char *name, Oid catalog);
 static void refuse_unknown(const char *name, Oid catalog) pg_attribute_noreturn();
 static void warn_if_missing(const char *name, const char *path);
@@ -106,10 +113,7 @@ dt_fdw_validator(PG_FUNCTION_ARGS)
 	ListCell   *cell;
 
 	option_read(&account, options, catalog);
-	if (account.api_key && account.api_key_file)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("options \"api_key\" and \"api_key_file\" exclude each other")));
+	option_check(&account);
 
 	foreach(cell, options)
 	{
@@ -143,6 +147,29 @@ option_copy(Account *to, const Account *from)
 		if (option->is_string && *string)
 			*string = pstrdup(*string);
 	}
+}
+
+/*
+ * Raises an error for options that are good each by itself, but not together.
+ */
+void
+option_check(const Account *account)
+{
+	HttpUrl		base_url;
+	HttpUrl		proxy;
+
+	if (account->api_key && account->api_key_file)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("options \"api_key\" and \"api_key_file\" exclude each other")));
+
+	/* What goes out as plain text must not leave the machine by a proxy. */
+	if (account->proxy &&
+		http_parse_url(account->base_url, &base_url) && strcmp(base_url.scheme, "http") == 0 &&
+		http_parse_url(account->proxy, &proxy) && !is_loopback(proxy.host))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"base_url\" must start with https://, since requests go through a proxy")));
 }
 
 static const AccountOption *
@@ -315,6 +342,7 @@ static const char *
 url_problem(const char *url, bool is_proxy)
 {
 	HttpUrl		parts;
+	const char *colon;
 
 	/* libcurl drops some of these silently, or reads them in its own way. */
 	for (const char *c = url; *c; c++)
@@ -328,13 +356,19 @@ url_problem(const char *url, bool is_proxy)
 		if (*c == '\\')
 			return "must not contain a backslash";
 	}
-	if (strstr(url, "://") == NULL || !http_parse_url(url, &parts))
+	if (strlen(url) > HTTP_MAX_URL)
+		return "is too long";
+	colon = strchr(url, ':');
+	if (colon == NULL || strncmp(colon, "://", 3) != 0 || !http_parse_url(url, &parts))
 		return "is not a URL";
 
 	if (is_proxy)
 	{
-		if (strcmp(parts.scheme, "http") != 0 && strcmp(parts.scheme, "https") != 0 &&
-			strncmp(parts.scheme, "socks", 5) != 0)
+		bool		is_known = false;
+
+		for (int i = 0; i < (int) lengthof(proxy_schemes); i++)
+			is_known = is_known || strcmp(parts.scheme, proxy_schemes[i]) == 0;
+		if (!is_known)
 			return "must start with http://, https:// or socks5h://";
 		if (strcmp(parts.path, "/") != 0)
 			return "must not contain a path";
@@ -342,8 +376,10 @@ url_problem(const char *url, bool is_proxy)
 	}
 	if (strcmp(parts.scheme, "http") != 0 && strcmp(parts.scheme, "https") != 0)
 		return "must start with https://";
-	if (strstr(url, ":///") != NULL)	/* libcurl takes the path for a host */
+	if (colon[3] == '/')		/* libcurl takes the path for a host */
 		return "has no host";
+	if (strlen(parts.host) > MAX_HOST)
+		return "has a host that is too long";
 	if (strcmp(parts.scheme, "http") == 0 && !is_loopback(parts.host))
 		return "must start with https://, since its host is not a loopback address";
 	return NULL;

@@ -17,6 +17,7 @@
 extern const Account option_defaults;
 
 extern void option_read(Account *account, List *options, Oid catalog);
+extern void option_check(const Account *account);
 extern void option_copy(Account *to, const Account *from);
 extern const char *option_key_problem(const char *key, size_t length);
 

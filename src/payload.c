@@ -26,6 +26,7 @@ static Fault *check_number(const char *what, text *number, const char **result);
 static Fault *check_array(const char *what, ArrayType *array, int *count);
 static Fault *read_names(const char *what, ArrayType *array,
 						 const char ***names, int *nnames, size_t *nbytes);
+static size_t json_length(const char *string);
 static bool is_known(const char **names, int nnames, const char *name);
 static bool has_utf8_form(const char *string, int length);
 static void push_names(JsonbBuild *build, const char **names, int nnames);
@@ -190,12 +191,12 @@ read_names(const char *what, ArrayType *array,
 			return fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
 							  "%s must not contain empty names: element %d is empty",
 							  what, i + 1);
-		*nbytes += length;
+		name = TextDatumGetCString(elements[i]);
+		*nbytes += json_length(name);
 		if (*nbytes > PAYLOAD_MAX_BYTES)
 			return fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
-							  "names are too long: more than %d bytes together",
+							  "names are too long: more than %d bytes of JSON together",
 							  PAYLOAD_MAX_BYTES);
-		name = TextDatumGetCString(elements[i]);
 		if (!has_utf8_form(name, length))
 			return fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
 							  "%s must be text that UTF-8 can hold: element %d is not",
@@ -204,6 +205,24 @@ read_names(const char *what, ArrayType *array,
 			(*names)[(*nnames)++] = name;
 	}
 	return NULL;
+}
+
+/* The length of a string as JSON has it: some characters are escaped. */
+static size_t
+json_length(const char *string)
+{
+	size_t		length = 0;
+
+	for (const char *c = string; *c; c++)
+	{
+		if (strchr("\b\f\n\r\t\"\\", *c))
+			length += strlen("\\n");
+		else if ((unsigned char) *c < ' ')
+			length += strlen("\\u0001");
+		else
+			length++;
+	}
+	return length;
 }
 
 static bool

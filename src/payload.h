@@ -17,11 +17,12 @@
 #define PAYLOAD_MAX_NAMES 1000
 
 /*
- * Bytes that those names may have together.  The API answers with every name,
- * and an answer of more than 1 MiB is not read (HTTP_MAX_BODY): names that
- * could not come back must not be sent.
+ * Bytes that those names may have together, as JSON has them.  The API answers
+ * with every name, and perhaps with what was wrong with it; an answer of more
+ * than 1 MiB is not read (HTTP_MAX_BODY).  Names that could not come back must
+ * not be sent.
  */
-#define PAYLOAD_MAX_BYTES (1024 * 1024)
+#define PAYLOAD_MAX_BYTES (512 * 1024)
 
 /* How to write a phone number or a WABA number. */
 #define PAYLOAD_E164_HINT \

@@ -36,7 +36,7 @@ static Jsonb *run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *,
 					   bool raise);
 static Fault *build_payload(const Removal *removal, Jsonb **result);
 static Fault *call_api(const Removal *removal, Jsonb **result);
-static void send_once(const Account *account, const char *body, size_t length,
+static void send_once(const Removal *removal, const Account *account,
 					  int64 budget, Answer *answer, int64 *retry_after);
 static int64 pause_before_retry(int tries);
 static bool hits_every_row(const Fault *fault);
@@ -129,14 +129,11 @@ call_api(const Removal *removal, Jsonb **result)
 	Account		account;
 	Fault	   *fault;
 	Fault	   *previous = NULL;
-	char	   *body;
-	size_t		length;
 	int64		deadline;
 
 	fault = account_get(setting_server, GetUserId(), &account);
 	if (fault)
 		return fault;
-	body = payload_utf8(payload_jsonb(removal, account.waba_number), &length);
 
 	deadline = rate_clock() + account.timeout * INT64CONST(1000);
 	for (int tries = 1;; tries++)
@@ -144,8 +141,12 @@ call_api(const Removal *removal, Jsonb **result)
 		Answer		answer;
 		int64		pause;
 
+		/* After a wait, what was looked up before it may be no more. */
 		deadline += rate_wait(account.serverid, account.rate_limit);
-		send_once(&account, body, length, deadline - rate_clock(), &answer, &pause);
+		fault = account_get(setting_server, GetUserId(), &account);
+		if (fault)
+			return fault;
+		send_once(removal, &account, deadline - rate_clock(), &answer, &pause);
 		if (answer.fault == NULL)
 		{
 			*result = answer.body;
@@ -171,9 +172,11 @@ call_api(const Removal *removal, Jsonb **result)
  * server did not ask for a pause, are in microseconds.
  */
 static void
-send_once(const Account *account, const char *body, size_t length,
+send_once(const Removal *removal, const Account *account,
 		  int64 budget, Answer *answer, int64 *retry_after)
 {
+	size_t		length;
+	char	   *body = payload_utf8(payload_jsonb(removal, account->waba_number), &length);
 	HttpTarget	target = {
 		.url = psprintf("%s" ENDPOINT, account->base_url),
 		.authorization = account->api_key,

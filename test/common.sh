@@ -110,9 +110,12 @@ tree=$work/tree
 as_root mkdir "$tree"
 if command -v git >/dev/null && git -C "$top" rev-parse >/dev/null 2>&1; then
 	(cd "$top" && git ls-files -z --cached --others --exclude-standard |
-		while IFS= read -r -d '' file; do [ -e "$file" ] && printf '%s\0' "$file"; done |
+		while IFS= read -r -d '' file; do
+			if [ -e "$file" ]; then printf '%s\0' "$file"; fi
+		done |
 		tar -c --null -T -) | as_root tar -x --no-same-owner -C "$tree"
 else
-	(cd "$top" && tar -c --exclude .git .) | as_root tar -x --no-same-owner -C "$tree"
+	(cd "$top" && tar -c --exclude .git --exclude '*.o' --exclude '*.so' --exclude '*.bc' \
+		--exclude sandbox/sandbox .) | as_root tar -x --no-same-owner -C "$tree"
 fi
 as_root chown -R "$postgres_user" "$tree"

@@ -16,7 +16,7 @@ SELECT dt_payload('919876543210', '[5:6]={a,b}'::text[]);
 -- varchar, domains and other string types reach it by a cast
 SELECT dt_payload('919876543210'::varchar, ARRAY['lead']::varchar[]);
 
--- phones and WABA numbers: E.164
+-- phones and WABA numbers: E.164; an error's message is one line
 CREATE FUNCTION try_payload(text, text[] DEFAULT '{lead}', text[] DEFAULT NULL, text DEFAULT NULL)
 RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
@@ -46,10 +46,13 @@ SELECT try_payload('919876543210', '{a}', '{{a},{b}}');
 SELECT jsonb_array_length(dt_payload('919876543210', array_agg('t' || i)) -> 'tags') FROM generate_series(1, 1000) i;
 SELECT try_payload('919876543210', array_agg('t' || i)) FROM generate_series(1, 1001) i;
 SELECT try_payload('919876543210', array_agg('t' || i), array_agg('f' || i)) FROM generate_series(1, 501) i;
--- and 1 MiB together
-SELECT length(try_payload('919876543210', ARRAY[repeat('x', 1024 * 1024)]));
-SELECT try_payload('919876543210', ARRAY[repeat('x', 1024 * 1024), 'y']);
-SELECT try_payload('919876543210', ARRAY[repeat('x', 1024 * 1024 - 1)], '{zz}');
+-- and half a MiB of JSON together, where some characters are escaped
+SELECT length(try_payload('919876543210', ARRAY[repeat('x', 512 * 1024)]));
+SELECT try_payload('919876543210', ARRAY[repeat('x', 512 * 1024), 'y']);
+SELECT try_payload('919876543210', ARRAY[repeat('x', 512 * 1024 - 1)], '{zz}');
+SELECT length(try_payload('919876543210', ARRAY[repeat('"', 256 * 1024)]));
+SELECT try_payload('919876543210', ARRAY[repeat(E'\t', 256 * 1024) || 'x']);
+SELECT try_payload('919876543210', ARRAY[repeat(E'\x01', 90 * 1024)]);
 
 -- the same rules for all, the same words, and DETAIL is what dt_try returns
 \set SHOW_CONTEXT never

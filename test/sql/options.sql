@@ -46,14 +46,19 @@ SELECT left(url, 40) AS url, try_option('base_url', url) FROM (VALUES
 	('api.example.com'), ('https:api.example.com'), ('https://'), ('https:///api.example.com'), ('//api.example.com'),
 	('https://api.example.com:0x50'), ('https://api.example.com:99999'), ('https://api example.com'),
 	(' https://api.example.com'), (E'https://api.example.com/\n'), (E'https://api.example.com\\@evil.example'),
-	('https://apí.example.com'), ('https://[::1'), (''),
+	('https://apí.example.com'), ('https://[::1'), (''), ('https:/host/a://b'), ('https://api.example.com/' || repeat('p', 1000)),
 	('https://' || repeat('a', 300))) AS v(url);
 
 -- what a proxy may be
 SELECT url, try_option('proxy', url) FROM (VALUES
 	('http://proxy.example.com:3128'), ('https://proxy.example.com'), ('socks5h://127.0.0.1:1080'),
 	('proxy.example.com:3128'), ('http://user:secret@proxy.example.com'), ('http://proxy.example.com/path'),
-	('ftp://proxy.example.com')) AS v(url);
+	('ftp://proxy.example.com'), ('socks4a://127.0.0.1'), ('socksfoo://127.0.0.1')) AS v(url);
+-- plain text may go through a proxy on this machine alone
+ALTER SERVER s OPTIONS (ADD base_url 'http://127.0.0.1', ADD proxy 'http://proxy.example.com:3128');
+ALTER SERVER s OPTIONS (ADD base_url 'http://127.0.0.1', ADD proxy 'http://localhost:3128');
+ALTER SERVER s OPTIONS (SET proxy 'http://proxy.example.com:3128');
+ALTER SERVER s OPTIONS (DROP proxy, DROP base_url);
 
 -- numbers, durations and names
 SELECT name, value, try_option(name, value) FROM (VALUES

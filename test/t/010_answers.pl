@@ -172,6 +172,7 @@ sub unusable_successes
 		'\u0000 in a key' => [ '{"a\u0000b": 1}', qr/\\u0000/ ],
 		'a lone surrogate' => [ '{"tags": "\ud83d"}', qr/\\ud83d/ ],
 		'a number too large' => [ '{"n": 1e999999}', qr/1e999999/ ],
+		'a number that is long when written out' => [ '{"a": "e99999", "n": [1e-0131071]}', qr/1e-0131071/ ],
 		'too deep' => [ '{"a":' x 100_000 . '1' . '}' x 100_000, qr/(?:\{"a":){10}.*\.\.\."$/ ],
 		'too deep an array' => [ '{"a":' . '[' x 100_000 . ']' x 100_000 . '}', qr/\[\[\[.*\.\.\."$/ ]);
 

@@ -348,6 +348,38 @@ sub which_server
 	return;
 }
 
+# Another session's change counts for the rows of a statement that are still to
+# come, also where the next of them already waits for its turn.
+sub changed_in_mid_statement
+{
+	$sb->reset;
+	$calls->server('unhurried', rate_limit => '10');
+	my $session = $calls->node->background_psql('postgres', on_error_stop => 0);
+	$session->query('SET doubletick.server = unhurried');
+	$session->query_until(qr/on its way/, "\\echo on its way\nSELECT count(x) FROM generate_series(1, 1000)"
+		  . " AS i, LATERAL (SELECT dt_try_remove_tags_custom_fields('$phone', ARRAY['t' || i])) AS s(x);\n");
+	eventually(sub { @{ $sb->journal } >= 2 }, 'a long statement sends');
+	$calls->sql('DROP USER MAPPING FOR CURRENT_USER SERVER unhurried');
+	my $sent = @{ $sb->journal };
+	$session->query("SELECT 'done'");
+	like($session->{stderr}, qr/has no user mapping/, 'a mapping dropped meanwhile ends it');
+	cmp_ok(scalar @{ $sb->journal }, '<=', $sent + 1, 'with the next row');
+	$session->{stderr} = '';
+	$session->quit;
+	return;
+}
+
+# A server that keeps few connections does not take those of others.
+sub kept_connections
+{
+	$sb->reset;
+	$calls->server('narrow', max_connections => '1');
+	$calls->sql("ALTER SERVER narrow OPTIONS (SET base_url '" . $sb->url('https') =~ s/localhost/127.0.0.1/r . "')");
+	$calls->session(map { ("SET doubletick.server = $_", removal($phone, ['lead'])) } ('doubletick', 'narrow') x 5);
+	is(scalar keys %{ { map { $_->{connection} => 1 } @{ $sb->journal } } }, 2, 'two servers by turns keep a connection each');
+	return;
+}
+
 # Each role in one session has its own mapping.
 sub which_role
 {
@@ -372,4 +404,6 @@ changed_elsewhere();
 changed_here();
 which_server();
 which_role();
+changed_in_mid_statement();
+kept_connections();
 done_testing;

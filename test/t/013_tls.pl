@@ -8,6 +8,7 @@ use warnings;
 use File::Basename qw(dirname);
 use File::Copy qw(copy);
 use IO::Socket::INET;
+use POSIX ();
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -211,10 +212,44 @@ sub proxy_in_spite_of_environment
 	return;
 }
 
+# A listener that takes the first words of a handshake and goes away, like a
+# load balancer that is restarted: the call is tried again, unlike one whose
+# certificate is refused.
+sub broken_handshake
+{
+	my $listener = IO::Socket::INET->new(Listen => 5, LocalAddr => '127.0.0.1') or die "could not listen: $!";
+	my $connections = 3;
+	my $child = fork // die "could not fork: $!";
+
+	if ($child == 0)
+	{
+		for (1 .. $connections)
+		{
+			my $peer = $listener->accept or POSIX::_exit(1);
+			sysread $peer, my $hello, 1;
+			close $peer;		# with bytes unread, which resets it
+		}
+		POSIX::_exit(0);
+	}
+	$calls->server('restarted', timeout => '10s', connect_timeout => '1s');
+	$calls->sql("ALTER SERVER restarted OPTIONS (SET base_url 'https://127.0.0.1:" . $listener->sockport . "')");
+	my $session = $calls->node->background_psql('postgres', on_error_stop => 0);
+	$session->query("SET doubletick.server = restarted; SET statement_timeout = '60s'");
+	$session->query_until(qr/on its way/, "\\echo on its way\nSELECT dt_try_remove_tags_custom_fields('14155550100', '{lead}');\n");
+	is(waitpid($child, 0), $child, 'a broken handshake is tried again');
+	is($?, 0, 'and again');
+	close $listener;
+	my ($answer) = $session->query("SELECT 'done'");
+	like($answer, qr/fdw_unable_to_establish_connection.*could not connect to DoubleTick/s, 'and is no connection');
+	$session->quit;
+	return;
+}
+
 start_in_bad_environment();
 environment();
 certificates();
 ca_file();
 proxy();
 proxy_in_spite_of_environment();
+broken_handshake();
 done_testing;
