@@ -140,12 +140,14 @@ call_api(const Removal *removal, Jsonb **result)
 	{
 		Answer		answer;
 		int64		pause;
+		int64		waited = rate_wait(account.serverid, account.rate_limit);
 
 		/* After a wait, what was looked up before it may be no more. */
-		deadline += rate_wait(account.serverid, account.rate_limit);
-		fault = account_get(setting_server, GetUserId(), &account);
+		if (waited > 0 || tries > 1)
+			fault = account_get(setting_server, GetUserId(), &account);
 		if (fault)
 			return fault;
+		deadline += waited;
 		send_once(removal, &account, deadline - rate_clock(), &answer, &pause);
 		if (answer.fault == NULL)
 		{

@@ -20,9 +20,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define ROUNDS 9				/* of each side, taking turns */
-#define CALLS 2000				/* in a round */
-#define CONNECTIONS 40			/* opened in a round */
+#define ROUNDS 25				/* of each side, taking turns */
+#define CALLS 1000				/* in a round */
+#define CONNECTIONS 20			/* opened in a round */
 #define CANCELS 50
 
 /* The request; phones are rules of the sandbox, set by the script. */
