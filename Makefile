@@ -12,6 +12,7 @@ OBJS = \
 	src/doubletick.o \
 	src/fault.o \
 	src/http.o \
+	src/inbox.o \
 	src/option.o \
 	src/payload.o \
 	src/rate.o \

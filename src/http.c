@@ -29,6 +29,7 @@
 
 #include "compat.h"
 #include "http.h"
+#include "inbox.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
@@ -45,20 +46,8 @@
  */
 #define POLL_SLICE 10
 
-/* Headers of one answer, interim ones included, in bytes.  nginx sends 4 kB. */
-#define MAX_HEADERS (64 * 1024)
-
-/* A body buffer larger than this is not kept for the next transfer, in bytes. */
-#define KEEP_BODY (64 * 1024)
-
 /* How long a parsed certificate bundle is trusted to be unchanged, in seconds. */
 #define CA_CACHE_TIMEOUT 600L
-
-/*
- * Shortest key to look for in what the server sent, in bytes: a shorter one
- * would be found by chance.
- */
-#define MIN_SECRET 8
 
 #define AUTHORIZATION "Authorization: "
 
@@ -82,13 +71,8 @@ struct HttpTransfer
 	char	   *target;			/* malloc'd, see target_text() */
 
 	/* What has come so far. */
-	char	   *body;			/* malloc'd, room for "capacity" bytes */
-	size_t		length;
-	size_t		capacity;
-	size_t		header_bytes;
-	bool		too_long;
-	bool		no_memory;
-	bool		no_descriptor;
+	Inbox		inbox;
+	bool		no_descriptor;	/* was there none for the last socket? */
 	char		error[CURL_ERROR_SIZE];
 
 	HttpReply	reply;			/* once not running */
@@ -118,7 +102,6 @@ static void read_outcome(HttpTransfer *transfer, CURLcode code);
 static bool is_line_too_long(HttpTransfer *transfer, CURLcode code);
 static bool is_handshake_broken_off(HttpTransfer *transfer);
 static HttpResult classify(HttpTransfer *transfer, CURLcode code);
-static void blot_out(char *bytes, size_t length, const char *secret);
 static size_t receive_header(char *data, size_t size, size_t nitems, void *arg);
 static size_t receive_body(char *data, size_t size, size_t nitems, void *arg);
 static curl_socket_t open_socket(void *arg, curlsocktype purpose,
@@ -173,10 +156,6 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	SET_OPTION(transfer->easy, CURLOPT_TIMEOUT_MS, (long) Max(timeout, 1));
 	keep_connections(target->max_connections);
 
-	transfer->length = 0;
-	transfer->header_bytes = 0;
-	transfer->too_long = false;
-	transfer->no_memory = false;
 	transfer->no_descriptor = false;
 	transfer->error[0] = '\0';
 
@@ -226,7 +205,7 @@ http_reply(HttpTransfer *transfer)
 {
 	if (transfer->running)
 		return NULL;
-	if (transfer->no_memory)
+	if (transfer->inbox.no_memory)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("out of memory"),
@@ -252,12 +231,7 @@ http_release(HttpTransfer *transfer)
 		restore_signals(&saved);
 		transfer->running = false;
 	}
-	if (transfer->capacity > KEEP_BODY)
-	{
-		free(transfer->body);
-		transfer->body = NULL;
-		transfer->capacity = 0;
-	}
+	inbox_clear(&transfer->inbox);
 	dlist_push_head(&idle, &transfer->node);
 }
 
@@ -517,21 +491,20 @@ static void
 read_outcome(HttpTransfer *transfer, CURLcode code)
 {
 	HttpReply  *reply = &transfer->reply;
+	Inbox	   *inbox = &transfer->inbox;
 	const char *secret = transfer->headers->data + strlen(AUTHORIZATION);
 	long		status = 0;
 	curl_off_t	retry_after = 0;
 
 	if (is_line_too_long(transfer, code))
-	{
-		transfer->too_long = true;
-		transfer->header_bytes = MAX_HEADERS + 1;
-	}
+		inbox->too_long = "headers";
 	else if (code == CURLE_OUT_OF_MEMORY)
-		transfer->no_memory = true;
-	if (transfer->too_long)		/* libcurl says but "failed writing" */
+		inbox->no_memory = true;
+
+	if (inbox->too_long)		/* libcurl says but "failed writing" */
 		snprintf(transfer->error, CURL_ERROR_SIZE, "more than %d bytes of %s",
-				 transfer->header_bytes > MAX_HEADERS ? MAX_HEADERS : HTTP_MAX_BODY,
-				 transfer->header_bytes > MAX_HEADERS ? "headers" : "body");
+				 strcmp(inbox->too_long, "headers") == 0 ? INBOX_MAX_HEADERS : INBOX_MAX_BODY,
+				 inbox->too_long);
 	else if (transfer->no_descriptor)
 		strlcpy(transfer->error, "no file descriptor is left in this session", CURL_ERROR_SIZE);
 	else if (transfer->error[0] == '\0')
@@ -539,14 +512,14 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
 	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
 
-	if (transfer->length > 0)
-		blot_out(transfer->body, transfer->length, secret);
-	blot_out(transfer->error, strlen(transfer->error), secret);
+	if (inbox->length > 0)
+		inbox_blot_out(inbox->body, inbox->length, secret);
+	inbox_blot_out(transfer->error, strlen(transfer->error), secret);
 
 	reply->result = classify(transfer, code);
 	reply->status = (int) status;
-	reply->body = transfer->length > 0 ? transfer->body : "";
-	reply->length = transfer->length;
+	reply->body = inbox->length > 0 ? inbox->body : "";
+	reply->length = inbox->length;
 	reply->retry_after = Max(retry_after, 0);
 	reply->error = transfer->error;
 }
@@ -565,7 +538,7 @@ is_line_too_long(HttpTransfer *transfer, CURLcode code)
 	if (code == CURLE_TOO_LARGE)
 		return true;
 #endif
-	return code == CURLE_OUT_OF_MEMORY && pretransfer > 0 && !transfer->no_memory;
+	return code == CURLE_OUT_OF_MEMORY && pretransfer > 0 && !transfer->inbox.no_memory;
 }
 
 /*
@@ -593,7 +566,7 @@ classify(HttpTransfer *transfer, CURLcode code)
 {
 	curl_off_t	pretransfer = 0;
 
-	if (transfer->too_long)
+	if (transfer->inbox.too_long)
 		return HTTP_TOO_LONG;
 
 	switch (code)
@@ -628,69 +601,21 @@ classify(HttpTransfer *transfer, CURLcode code)
 	return HTTP_BROKEN_OFF;
 }
 
-/*
- * A server may echo the key in what it answers, and answers are shown, logged
- * and stored: overwrite it, keeping JSON what it was.
- */
-static void
-blot_out(char *bytes, size_t length, const char *secret)
-{
-	size_t		secret_length = strlen(secret);
-	char	   *found;
-
-	if (secret_length < MIN_SECRET)
-		return;
-	while ((found = memmem(bytes, length, secret, secret_length)) != NULL)
-	{
-		memset(found, '*', secret_length);
-		length -= (found + secret_length) - bytes;
-		bytes = found + secret_length;
-	}
-}
-
-/* libcurl's callback for each header line, those of interim answers included. */
+/* libcurl's callbacks for each header line and each piece of the decoded body. */
 static size_t
 receive_header(char *data pg_attribute_unused(), size_t size, size_t nitems, void *arg)
 {
 	HttpTransfer *transfer = arg;
 
-	transfer->header_bytes += size * nitems;
-	if (transfer->header_bytes <= MAX_HEADERS)
-		return size * nitems;
-	transfer->too_long = true;
-	return 0;
+	return inbox_add_header(&transfer->inbox, size * nitems) ? size * nitems : 0;
 }
 
-/* libcurl's callback for each piece of the decoded body. */
 static size_t
 receive_body(char *data, size_t size, size_t nitems, void *arg)
 {
 	HttpTransfer *transfer = arg;
-	size_t		added_length = size * nitems;
-	size_t		needed = transfer->length + added_length + 1;
 
-	if (needed > HTTP_MAX_BODY + 1)
-	{
-		transfer->too_long = true;
-		return 0;
-	}
-	if (needed > transfer->capacity)
-	{
-		size_t		capacity = Max(needed, 2 * transfer->capacity);
-		char	   *larger = realloc(transfer->body, capacity);
-
-		if (larger == NULL)
-		{
-			transfer->no_memory = true;
-			return 0;
-		}
-		transfer->body = larger;
-		transfer->capacity = capacity;
-	}
-	memcpy(transfer->body + transfer->length, data, added_length);
-	transfer->length += added_length;
-	transfer->body[transfer->length] = '\0';
-	return added_length;
+	return inbox_add_body(&transfer->inbox, data, size * nitems) ? size * nitems : 0;
 }
 
 /*
@@ -704,11 +629,9 @@ open_socket(void *arg, curlsocktype purpose pg_attribute_unused(),
 	HttpTransfer *transfer = arg;
 	int			fd;
 
-	if (!AcquireExternalFD())
-	{
-		transfer->no_descriptor = true;
+	transfer->no_descriptor = !AcquireExternalFD();
+	if (transfer->no_descriptor)
 		return CURL_SOCKET_BAD;
-	}
 	fd = socket(address->family, address->socktype, address->protocol);
 	if (fd < 0)
 	{

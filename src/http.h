@@ -17,9 +17,6 @@
 #ifndef DOUBLETICK_HTTP_H
 #define DOUBLETICK_HTTP_H
 
-/* Longest answer that is read, in bytes after decompression. */
-#define HTTP_MAX_BODY (1024 * 1024)
-
 /* Where requests go and how. */
 typedef struct HttpTarget
 {
@@ -39,8 +36,7 @@ typedef enum HttpResult
 	HTTP_BROKEN_OFF,			/* connected, but no whole answer came */
 	HTTP_TIMED_OUT,				/* connected, but not in time */
 	HTTP_NOT_HTTP,				/* an answer that is not HTTP */
-	HTTP_TOO_LONG				/* more than HTTP_MAX_BODY, or too many
-								 * headers */
+	HTTP_TOO_LONG				/* a body or headers beyond our bounds */
 } HttpResult;
 
 typedef struct HttpReply

@@ -19,7 +19,7 @@
 /*
  * Bytes that those names may have together, as JSON has them.  The API answers
  * with every name, and perhaps with what was wrong with it; an answer of more
- * than 1 MiB is not read (HTTP_MAX_BODY).  Names that could not come back must
+ * than 1 MiB is not read (INBOX_MAX_BODY).  Names that could not come back must
  * not be sent.
  */
 #define PAYLOAD_MAX_BYTES (512 * 1024)

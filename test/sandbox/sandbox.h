@@ -211,6 +211,7 @@ extern void answer_free(Answer *answer);
 extern void serve(Conn *conn);
 extern void exchange_leave(Exchange *x);
 extern After exchange_send(Exchange *x);
+extern After refuse(Conn *conn, const Request *req, int status, After after);
 
 /* tunnel.c */
 extern After tunnel(Conn *conn, const Request *req);

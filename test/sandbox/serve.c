@@ -12,7 +12,6 @@
 
 static After serve_request(Conn *conn, const Request *req);
 static After serve_api(Conn *conn, const Request *req);
-static After refuse(Conn *conn, const Request *req, int status);
 static void read_json(Exchange *x);
 static void find_rule(Exchange *x);
 static void count_connection(Conn *conn);
@@ -35,7 +34,7 @@ serve(Conn *conn)
 		if (wrong < 0)
 			after = AFTER_CLOSE;
 		else if (wrong > 0)
-			after = refuse(conn, &req, wrong);
+			after = refuse(conn, &req, wrong, AFTER_LINGER);
 		else
 			after = serve_request(conn, &req);
 	}
@@ -162,9 +161,9 @@ exchange_send(Exchange *x)
 	return x->req->keep_alive ? AFTER_KEEP : AFTER_CLOSE;
 }
 
-/* Answers what could not be read as a request. */
-static After
-refuse(Conn *conn, const Request *req, int status)
+/* Answers what is not let in, by the API's body for a status. */
+After
+refuse(Conn *conn, const Request *req, int status, After after)
 {
 	Answer		answer = {0};
 
@@ -172,5 +171,5 @@ refuse(Conn *conn, const Request *req, int status)
 	answer_whole(&answer, req, true, &conn->out);
 	conn_send(conn, conn->out.data, conn->out.len);
 	answer_free(&answer);
-	return AFTER_LINGER;
+	return after;
 }

@@ -34,7 +34,6 @@ typedef struct Direction
 
 static int	port_on_loopback(Slice target);
 static int	connect_to(int port);
-static After refuse(Conn *conn, const Request *req, int status);
 static bool send_all(int fd, const char *data, size_t len);
 static void pump(Direction *there, Direction *back);
 static bool advance(Direction *way, bool may_read, bool may_write);
@@ -50,10 +49,10 @@ tunnel(Conn *conn, const Request *req)
 
 	stats_connect();
 	if (port == 0)
-		return refuse(conn, req, 403);
+		return refuse(conn, req, 403, AFTER_CLOSE);
 	fd = connect_to(port);
 	if (fd < 0)
-		return refuse(conn, req, 502);
+		return refuse(conn, req, 502, AFTER_CLOSE);
 
 	/* What came right behind the request already is for the other end. */
 	if (conn_send(conn, established, sizeof(established) - 1) &&
@@ -115,18 +114,6 @@ connect_to(int port)
 	}
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 	return fd;
-}
-
-static After
-refuse(Conn *conn, const Request *req, int status)
-{
-	Answer		answer = {0};
-
-	answer_canned(&answer, status);
-	answer_whole(&answer, req, true, &conn->out);
-	conn_send(conn, conn->out.data, conn->out.len);
-	answer_free(&answer);
-	return AFTER_CLOSE;
 }
 
 static bool

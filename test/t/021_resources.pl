@@ -121,7 +121,10 @@ SQL
 $node->safe_psql('postgres', $many);
 my $answers = $node->safe_psql('postgres', 'SET statement_timeout = 0; SELECT call_all()');
 like($answers, qr/"tags"/, 'connections are opened while there are descriptors');
-like($answers, qr/fdw_unable_to_establish_connection/, 'and refused when there are none left');
+like($answers, qr/no file descriptor is left in this session/, 'and refused when there are none left');
+like($node->safe_psql('postgres', "SELECT count(*) FROM call_all(); SET doubletick.server = s1;
+		SELECT dt_try_remove_tags_custom_fields('919876543210', '{lead}')"),
+	qr/^$max_connections\n.*"tags"/s, 'while the connections that are open go on to serve');
 
 done_testing();
 
