@@ -9,15 +9,28 @@ MODULE_big = doubletick
 OBJS = \
 	src/account.o \
 	src/answer.o \
+	src/claim.o \
 	src/doubletick.o \
+	src/drain.o \
+	src/due.o \
 	src/fault.o \
+	src/flight.o \
+	src/hold.o \
 	src/http.o \
 	src/inbox.o \
+	src/lane.o \
+	src/names.o \
 	src/option.o \
+	src/outcome.o \
+	src/part.o \
 	src/payload.o \
+	src/process.o \
+	src/queue.o \
 	src/rate.o \
 	src/remove.o \
-	src/settings.o
+	src/settings.o \
+	src/store.o \
+	src/testing.o
 
 EXTENSION = doubletick
 DATA = sql/doubletick--1.0.0.sql
@@ -34,6 +47,10 @@ CURL_CONFIG ?= curl-config
 PG_CPPFLAGS = $(shell $(CURL_CONFIG) --cflags) -DDOUBLETICK_VERSION='"$(DOUBLETICK_VERSION)"'
 # As system headers, PostgreSQL's own do not drown the warnings about ours.
 PG_CPPFLAGS += -isystem $(shell $(PG_CONFIG) --includedir-server)
+# Fault points, and what else only tests need (see src/testing.c).
+ifdef TESTING
+PG_CPPFLAGS += -DDOUBLETICK_TESTING
+endif
 PG_CFLAGS = -Wall -Wextra
 SHLIB_LINK = $(shell $(CURL_CONFIG) --libs)
 

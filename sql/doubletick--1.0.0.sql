@@ -58,7 +58,224 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 COMMENT ON FUNCTION @extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text) IS
 'Like dt_remove_tags_custom_fields, but what goes wrong with one row is returned, as {"statusCode": HTTP status or null, "error": text, "message": text or array}; a success never has the key statusCode. What would hit every row is raised: 28000 for HTTP status 401, 42704, 42501, 55000.';
 
+-- The queue: what waits, what is settled, and what is held
+
+CREATE TABLE @extschema@.dt_waiting (
+	id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT dt_waiting_pkey PRIMARY KEY,
+	ord bigint NOT NULL,
+	xact bigint NOT NULL,
+	customer bigint NOT NULL,
+	enqueued_at timestamptz NOT NULL,
+	due_at timestamptz NOT NULL,
+	role oid NOT NULL,
+	enqueued_by oid NOT NULL,
+	attempts integer NOT NULL,
+	http_status integer,
+	keep boolean NOT NULL,
+	alone boolean NOT NULL,
+	server text COLLATE "C" NOT NULL,
+	phone text COLLATE "C" NOT NULL,
+	waba text COLLATE "C",
+	tags text[] COLLATE "C" NOT NULL,
+	fields text[] COLLATE "C" NOT NULL,
+	last_error text
+) USING heap;
+
+CREATE INDEX dt_waiting_xact ON @extschema@.dt_waiting (xact, id);
+CREATE INDEX dt_waiting_customer ON @extschema@.dt_waiting (customer);
+
+COMMENT ON TABLE @extschema@.dt_waiting IS
+'Removals that wait to be sent, and keeps: names that came back. Written by the extension alone; read the view dt_queue.';
+COMMENT ON COLUMN @extschema@.dt_waiting.ord IS
+'A keep takes back the removals whose ord is below its id: the id, or a later number after dt_retry.';
+COMMENT ON COLUMN @extschema@.dt_waiting.xact IS
+'The transaction that made the row, as a 64-bit number: how the drainer finds rows that commit late.';
+COMMENT ON COLUMN @extschema@.dt_waiting.customer IS
+'The phone''s digits as a number.';
+COMMENT ON COLUMN @extschema@.dt_waiting.alone IS
+'True when the row was refused together with others and goes by itself.';
+
+CREATE TABLE @extschema@.dt_settled (
+	id bigint CONSTRAINT dt_settled_pkey PRIMARY KEY,
+	enqueued_at timestamptz NOT NULL,
+	settled_at timestamptz NOT NULL,
+	role oid NOT NULL,
+	enqueued_by oid NOT NULL,
+	attempts integer NOT NULL,
+	http_status integer,
+	state text COLLATE "C" NOT NULL,
+	server text COLLATE "C" NOT NULL,
+	phone text COLLATE "C" NOT NULL,
+	waba text COLLATE "C",
+	tags text[] COLLATE "C" NOT NULL,
+	fields text[] COLLATE "C" NOT NULL,
+	answer jsonb,
+	error text
+) USING heap;
+
+CREATE INDEX dt_settled_settled_at ON @extschema@.dt_settled (settled_at);
+
+COMMENT ON TABLE @extschema@.dt_settled IS
+'Removals that are settled, for as long as doubletick.history_retention says. Written by the extension alone; read the view dt_history.';
+
+CREATE TABLE @extschema@.dt_hold (
+	server text COLLATE "C",
+	role oid,
+	since timestamptz NOT NULL,
+	probe_at timestamptz NOT NULL,
+	definition text NOT NULL,
+	reason text NOT NULL,
+	CONSTRAINT dt_hold_pkey PRIMARY KEY (server, role)
+) USING heap;
+
+COMMENT ON TABLE @extschema@.dt_hold IS
+'Servers and roles whose requests are held, since DoubleTick refused the key, the address or the connection. Written by the extension alone; read the view dt_status.';
+
+CREATE FUNCTION @extschema@.dt_held(server text, role oid)
+RETURNS text
+AS 'MODULE_PATHNAME', 'dt_held'
+LANGUAGE C STRICT STABLE PARALLEL RESTRICTED COST 100;
+
+COMMENT ON FUNCTION @extschema@.dt_held(text, oid) IS
+'What in this database''s definitions keeps requests of this role to this server from leaving; NULL when nothing does. For the view dt_status: tells only who has the role, or is a member of pg_monitor.';
+
+CREATE VIEW @extschema@.dt_queue WITH (security_barrier) AS
+SELECT w.id, w.server, pg_get_userbyid(w.role) AS role, w.phone,
+	tags.names AS tags, fields.names AS fields, w.waba,
+	w.attempts, w.enqueued_at, w.due_at, w.last_error,
+	w.http_status, pg_get_userbyid(w.enqueued_by) AS enqueued_by
+FROM @extschema@.dt_waiting AS w
+CROSS JOIN LATERAL (
+	SELECT coalesce(array_agg(k.tags), '{}') AS tags, coalesce(array_agg(k.fields), '{}') AS fields
+	FROM (
+		SELECT tag.name AS tags, NULL AS fields
+		FROM @extschema@.dt_waiting AS k, unnest(k.tags) AS tag(name)
+		WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
+			AND k.server = w.server AND k.role = w.role
+			AND ltrim(k.waba, '+') IS NOT DISTINCT FROM ltrim(w.waba, '+')
+		UNION ALL
+		SELECT NULL, field.name
+		FROM @extschema@.dt_waiting AS k, unnest(k.fields) AS field(name)
+		WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
+			AND k.server = w.server AND k.role = w.role
+			AND ltrim(k.waba, '+') IS NOT DISTINCT FROM ltrim(w.waba, '+')
+	) AS k
+) AS kept
+CROSS JOIN LATERAL (
+	SELECT coalesce(array_agg(tag.name ORDER BY tag.n), '{}') AS names
+	FROM unnest(w.tags) WITH ORDINALITY AS tag(name, n)
+	WHERE array_position(kept.tags, tag.name) IS NULL
+) AS tags
+CROSS JOIN LATERAL (
+	SELECT coalesce(array_agg(field.name ORDER BY field.n), '{}') AS names
+	FROM unnest(w.fields) WITH ORDINALITY AS field(name, n)
+	WHERE array_position(kept.fields, field.name) IS NULL
+) AS fields
+WHERE NOT w.keep AND pg_has_role(w.role, 'USAGE')
+	AND (tags.names <> '{}' OR fields.names <> '{}');
+
+COMMENT ON VIEW @extschema@.dt_queue IS
+'Removals that wait, as they would be sent now: without the names that came back. Shows the rows of roles that the reader has.';
+
+CREATE VIEW @extschema@.dt_history WITH (security_barrier) AS
+SELECT s.id, s.server, pg_get_userbyid(s.role) AS role, s.phone, s.tags, s.fields, s.waba,
+	s.state, s.attempts, s.http_status, s.answer, s.error, s.enqueued_at, s.settled_at,
+	pg_get_userbyid(s.enqueued_by) AS enqueued_by
+FROM @extschema@.dt_settled AS s
+WHERE pg_has_role(s.role, 'USAGE');
+
+COMMENT ON VIEW @extschema@.dt_history IS
+'Removals that are settled: done, failed or cancelled, with the requests made, the last HTTP status and this row''s part of the answer. Shows the rows of roles that the reader has.';
+
+CREATE VIEW @extschema@.dt_status WITH (security_barrier) AS
+WITH waiting AS (
+	SELECT w.server, count(*) AS waiting, count(*) FILTER (WHERE w.due_at <= now()) AS due,
+		min(w.enqueued_at) AS oldest,
+		(array_agg(w.last_error ORDER BY w.due_at DESC) FILTER (WHERE w.last_error IS NOT NULL))[1] AS last_error
+	FROM @extschema@.dt_waiting AS w
+	WHERE NOT w.keep AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(w.role, 'USAGE'))
+	GROUP BY w.server
+), settled AS (
+	SELECT s.server, count(*) FILTER (WHERE s.state = 'done') AS done,
+		count(*) FILTER (WHERE s.state = 'done' AND s.error IS NOT NULL) AS errored,
+		count(*) FILTER (WHERE s.state = 'failed') AS failed,
+		count(*) FILTER (WHERE s.settled_at > now() - interval '1 minute') / 60.0 AS rate,
+		(array_agg(s.error ORDER BY s.settled_at DESC) FILTER (WHERE s.state = 'failed'))[1] AS last_error
+	FROM @extschema@.dt_settled AS s
+	WHERE s.settled_at > now() - interval '1 hour'
+		AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.role, 'USAGE'))
+	GROUP BY s.server
+), lane AS (
+	SELECT DISTINCT w.server, w.role FROM @extschema@.dt_waiting AS w WHERE NOT w.keep
+), held AS (
+	SELECT lane.server, string_agg(DISTINCT coalesce(@extschema@.dt_held(lane.server, lane.role), h.reason), '; ') AS held
+	FROM lane LEFT JOIN @extschema@.dt_hold AS h ON h.server = lane.server AND h.role = lane.role
+	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(lane.role, 'USAGE')
+	GROUP BY lane.server
+), flying AS (
+	SELECT l.classid, count(*) AS in_flight
+	FROM pg_locks AS l
+	WHERE l.locktype = 'advisory' AND l.objsubid = 54577 AND l.granted
+		AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+	GROUP BY l.classid
+)
+SELECT server, coalesce(waiting.waiting, 0) AS waiting, coalesce(waiting.due, 0) AS due,
+	coalesce(flying.in_flight, 0) AS in_flight,
+	coalesce(settled.done, 0) AS done, coalesce(settled.errored, 0) AS errored,
+	coalesce(settled.failed, 0) AS failed,
+	now() - waiting.oldest AS oldest_age,
+	round(coalesce(settled.rate, 0), 1) AS rate,
+	coalesce(waiting.last_error, settled.last_error) AS last_error,
+	held.held
+FROM waiting FULL JOIN settled USING (server) LEFT JOIN held USING (server)
+LEFT JOIN flying ON flying.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid;
+
+COMMENT ON VIEW @extschema@.dt_status IS
+'One row per server: removals that wait, that are due, requests in flight; done, done with names that the API could not remove, and failed in the last hour; age of the oldest that waits; settled per second over the last minute; the last error; and why requests are held, if they are. Holds no phones or names; whole for members of pg_monitor, else of the roles that the reader has.';
+
+GRANT SELECT ON @extschema@.dt_queue, @extschema@.dt_history, @extschema@.dt_status TO PUBLIC;
+
+CREATE FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(
+	phone text,
+	tags text[] DEFAULT NULL,
+	fields text[] DEFAULT NULL,
+	waba text DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'dt_enqueue_remove_tags_custom_fields'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
+
+COMMENT ON FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
+'Stores the removal of tags and custom fields, to be sent by the current role after this transaction has committed, and returns its id in dt_queue and dt_history. Arguments as for dt_remove_tags_custom_fields. Raises 22023 or 22004 for a bad argument, 25006 in a read-only session.';
+
+CREATE FUNCTION @extschema@.dt_cancel(id bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'dt_cancel'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 100;
+
+COMMENT ON FUNCTION @extschema@.dt_cancel(bigint) IS
+'Takes a waiting removal out of the queue. True only if its request has not left and, once this transaction commits, never will. One that waits to be tried again is taken out too, but has left before: false. Also false for what is in flight, settled, unknown, or another role''s. Raises 25006 in a read-only session.';
+
+CREATE FUNCTION @extschema@.dt_retry(id bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'dt_retry'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 100;
+
+COMMENT ON FUNCTION @extschema@.dt_retry(bigint) IS
+'Puts a failed removal back into the queue under its id, with a new enqueued_at and no attempts. False when there is no failed removal of that id among those of the caller''s roles. Raises 22023 when its phone or names cannot be sent, 25006 in a read-only session.';
+
+CREATE PROCEDURE @extschema@.dt_process_queue()
+AS 'MODULE_PATHNAME', 'dt_process_queue'
+LANGUAGE C;
+
+COMMENT ON PROCEDURE @extschema@.dt_process_queue() IS
+'Sends what is due in this database''s queue, many requests at a time, until nothing is due; reports its progress by NOTICE. Returns at once when another session does so already. Raises 25001 in a transaction block, 25006 in a read-only session.';
+
 REVOKE EXECUTE ON FUNCTION
 	@extschema@.dt_remove_tags_custom_fields(text, text[], text[], text),
-	@extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text)
+	@extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text),
+	@extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text),
+	@extschema@.dt_cancel(bigint),
+	@extschema@.dt_retry(bigint)
 FROM PUBLIC;
+
+REVOKE EXECUTE ON PROCEDURE @extschema@.dt_process_queue() FROM PUBLIC;

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "access/htup_details.h"
 #include "account.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
@@ -32,6 +33,8 @@
 
 #define WRAPPER "doubletick"
 
+#define ENDPOINT "/customer/remove-tags-custom-fields"
+
 /*
  * The account that was last looked up.  It is good as long as no invalidation
  * has come since the look-up began.
@@ -43,9 +46,10 @@ static char cached_name[NAMEDATALEN];
 static Account cached_account;
 static MemoryContext cache_context = NULL;
 
-static Fault *refill_cache(const char *servername, Oid roleid);
+static Fault *refill_cache(const char *servername, Oid roleid, Account *account);
 static void invalidate_cache(Datum arg, SyscacheId cacheid, uint32 hashvalue);
 static Fault *look_up(const char *servername, Oid roleid, Account *account);
+static TransactionId xmin_of(SyscacheId cache, Oid oid);
 static UserMapping *find_mapping(Oid serverid, Oid roleid, bool *is_public);
 static Fault *read_key_file(const char *path, const char **key);
 static Fault *read_open_key_file(int fd, const char *path, const char **key);
@@ -56,28 +60,29 @@ static Fault *read_open_key_file(int fd, const char *path, const char **key);
  * when all is well, else what stands in the way: undefined_object without a
  * server or a mapping, insufficient_privilege without USAGE, and
  * object_not_in_prerequisite_state when nothing may leave or there is no key.
+ * Even then the server's options are filled in, if there is such a server, and
+ * else the defaults.
  */
 Fault *
 account_get(const char *servername, Oid roleid, Account *account)
 {
+	Fault	   *fault = NULL;
+
 	/* Within a statement nobody else looks for what others have changed. */
 	AcceptInvalidationMessages();
+
+	if (cached_at != invalidations || cached_role != roleid ||
+		strcmp(cached_name, servername) != 0)
+		fault = refill_cache(servername, roleid, account);
+	if (fault == NULL)
+		option_copy(account, &cached_account);
 
 	if (!setting_enabled)
 		return fault_hint(fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
 									 "requests are switched off by \"doubletick.enabled\""),
 						  "A superuser can change this for the cluster, the database or the role.");
-
-	if (cached_at != invalidations || cached_role != roleid ||
-		strcmp(cached_name, servername) != 0)
-	{
-		Fault	   *fault = refill_cache(servername, roleid);
-
-		if (fault)
-			return fault;
-	}
-
-	option_copy(account, &cached_account);
+	if (fault)
+		return fault;
 	if (account->api_key_file)
 		return read_key_file(account->api_key_file, &account->api_key);
 	return NULL;
@@ -88,7 +93,7 @@ account_get(const char *servername, Oid roleid, Account *account)
  * same role is likely to need the same.
  */
 static Fault *
-refill_cache(const char *servername, Oid roleid)
+refill_cache(const char *servername, Oid roleid, Account *account)
 {
 	static const SyscacheId caches[] = {
 		FOREIGNSERVEROID, FOREIGNDATAWRAPPEROID, USERMAPPINGOID,
@@ -96,7 +101,6 @@ refill_cache(const char *servername, Oid roleid)
 	};
 	uint64		now = invalidations;
 	MemoryContext caller = CurrentMemoryContext;
-	Account		account;
 	Fault	   *fault;
 
 	if (cache_context == NULL)
@@ -107,14 +111,14 @@ refill_cache(const char *servername, Oid roleid)
 			CacheRegisterSyscacheCallback(caches[i], invalidate_cache, (Datum) 0);
 	}
 
-	fault = look_up(servername, roleid, &account);
+	fault = look_up(servername, roleid, account);
 	if (fault)
 		return fault;
 
 	cached_at = 0;				/* good again only when all is in place */
 	MemoryContextReset(cache_context);
 	MemoryContextSwitchTo(cache_context);
-	option_copy(&cached_account, &account);
+	option_copy(&cached_account, account);
 	MemoryContextSwitchTo(caller);
 	cached_role = roleid;
 	strlcpy(cached_name, servername, NAMEDATALEN);
@@ -132,11 +136,12 @@ invalidate_cache(Datum arg pg_attribute_unused(), SyscacheId cacheid pg_attribut
 static Fault *
 look_up(const char *servername, Oid roleid, Account *account)
 {
-	const char *role = GetUserNameFromId(roleid, false);
+	const char *role;
 	ForeignServer *server;
 	UserMapping *mapping;
 	bool		is_public;
 
+	*account = option_defaults;
 	server = GetForeignServerByName(servername, true);
 	if (server == NULL)
 		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
@@ -148,6 +153,10 @@ look_up(const char *servername, Oid roleid, Account *account)
 									 "server \"%s\" is not a DoubleTick server", servername),
 						  "Set \"doubletick.server\" to the name of a server of the foreign-data wrapper \"%s\".",
 						  WRAPPER);
+	account->serverid = server->serverid;
+	option_read(account, server->options, ForeignServerRelationId);
+
+	role = GetUserNameFromId(roleid, false);
 	if (server_usage_aclcheck(server->serverid, roleid) != ACLCHECK_OK)
 		return fault_hint(fault_make(ERRCODE_INSUFFICIENT_PRIVILEGE,
 									 "permission denied for foreign server %s", servername),
@@ -161,9 +170,6 @@ look_up(const char *servername, Oid roleid, Account *account)
 						  "Create it: CREATE USER MAPPING FOR %s SERVER %s OPTIONS (api_key '...');",
 						  quote_identifier(role), quote_identifier(servername));
 
-	*account = option_defaults;
-	account->serverid = server->serverid;
-	option_read(account, server->options, ForeignServerRelationId);
 	option_read(account, mapping->options, UserMappingRelationId);
 	option_check(account);
 
@@ -182,6 +188,55 @@ look_up(const char *servername, Oid roleid, Account *account)
 						  is_public ? "PUBLIC" : quote_identifier(role),
 						  quote_identifier(servername));
 	return NULL;
+}
+
+/*
+ * Where its requests go and how, with strings in the current memory context.
+ */
+HttpTarget
+account_target(const Account *account)
+{
+	HttpTarget	target = {
+		.url = psprintf("%s" ENDPOINT, account->base_url),
+		.authorization = pstrdup(account->api_key),
+		.ca_file = account->ca_file ? pstrdup(account->ca_file) : NULL,
+		.proxy = account->proxy ? pstrdup(account->proxy) : NULL,
+		.connect_timeout = account->connect_timeout,
+		.max_connections = account->max_connections
+	};
+
+	return target;
+}
+
+/*
+ * What the account is defined by, as text that is another one after each change
+ * of it: which catalog rows, and which transactions made them.  A file that has
+ * changed does not show.
+ */
+char *
+account_definition(const char *servername, Oid roleid)
+{
+	ForeignServer *server = GetForeignServerByName(servername, true);
+	bool		is_public;
+	UserMapping *mapping = server ? find_mapping(server->serverid, roleid, &is_public) : NULL;
+
+	if (mapping == NULL)
+		return pstrdup("");
+	return psprintf("%u %u, %u %u",
+					server->serverid, xmin_of(FOREIGNSERVEROID, server->serverid),
+					mapping->umid, xmin_of(USERMAPPINGOID, mapping->umid));
+}
+
+static TransactionId
+xmin_of(SyscacheId cache, Oid oid)
+{
+	HeapTuple	tuple = SearchSysCache1(cache, ObjectIdGetDatum(oid));
+	TransactionId xmin = HeapTupleIsValid(tuple) ?
+		HeapTupleHeaderGetRawXmin(tuple->t_data) : InvalidTransactionId;
+
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
+	return xmin;
 }
 
 /* The role's own mapping, or the public one; NULL when there is neither. */

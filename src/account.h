@@ -10,6 +10,7 @@
 #define DOUBLETICK_ACCOUNT_H
 
 #include "fault.h"
+#include "http.h"
 
 /* Options of a server and of a role's mapping on it; durations in ms. */
 typedef struct Account
@@ -30,5 +31,7 @@ typedef struct Account
 } Account;
 
 extern Fault *account_get(const char *servername, Oid roleid, Account *account);
+extern HttpTarget account_target(const Account *account);
+extern char *account_definition(const char *servername, Oid roleid);
 
 #endif							/* DOUBLETICK_ACCOUNT_H */

@@ -31,6 +31,7 @@ static void read_transport_fault(const HttpReply *reply, Answer *answer);
 static void read_success(const HttpReply *reply, Answer *answer);
 static void read_refusal(const HttpReply *reply, Answer *answer);
 static int	sqlstate_of_status(int status);
+static bool is_no_route(const char *message);
 static const char *hint_of_refusal(int status, const char *message);
 static Jsonb *parse_object(const char *body, size_t length);
 static Jsonb *parse_json(const char *body, size_t length);
@@ -54,8 +55,9 @@ answer_read(const HttpReply *reply, Answer *answer)
 	else
 		read_refusal(reply, answer);
 
-	if (answer->fault && reply->result == HTTP_ANSWERED)
-		answer->fault->status = reply->status;
+	answer->status = reply->result == HTTP_ANSWERED ? reply->status : 0;
+	if (answer->fault)
+		answer->fault->status = answer->status;
 }
 
 static void
@@ -147,6 +149,7 @@ read_refusal(const HttpReply *reply, Answer *answer)
 	answer->fault->body = body;
 	if (hint)
 		fault_hint(answer->fault, "%s", hint);
+	answer->no_route = reply->status == 404 && body && is_no_route(message);
 	answer->again = reply->status == 429 || reply->status == 502 ||
 		reply->status == 503 || reply->status == 504;
 }
@@ -172,6 +175,13 @@ sqlstate_of_status(int status)
 	return ERRCODE_FDW_UNABLE_TO_CREATE_REPLY;
 }
 
+/* What the API's framework says where it has nothing to call (API.md). */
+static bool
+is_no_route(const char *message)
+{
+	return strncmp(message, "Cannot POST ", strlen("Cannot POST ")) == 0;
+}
+
 /* "message" is the API's own, NULL when the body is not the API's. */
 static const char *
 hint_of_refusal(int status, const char *message)
@@ -182,7 +192,7 @@ hint_of_refusal(int status, const char *message)
 		case 403:
 			return "Check the API key in the user mapping.";
 		case 404:				/* a customer, or a route, and then it is ours */
-			if (message && strncmp(message, "Cannot ", strlen("Cannot ")) != 0)
+			if (message && !is_no_route(message))
 				return NULL;
 			return "Check the server's option \"base_url\".";
 		case 429:

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "compat.h"
+#include "fault_point.h"
 #include "fmgr.h"
 #include "settings.h"
 
@@ -23,4 +24,5 @@ void
 _PG_init(void)
 {
 	settings_init();
+	fault_point_init();
 }

@@ -19,6 +19,7 @@
 #include "catalog/pg_type.h"
 #include "common/string.h"
 #include "mb/pg_wchar.h"
+#include "names.h"
 #include "payload.h"
 #include "utils/builtins.h"
 
@@ -26,8 +27,6 @@ static Fault *check_number(const char *what, text *number, const char **result);
 static Fault *check_array(const char *what, ArrayType *array, int *count);
 static Fault *read_names(const char *what, ArrayType *array,
 						 const char ***names, int *nnames, size_t *nbytes);
-static size_t json_length(const char *string);
-static bool is_known(const char **names, int nnames, const char *name);
 static bool has_utf8_form(const char *string, int length);
 static void push_names(JsonbBuild *build, const char **names, int nnames);
 
@@ -136,6 +135,15 @@ payload_is_e164(const char *number)
 	return number[ndigits] == '\0' && ndigits >= 7 && ndigits <= 15 && *number != '0';
 }
 
+/*
+ * The digits of an E.164 number, as a number: 15 of them fit.
+ */
+int64
+payload_digits(const char *number)
+{
+	return strtoi64(*number == '+' ? number + 1 : number, NULL, 10);
+}
+
 static Fault *
 check_number(const char *what, text *number, const char **result)
 {
@@ -192,7 +200,7 @@ read_names(const char *what, ArrayType *array,
 							  "%s must not contain empty names: element %d is empty",
 							  what, i + 1);
 		name = TextDatumGetCString(elements[i]);
-		*nbytes += json_length(name);
+		*nbytes += payload_json_length(name);
 		if (*nbytes > PAYLOAD_MAX_BYTES)
 			return fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
 							  "names are too long: more than %d bytes of JSON together",
@@ -201,15 +209,18 @@ read_names(const char *what, ArrayType *array,
 			return fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
 							  "%s must be text that UTF-8 can hold: element %d is not",
 							  what, i + 1);
-		if (!is_known(*names, *nnames, name))
+		if (!names_have(*names, *nnames, name))
 			(*names)[(*nnames)++] = name;
 	}
 	return NULL;
 }
 
-/* The length of a string as JSON has it: some characters are escaped. */
-static size_t
-json_length(const char *string)
+/*
+ * The length of a string as JSON has it, without quotation marks: some
+ * characters are escaped.
+ */
+size_t
+payload_json_length(const char *string)
 {
 	size_t		length = 0;
 
@@ -223,17 +234,6 @@ json_length(const char *string)
 			length++;
 	}
 	return length;
-}
-
-static bool
-is_known(const char **names, int nnames, const char *name)
-{
-	for (int i = 0; i < nnames; i++)
-	{
-		if (strcmp(names[i], name) == 0)
-			return true;
-	}
-	return false;
 }
 
 /*

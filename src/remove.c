@@ -19,8 +19,6 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-#define ENDPOINT "/customer/remove-tags-custom-fields"
-
 /*
  * Pause before a call is tried again, in microseconds: a random part of the
  * first, doubled with every try up to the last.  Small beside the default
@@ -38,6 +36,7 @@ static Fault *build_payload(const Removal *removal, Jsonb **result);
 static Fault *call_api(const Removal *removal, Jsonb **result);
 static void send_once(const Removal *removal, const Account *account,
 					  int64 budget, Answer *answer, int64 *retry_after);
+static Fault *wait_for_pause(const Account *account, int64 deadline);
 static int64 pause_before_retry(int tries);
 static bool hits_every_row(const Fault *fault);
 static Jsonb *without_status(Jsonb *body);
@@ -140,7 +139,12 @@ call_api(const Removal *removal, Jsonb **result)
 	{
 		Answer		answer;
 		int64		pause;
-		int64		waited = rate_wait(account.serverid, account.rate_limit);
+		int64		waited;
+
+		fault = wait_for_pause(&account, deadline);
+		if (fault)
+			return fault;
+		waited = rate_wait(account.serverid, account.rate_limit);
 
 		/* After a wait, what was looked up before it may be no more. */
 		if (waited > 0 || tries > 1)
@@ -163,6 +167,8 @@ call_api(const Removal *removal, Jsonb **result)
 
 		if (pause == 0)
 			pause = pause_before_retry(tries);
+		if (answer.fault->status == 429)
+			rate_pause(account.serverid, pause);
 		if (!answer.again || rate_clock() + pause >= deadline)
 			return answer.fault;
 		rate_sleep(pause);
@@ -179,20 +185,31 @@ send_once(const Removal *removal, const Account *account,
 {
 	size_t		length;
 	char	   *body = payload_utf8(payload_jsonb(removal, account->waba_number), &length);
-	HttpTarget	target = {
-		.url = psprintf("%s" ENDPOINT, account->base_url),
-		.authorization = account->api_key,
-		.ca_file = account->ca_file,
-		.proxy = account->proxy,
-		.connect_timeout = account->connect_timeout,
-		.max_connections = account->max_connections
-	};
+	HttpTarget	target = account_target(account);
 	HttpTransfer *transfer = http_post(&target, body, length, (int) (budget / 1000));
 	const HttpReply *reply = http_reply(transfer);
 
 	answer_read(reply, answer);
 	*retry_after = Min(reply->retry_after, SECS_PER_DAY) * USECS_PER_SEC;
 	http_release(transfer);
+}
+
+/*
+ * After a 429 the whole server is paused.  A pause that outlasts the call is its
+ * fault.
+ */
+static Fault *
+wait_for_pause(const Account *account, int64 deadline)
+{
+	int64		pause = rate_paused(account->serverid);
+
+	if (rate_clock() + pause >= deadline && pause > 0)
+		return fault_hint(fault_make(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+									 "server \"%s\" is paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429",
+									 setting_server, (pause + USECS_PER_SEC - 1) / USECS_PER_SEC),
+						  "Lower the server's option \"rate_limit\".");
+	rate_sleep(pause);
+	return NULL;
 }
 
 static int64

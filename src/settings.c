@@ -7,11 +7,15 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
+#include "datatype/timestamp.h"
 #include "settings.h"
 #include "utils/guc.h"
 
 char	   *setting_server;
 bool		setting_enabled;
+int			setting_history_retention;
 
 static bool check_server(char **newval, void **extra, GucSource source);
 
@@ -48,6 +52,19 @@ settings_init(void)
 							 NULL,
 							 NULL,
 							 NULL);
+
+	/* For superusers, since who drains the queue deletes of everybody's. */
+	DefineCustomIntVariable("doubletick.history_retention",
+							"Sets how long settled removals are kept in dt_history.",
+							"-1 keeps them for ever.",
+							&setting_history_retention,
+							7 * SECS_PER_DAY,
+							-1, INT_MAX,
+							PGC_SUSET,
+							GUC_UNIT_S,
+							NULL,
+							NULL,
+							NULL);
 
 	MarkGUCPrefixReserved("doubletick");
 }

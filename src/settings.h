@@ -11,6 +11,8 @@
 extern char *setting_server;	/* doubletick.server: name of the server to
 								 * use */
 extern bool setting_enabled;	/* doubletick.enabled: may anything leave? */
+extern int	setting_history_retention;	/* doubletick.history_retention, in s;
+										 * -1: for ever */
 
 extern void settings_init(void);
 

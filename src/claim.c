@@ -1,0 +1,139 @@
+/*-------------------------------------------------------------------------
+ *
+ * claim.c
+ *		Who may touch the queue's rows: locks that SQL cannot take.
+ *
+ * They are advisory locks of kinds that no SQL function reaches (those have 1
+ * and 2 there), so PostgreSQL's lock manager lets go of them whatever ends a
+ * session.  Three kinds:
+ *
+ * - the drain: one session in a database at a time, for as long as it drains;
+ * - a flight: a customer's request is out or not yet settled.  Held by the
+ *	 drainer across transactions, and looked for by who wants to cancel;
+ * - a door: one of NDOORS, which a customer's rows pass on their way out.  The
+ *	 drainer holds it while it picks a customer; who cancels shares it with
+ *	 others until its transaction ends, so that what it has taken back, and not
+ *	 yet committed, cannot leave.  Few doors, for who cancels a million rows must
+ *	 not fill the lock table.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "claim.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "storage/lock.h"
+
+/* Kinds of locks; dt_status looks for the second in pg_locks. */
+#define LOCK_DRAIN 54576
+#define LOCK_FLIGHT 54577
+#define LOCK_DOOR 54578
+
+#define NDOORS 256
+
+static bool acquire(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode,
+					bool session, bool wait);
+static void release(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode);
+static uint32 hash_number(const char *number, uint32 seed);
+
+/*
+ * The customer of a row: server, role, phone and waba without a leading "+".
+ * Two customers with one tag only keep each other waiting.
+ */
+CustomerTag
+claim_tag(const QueueRow *row)
+{
+	CustomerTag tag;
+
+	tag.server = DatumGetUInt32(hash_any((const unsigned char *) row->server, strlen(row->server)));
+	tag.customer = hash_number(row->phone, hash_uint32(row->role));
+	if (row->waba)
+		tag.customer = hash_number(row->waba, tag.customer);
+	return tag;
+}
+
+static uint32
+hash_number(const char *number, uint32 seed)
+{
+	if (*number == '+')
+		number++;
+	return hash_combine(seed, DatumGetUInt32(hash_any((const unsigned char *) number,
+													  strlen(number))));
+}
+
+/*
+ * Makes this session the one that drains this database's queue.  False when
+ * another one is.
+ */
+bool
+claim_drain(void)
+{
+	return acquire(0, 0, LOCK_DRAIN, ExclusiveLock, true, false);
+}
+
+void
+claim_end_drain(void)
+{
+	release(0, 0, LOCK_DRAIN, ExclusiveLock);
+}
+
+/*
+ * Takes the door of a customer until the transaction ends.  False when somebody
+ * is taking something back there.
+ */
+bool
+claim_pick(CustomerTag tag)
+{
+	return acquire(tag.customer % NDOORS, 0, LOCK_DOOR, ExclusiveLock, false, false);
+}
+
+/*
+ * The customer, whose door is held, has a request out from now on.
+ */
+void
+claim_fly(CustomerTag tag)
+{
+	(void) acquire(tag.server, tag.customer, LOCK_FLIGHT, ExclusiveLock, true, true);
+}
+
+/*
+ * The customer's request is settled.
+ */
+void
+claim_land(CustomerTag tag)
+{
+	release(tag.server, tag.customer, LOCK_FLIGHT, ExclusiveLock);
+}
+
+/*
+ * Keeps the customer's rows from leaving until the transaction ends.  False
+ * when a request of it is out.
+ */
+bool
+claim_withhold(CustomerTag tag)
+{
+	(void) acquire(tag.customer % NDOORS, 0, LOCK_DOOR, ShareLock, false, true);
+	if (!acquire(tag.server, tag.customer, LOCK_FLIGHT, ShareLock, true, false))
+		return false;
+	release(tag.server, tag.customer, LOCK_FLIGHT, ShareLock);
+	return true;
+}
+
+static bool
+acquire(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode, bool session, bool wait)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, field2, field3, kind);
+	return LockAcquire(&tag, mode, session, !wait) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+static void
+release(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, field2, field3, kind);
+	(void) LockRelease(&tag, mode, true);
+}

@@ -1,0 +1,703 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain.c
+ *		The loop: what is due, to HTTP, to what is settled.
+ *
+ * One turn waits for sockets, and then, in one short transaction, settles what
+ * has been answered and reads what can go next; that leaves when the transaction
+ * has committed.  So a crash finds no more requests unsettled than were allowed
+ * to be in flight, and while requests are out there is no snapshot, no xid and
+ * no xmin here.
+ *
+ * A customer's rows are read when a slot and a turn of the rate are free, and
+ * not before: until then a cancel or a keep can reach them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "drain.h"
+#include "fault_point.h"
+#include "hold.h"
+#include "miscadmin.h"
+#include "rate.h"
+#include "settings.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+/* Rows found in one look, and rows pruned in one transaction. */
+#define DISCOVER_BATCH 256
+#define PRUNE_BATCH 1000
+
+/* When all rows that were found have been looked at: until the next look, in µs. */
+#define LOOK_INTERVAL (20 * INT64CONST(1000))
+
+/* How long a customer is left alone whose rows somebody takes back, in µs. */
+#define WITHHELD_INTERVAL (100 * INT64CONST(1000))
+
+/* Longest wait in one turn, in µs. */
+#define LONGEST_WAIT (1000 * INT64CONST(1000))
+
+/* Rows of a lane looked at in one transaction, and those that are too old. */
+#define LOOKS_PER_FILL 1000
+#define EXPIRE_BATCH 10000
+
+struct Drain
+{
+	MemoryContext context;		/* where all of it lives */
+	MemoryContext turn_context; /* reset with each transaction */
+	const DrainTransactions *transactions;
+
+	List	   *lanes;
+	Lane	   *last_lane;		/* found last, for the next row is likely its */
+	int			turn;			/* which lane goes first: each in its turn */
+	Horizon		horizon;
+	bool		at_end;			/* has the last look found all there was? */
+
+	dlist_head	out;			/* flights whose request is out */
+	dlist_head	answered;		/* flights to settle */
+	dlist_head	settled;		/* flights to land after commit */
+	dlist_head	ready;			/* flights to launch after commit */
+	int			nout;
+	int			nanswered;
+
+	/* Times are rate_clock()'s. */
+	int64		look_at;		/* when to look for new rows again */
+	int64		fill_at;		/* when slots could be filled, even without an
+								 * answer; PG_INT64_MAX: not before one */
+	bool		waits_for_turn; /* does a lane wait for its rate? */
+
+	Tally		tally;
+	TimestampTz prune_from;		/* settled_at of the last row that was pruned */
+};
+
+/* What a fill works with. */
+typedef struct Fill
+{
+	Drain	   *drain;
+	Relation	rel;			/* dt_waiting */
+	TimestampTz now;
+	Store		waiting;		/* open when "is_open" */
+	Store		settled;
+	bool		is_open;
+	bool		hungry;			/* could more have been sent? */
+	int			nfound;			/* rows found by the last look */
+} Fill;
+
+static void commit(Drain *drain);
+static Lane *find_lane(Drain *drain, const char *server, Oid role);
+static Lane *load_hold(void *arg, const char *server, Oid role);
+static void discovered(void *arg, int64 id, const char *server, Oid role);
+static void collect_answers(Drain *drain);
+static bool is_settling_worth_it(const Drain *drain);
+static void settle_and_fill(Drain *drain);
+static void settle_answered(Fill *fill);
+static void fill_slots(Fill *fill);
+static void fill_lane(Fill *fill, Lane *lane);
+static void fail_lane(Fill *fill, Lane *lane);
+static void expire_lane(Fill *fill, Lane *lane, double retry_for);
+static int	count_flights(const Drain *drain, const Lane *lane);
+static bool send_customer(Fill *fill, Lane *lane, int64 id, const Account *account);
+static Flight *find_flight(Drain *drain, const QueueRow *row);
+static void open_stores(Fill *fill);
+static void close_stores(Fill *fill);
+static void note_time(Drain *drain, int64 microseconds);
+static bool may_look(Drain *drain);
+static void look(Fill *fill);
+static void land_settled(Drain *drain);
+static void launch_ready(Drain *drain);
+static void release_flights(dlist_head *flights);
+
+/*
+ * Makes this process the drainer of its database.  NULL when another one is.
+ */
+Drain *
+drain_start(MemoryContext parent, const DrainTransactions *transactions)
+{
+	MemoryContext context;
+	Drain	   *drain;
+
+	if (!claim_drain())
+		return NULL;
+
+	context = AllocSetContextCreate(parent, "doubletick drain", ALLOCSET_DEFAULT_SIZES);
+	drain = MemoryContextAllocZero(context, sizeof(Drain));
+	drain->context = context;
+	drain->turn_context = AllocSetContextCreate(context, "doubletick turn",
+												ALLOCSET_DEFAULT_SIZES);
+	drain->transactions = transactions;
+	dlist_init(&drain->out);
+	dlist_init(&drain->answered);
+	dlist_init(&drain->settled);
+	dlist_init(&drain->ready);
+	drain->horizon.capacity = 64;
+	drain->horizon.running = MemoryContextAlloc(context, sizeof(int64) * 64);
+	drain->prune_from = DT_NOBEGIN;
+	return drain;
+}
+
+/*
+ * Waits until something has happened, or is to happen, and does it.
+ */
+DrainState
+drain_turn(Drain *drain)
+{
+	int64		left = Max(drain->fill_at - rate_clock(), 0);
+
+	if (drain->nout > 0)
+		http_turn((int) (Min(left, LONGEST_WAIT) / 1000));
+	else if (drain->waits_for_turn)
+		rate_sleep(Min(left, LONGEST_WAIT));
+	collect_answers(drain);
+
+	if (is_settling_worth_it(drain) || rate_clock() >= drain->fill_at || drain->nout == 0)
+		settle_and_fill(drain);
+	return drain->nout > 0 || drain->waits_for_turn || !drain->at_end ? DRAIN_BUSY : DRAIN_IDLE;
+}
+
+static void
+collect_answers(Drain *drain)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &drain->out)
+	{
+		Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+		if (http_reply(flight->transfer) == NULL)
+			continue;
+		dlist_delete(&flight->node);
+		dlist_push_tail(&drain->answered, &flight->node);
+		drain->nout--;
+		drain->nanswered++;
+	}
+}
+
+/*
+ * A transaction costs much the same for one answer as for many, but while
+ * answers wait their slots are empty.
+ */
+static bool
+is_settling_worth_it(const Drain *drain)
+{
+	return drain->nanswered > 0;
+}
+
+/*
+ * One transaction, and then what it has made ready leaves.
+ */
+static void
+settle_and_fill(Drain *drain)
+{
+	MemoryContext caller;
+	Fill		fill = {.drain = drain};
+
+	FAULT_POINT("before settling");
+	drain->transactions->begin();
+	caller = MemoryContextSwitchTo(drain->turn_context);
+	fill.rel = table_open(store_oid(STORE_WAITING), AccessShareLock);
+	fill.now = GetCurrentTimestamp();
+	if (drain->lanes == NIL)
+		hold_load(load_hold, drain);
+
+	settle_answered(&fill);
+	drain->fill_at = PG_INT64_MAX;
+	drain->waits_for_turn = false;
+	fill_slots(&fill);
+	while (may_look(drain))
+	{
+		look(&fill);
+		if (fill.nfound == 0)
+			break;
+		fill_slots(&fill);
+		if (!fill.hungry)
+			break;
+	}
+	if (!drain->at_end)
+		note_time(drain, 0);
+	else if (fill.hungry || drain->lanes == NIL)
+		note_time(drain, drain->look_at - rate_clock());
+
+	close_stores(&fill);
+	table_close(fill.rel, NoLock);
+	FAULT_POINT("after reading");
+	MemoryContextSwitchTo(caller);
+	commit(drain);
+	land_settled(drain);
+	launch_ready(drain);
+	FAULT_POINT("after sending");
+}
+
+/* What is settled must be so even if the machine fails, whatever the session's settings. */
+static void
+commit(Drain *drain)
+{
+	if (!dlist_is_empty(&drain->settled))
+		ForceSyncCommit();
+	drain->transactions->commit();
+	MemoryContextReset(drain->turn_context);
+	if (!dlist_is_empty(&drain->settled))
+		FAULT_POINT("after settling");
+}
+
+static void
+settle_answered(Fill *fill)
+{
+	Drain	   *drain = fill->drain;
+
+	while (!dlist_is_empty(&drain->answered))
+	{
+		Flight	   *flight = dlist_container(Flight, node, dlist_pop_head_node(&drain->answered));
+
+		dlist_push_tail(&drain->settled, &flight->node);
+		drain->nanswered--;
+		open_stores(fill);
+		flight_settle(flight, &fill->waiting, &fill->settled, &drain->tally);
+		flight->lane->nflights--;
+	}
+	/* What follows may touch the same rows. */
+	CommandCounterIncrement();
+}
+
+/* Each lane in its turn is the first to be served. */
+static void
+fill_slots(Fill *fill)
+{
+	Drain	   *drain = fill->drain;
+	int			nlanes = list_length(drain->lanes);
+
+	fill->hungry = false;
+	for (int i = 0; i < nlanes; i++)
+		fill_lane(fill, list_nth(drain->lanes, (drain->turn + i) % nlanes));
+	drain->turn = nlanes > 0 ? (drain->turn + 1) % nlanes : 0;
+}
+
+/*
+ * Reads as many of a lane's customers as may be sent now, and makes their
+ * requests ready.
+ */
+static void
+fill_lane(Fill *fill, Lane *lane)
+{
+	Drain	   *drain = fill->drain;
+	TimestampTz next_due = lane_next_due(lane);
+	bool		is_time = !lane->held || fill->now >= lane->probe_at;
+	Account		account;
+	Fault	   *fault;
+	int64		id;
+	int			room;
+
+	if (lane->nids == 0 && next_due > fill->now)
+	{
+		fill->hungry = fill->hungry || !lane->held;
+		if (next_due != DT_NOEND)
+			note_time(drain, next_due - fill->now);
+		return;
+	}
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(lane->role)))
+	{
+		fail_lane(fill, lane);
+		return;
+	}
+
+	fault = account_get(lane->server, lane->role, &account);
+	if (fault && is_time)
+		expire_lane(fill, lane, account.retry_for);
+	if (!hold_check(lane, fault, fill->now))
+	{
+		note_time(drain, lane->probe_at - fill->now);
+		return;
+	}
+	if (rate_paused(account.serverid) > 0)
+	{
+		note_time(drain, rate_paused(account.serverid));
+		return;
+	}
+
+	room = lane->held ? 1 : account.max_connections - count_flights(drain, lane);
+	for (int nlooks = 0; room > 0; nlooks++)
+	{
+		int64		left = rate_left(account.serverid, account.rate_limit);
+
+		CHECK_FOR_INTERRUPTS();
+		id = lane_pop(lane, fill->now);
+		if (id == 0)
+		{
+			fill->hungry = fill->hungry || !lane->held;
+			if (lane_next_due(lane) != DT_NOEND)
+				note_time(drain, lane_next_due(lane) - fill->now);
+			return;
+		}
+		if (left > 0 || nlooks == LOOKS_PER_FILL)
+		{
+			lane_push_front(lane, id);
+			drain->waits_for_turn = true;
+			note_time(drain, left);
+			return;
+		}
+		if (send_customer(fill, lane, id, &account))
+		{
+			(void) rate_claim(account.serverid, account.rate_limit);
+			room--;
+		}
+	}
+}
+
+/* A role that was dropped does not come back. */
+static void
+fail_lane(Fill *fill, Lane *lane)
+{
+	QueueRow	row;
+	int64		id;
+
+	open_stores(fill);
+	while ((id = lane_pop(lane, DT_NOEND)) != 0)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (!store_find_waiting(fill->rel, id, SnapshotSelf, &row) ||
+			find_flight(fill->drain, &row) != NULL)
+			continue;
+		if (row.keep)
+			(void) store_delete(&fill->waiting, &row.tid, true);
+		else
+			settle_failed(&row, "role does not exist any more", &fill->waiting,
+						  &fill->settled, &fill->drain->tally);
+	}
+	if (lane->held)
+		hold_lift(lane);
+}
+
+/* Rows age while they are held, too; the oldest come first. */
+static void
+expire_lane(Fill *fill, Lane *lane, double retry_for)
+{
+	for (int i = 0; i < EXPIRE_BATCH; i++)
+	{
+		int64		id = lane_pop(lane, fill->now);
+		Due			due;
+		QueueRow	row;
+
+		CHECK_FOR_INTERRUPTS();
+		if (id == 0)
+			return;
+		if (!store_find_waiting(fill->rel, id, SnapshotSelf, &row) ||
+			find_flight(fill->drain, &row) != NULL)
+			continue;
+		if (!claim_pick(claim_tag(&row)))
+		{
+			lane_push_later(lane, id, fill->now + WITHHELD_INTERVAL);
+			continue;
+		}
+		due_read(fill->rel, &row, fill->now, retry_for, &due);
+		open_stores(fill);
+		settle_without_request(&due, &fill->waiting, &fill->settled, &fill->drain->tally);
+		if (due.parts != NIL || due.more_id != 0)
+		{
+			lane_push_front(lane, due.more_id ? due.more_id :
+							((DuePart *) linitial(due.parts))->row.id);
+			return;
+		}
+	}
+}
+
+/* Of the lane's server, over all its lanes. */
+static int
+count_flights(const Drain *drain, const Lane *lane)
+{
+	int			nflights = 0;
+	ListCell   *cell;
+
+	foreach(cell, drain->lanes)
+	{
+		const Lane *other = lfirst(cell);
+
+		if (strcmp(other->server, lane->server) == 0)
+			nflights += other->nflights;
+	}
+	return nflights;
+}
+
+/*
+ * Makes the request ready that a row's customer is due for.  False when there is
+ * none now.
+ */
+static bool
+send_customer(Fill *fill, Lane *lane, int64 id, const Account *account)
+{
+	Drain	   *drain = fill->drain;
+	MemoryContext context;
+	QueueRow	row;
+	Flight	   *flight;
+	Due			due;
+
+	if (!store_find_waiting(fill->rel, id, SnapshotSelf, &row))
+		return false;			/* it went with another row of its customer */
+	flight = find_flight(drain, &row);
+	if (flight)
+	{
+		if (!flight_carries(flight, id))
+			flight->again_id = id;
+		return false;
+	}
+	if (!claim_pick(claim_tag(&row)))
+	{
+		lane_push_later(lane, id, fill->now + WITHHELD_INTERVAL);
+		return false;
+	}
+
+	context = AllocSetContextCreate(drain->context, "doubletick flight", ALLOCSET_SMALL_SIZES);
+	MemoryContextSwitchTo(context);
+	due_read(fill->rel, &row, fill->now, account->retry_for, &due);
+	if (due.parts != NIL)
+	{
+		flight = flight_make(context, lane, &due, account);
+		claim_fly(flight->tag);
+		dlist_push_tail(&drain->ready, &flight->node);
+		lane->nflights++;
+	}
+	MemoryContextSwitchTo(drain->turn_context);
+
+	if (due.expired != NIL || due.kept != NIL || (due.parts == NIL && due.has_keeps))
+	{
+		open_stores(fill);
+		settle_without_request(&due, &fill->waiting, &fill->settled, &drain->tally);
+		if (due.has_keeps)
+		{
+			CommandCounterIncrement();
+			due_forget_keeps(&fill->waiting, &row);
+		}
+	}
+	if (due.parts == NIL)
+	{
+		if (due.more_id != 0)
+			lane_push_later(lane, due.more_id, due.due_at);
+		MemoryContextDelete(context);
+	}
+	return due.parts != NIL;
+}
+
+/* The request of the row's customer that is not settled yet; NULL: none. */
+static Flight *
+find_flight(Drain *drain, const QueueRow *row)
+{
+	dlist_head *lists[] = {&drain->out, &drain->answered, &drain->ready};
+
+	for (int i = 0; i < (int) lengthof(lists); i++)
+	{
+		dlist_iter	iter;
+
+		dlist_foreach(iter, lists[i])
+		{
+			Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+			if (flight_is_of(flight, row))
+				return flight;
+		}
+	}
+	return NULL;
+}
+
+/*
+ * Is it time to look for new rows?  When nothing is out, always: the caller may
+ * be about to leave.
+ */
+static bool
+may_look(Drain *drain)
+{
+	return !drain->at_end || rate_clock() >= drain->look_at ||
+		(drain->nout == 0 && drain->nanswered == 0 && dlist_is_empty(&drain->ready));
+}
+
+static void
+look(Fill *fill)
+{
+	Drain	   *drain = fill->drain;
+
+	fill->nfound = 0;
+	drain->at_end = !due_discover(fill->rel, &drain->horizon, DISCOVER_BATCH, discovered, fill);
+	drain->look_at = rate_clock() + LOOK_INTERVAL;
+}
+
+static void
+discovered(void *arg, int64 id, const char *server, Oid role)
+{
+	Fill	   *fill = arg;
+
+	lane_push(find_lane(fill->drain, server, role), id);
+	fill->nfound++;
+}
+
+static Lane *
+load_hold(void *arg, const char *server, Oid role)
+{
+	return find_lane(arg, server, role);
+}
+
+/* The lane of a server and a role, a new one if need be. */
+static Lane *
+find_lane(Drain *drain, const char *server, Oid role)
+{
+	MemoryContext caller;
+	ListCell   *cell;
+
+	if (drain->last_lane && drain->last_lane->role == role &&
+		strcmp(drain->last_lane->server, server) == 0)
+		return drain->last_lane;
+
+	foreach(cell, drain->lanes)
+	{
+		Lane	   *lane = lfirst(cell);
+
+		if (lane->role == role && strcmp(lane->server, server) == 0)
+			return drain->last_lane = lane;
+	}
+	caller = MemoryContextSwitchTo(drain->context);
+	drain->last_lane = lane_make(drain->context, server, role);
+	drain->lanes = lappend(drain->lanes, drain->last_lane);
+	MemoryContextSwitchTo(caller);
+	return drain->last_lane;
+}
+
+/* Only what changes something needs a lock for it, and an xid. */
+static void
+open_stores(Fill *fill)
+{
+	if (fill->is_open)
+		return;
+	store_open(&fill->waiting, STORE_WAITING);
+	store_open(&fill->settled, STORE_SETTLED);
+	fill->is_open = true;
+}
+
+static void
+close_stores(Fill *fill)
+{
+	if (!fill->is_open)
+		return;
+	store_close(&fill->waiting);
+	store_close(&fill->settled);
+}
+
+/* There may be something to fill in so many microseconds. */
+static void
+note_time(Drain *drain, int64 microseconds)
+{
+	drain->fill_at = Min(drain->fill_at, rate_clock() + Max(microseconds, 0));
+}
+
+static void
+land_settled(Drain *drain)
+{
+	release_flights(&drain->settled);
+}
+
+static void
+launch_ready(Drain *drain)
+{
+	while (!dlist_is_empty(&drain->ready))
+	{
+		Flight	   *flight = dlist_container(Flight, node, dlist_pop_head_node(&drain->ready));
+
+		dlist_push_tail(&drain->out, &flight->node);
+		drain->nout++;
+		flight_launch(flight);
+	}
+}
+
+static void
+release_flights(dlist_head *flights)
+{
+	while (!dlist_is_empty(flights))
+	{
+		Flight	   *flight = dlist_container(Flight, node, dlist_pop_head_node(flights));
+
+		claim_land(flight->tag);
+		MemoryContextDelete(flight->context);
+	}
+}
+
+/*
+ * New rows may have come: look at once.
+ */
+void
+drain_wake(Drain *drain)
+{
+	drain->look_at = drain->fill_at = 0;
+}
+
+/*
+ * How long there will be nothing to do, unless something new comes, at most
+ * "longest" milliseconds.
+ */
+long
+drain_idle_time(const Drain *drain, long longest)
+{
+	int64		left = drain->fill_at - rate_clock();
+
+	return (long) Max(Min(left / 1000 + 1, longest), 0);
+}
+
+const Tally *
+drain_tally(const Drain *drain)
+{
+	return &drain->tally;
+}
+
+/*
+ * Removals that wait, in flight or not.
+ */
+int64
+drain_count_waiting(Drain *drain)
+{
+	Relation	rel;
+	int64		nrows;
+
+	drain->transactions->begin();
+	rel = table_open(store_oid(STORE_WAITING), AccessShareLock);
+	nrows = store_count_waiting(rel);
+	table_close(rel, NoLock);
+	drain->transactions->commit();
+	return nrows;
+}
+
+/*
+ * Deletes what the history need not keep any longer.  False when that was all.
+ */
+bool
+drain_prune(Drain *drain)
+{
+	TimestampTz before;
+	Store		settled;
+	int			npruned;
+
+	if (setting_history_retention < 0)
+		return false;
+	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
+	drain->transactions->begin();
+	store_open(&settled, STORE_SETTLED);
+	npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
+	store_close(&settled);
+	drain->transactions->commit();
+	return npruned == PRUNE_BATCH;
+}
+
+/*
+ * Lets go of everything.  What is in flight is broken off, and waits to be sent
+ * again.
+ */
+void
+drain_end(Drain *drain)
+{
+	release_flights(&drain->out);
+	release_flights(&drain->answered);
+	release_flights(&drain->settled);
+	release_flights(&drain->ready);
+	claim_end_drain();
+	MemoryContextDelete(drain->context);
+}

@@ -1,0 +1,44 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain.h
+ *		The loop: what is due, to HTTP, to what is settled.
+ *
+ *		drain_start()	makes this process the drainer of its database
+ *		drain_turn()	waits a little and does what there is to do
+ *		drain_end()		lets go
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_DRAIN_H
+#define DOUBLETICK_DRAIN_H
+
+#include "flight.h"
+
+typedef struct Drain Drain;
+
+/*
+ * How the caller has transactions.  While requests are out there is none, or
+ * one that has done nothing.
+ */
+typedef struct DrainTransactions
+{
+	void		(*begin) (void);
+	void		(*commit) (void);
+} DrainTransactions;
+
+typedef enum DrainState
+{
+	DRAIN_BUSY,					/* call again at once: it waits by itself */
+	DRAIN_IDLE					/* nothing is due, see drain_next_due() */
+} DrainState;
+
+extern Drain *drain_start(MemoryContext parent, const DrainTransactions *transactions);
+extern DrainState drain_turn(Drain *drain);
+extern void drain_wake(Drain *drain);
+extern const Tally *drain_tally(const Drain *drain);
+extern int64 drain_count_waiting(Drain *drain);
+extern long drain_idle_time(const Drain *drain, long longest);
+extern bool drain_prune(Drain *drain);
+extern void drain_end(Drain *drain);
+
+#endif							/* DOUBLETICK_DRAIN_H */

@@ -1,0 +1,325 @@
+/*-------------------------------------------------------------------------
+ *
+ * flight.c
+ *		A request of the queue, from its making to its settlement.
+ *
+ * What an answer means for each row is said by outcome.c; here the rows are
+ * moved accordingly: out of dt_waiting and into dt_settled, or back with a time.
+ * All of that is done in the caller's transaction.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "answer.h"
+#include "common/pg_prng.h"
+#include "flight.h"
+#include "hold.h"
+#include "names.h"
+#include "outcome.h"
+#include "part.h"
+#include "rate.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+static Removal merge_parts(List *parts);
+static void add_names(const char **to, int *nto, const char **names, int nnames);
+static Facts gather_facts(const Flight *flight, const HttpReply *reply, const Answer *answer);
+static bool settle_part(Flight *flight, DuePart *part, const Outcome *outcome,
+						const Answer *answer, TimestampTz due_at,
+						Store *waiting, Store *settled, Tally *tally);
+static void affect_lane(Flight *flight, const Outcome *outcome, const Answer *answer, int64 delay);
+static void put_back(Flight *flight, int64 id, const Outcome *outcome, TimestampTz due_at);
+
+/*
+ * Makes the request for what is due, for a role and a server as they are defined
+ * now.  It lives in "context", as "due" must.
+ */
+Flight *
+flight_make(MemoryContext context, Lane *lane, const Due *due, const Account *account)
+{
+	MemoryContext caller = MemoryContextSwitchTo(context);
+	Flight	   *flight = palloc0(sizeof(Flight));
+	Removal		removal = merge_parts(due->parts);
+	DuePart    *first = linitial(due->parts);
+
+	flight->context = context;
+	flight->lane = lane;
+	flight->tag = claim_tag(&first->row);
+	flight->due = *due;
+	flight->body = payload_utf8(payload_jsonb(&removal, account->waba_number), &flight->length);
+	flight->target = account_target(account);
+	flight->timeout = account->timeout;
+	flight->retry_for = account->retry_for;
+	flight->serverid = account->serverid;
+	flight->definition = account_definition(lane->server, lane->role);
+	MemoryContextSwitchTo(caller);
+	return flight;
+}
+
+/* One removal of all their names, each once; numbers as the first row has them. */
+static Removal
+merge_parts(List *parts)
+{
+	DuePart    *first = linitial(parts);
+	Removal		removal = {.phone = first->row.phone, .waba = first->row.waba};
+	int			ntags = 0;
+	int			nfields = 0;
+	ListCell   *cell;
+
+	foreach(cell, parts)
+	{
+		ntags += ((DuePart *) lfirst(cell))->ntags;
+		nfields += ((DuePart *) lfirst(cell))->nfields;
+	}
+	removal.tags = palloc(sizeof(char *) * Max(ntags, 1));
+	removal.fields = palloc(sizeof(char *) * Max(nfields, 1));
+	foreach(cell, parts)
+	{
+		DuePart    *part = lfirst(cell);
+
+		add_names(removal.tags, &removal.ntags, part->tags, part->ntags);
+		add_names(removal.fields, &removal.nfields, part->fields, part->nfields);
+	}
+	return removal;
+}
+
+static void
+add_names(const char **to, int *nto, const char **names, int nnames)
+{
+	for (int i = 0; i < nnames; i++)
+	{
+		if (!names_have(to, *nto, names[i]))
+			to[(*nto)++] = names[i];
+	}
+}
+
+/*
+ * Does the request carry the row with this id?
+ */
+bool
+flight_carries(const Flight *flight, int64 id)
+{
+	ListCell   *cell;
+
+	foreach(cell, flight->due.parts)
+	{
+		if (((DuePart *) lfirst(cell))->row.id == id)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Is it a request of this row's customer?
+ */
+bool
+flight_is_of(const Flight *flight, const QueueRow *row)
+{
+	const QueueRow *own = &((DuePart *) linitial(flight->due.parts))->row;
+
+	return own->customer == row->customer && store_is_same_customer(own, row);
+}
+
+/*
+ * Sends the request; http_reply(flight->transfer) tells when it is over.
+ */
+void
+flight_launch(Flight *flight)
+{
+	MemoryContext caller = MemoryContextSwitchTo(flight->context);
+
+	flight->transfer = http_start(&flight->target, flight->body, flight->length,
+								  flight->timeout);
+	MemoryContextSwitchTo(caller);
+}
+
+/*
+ * Settles the rows of a request that is over, or puts them back; and draws the
+ * consequences for the lane.
+ */
+void
+flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally)
+{
+	MemoryContext caller = MemoryContextSwitchTo(flight->context);
+	TimestampTz now = GetCurrentTimestamp();
+	double		random = pg_prng_double(&pg_global_prng_state);
+	const HttpReply *reply = http_reply(flight->transfer);
+	const QueueRow *first = &((DuePart *) linitial(flight->due.parts))->row;
+	Answer		answer;
+	Facts		facts;
+	Outcome		outcome;
+	int64		delay;
+	int64		left = 0;
+	ListCell   *cell;
+
+	answer_read(reply, &answer);
+	facts = gather_facts(flight, reply, &answer);
+	outcome = outcome_of(&facts);
+	delay = outcome.least_delay + (int64) (random * outcome.random_delay) + 1;
+
+	foreach(cell, flight->due.parts)
+	{
+		DuePart    *part = lfirst(cell);
+		Outcome		own;
+
+		facts.age = (double) (now - part->row.enqueued_at) / 1000;
+		own = outcome_of(&facts);
+		if (!settle_part(flight, part, &own, &answer, now + delay * 1000, waiting, settled, tally) &&
+			left == 0)
+			left = part->row.id;
+	}
+	if (flight->due.has_keeps)
+		due_forget_keeps(waiting, first);
+
+	affect_lane(flight, &outcome, &answer, delay);
+	if (flight->again_id != 0)
+		lane_push_front(flight->lane, flight->again_id);
+	if (flight->due.more_id != 0)
+		lane_push_front(flight->lane, flight->due.more_id);
+	if (left != 0)
+		put_back(flight, left, &outcome, now + delay * 1000);
+	http_release(flight->transfer);
+	MemoryContextSwitchTo(caller);
+}
+
+/* Of the request; the backoff is that of the row that was sent most often. */
+static Facts
+gather_facts(const Flight *flight, const HttpReply *reply, const Answer *answer)
+{
+	Facts		facts = {
+		.result = reply->result,
+		.status = reply->status,
+		.is_object = answer->body != NULL,
+		.no_route = answer->no_route,
+		.retry_after = reply->retry_after,
+		.coalesced = list_length(flight->due.parts) > 1,
+		.retry_for = flight->retry_for
+	};
+	ListCell   *cell;
+
+	foreach(cell, flight->due.parts)
+		facts.attempts = Max(facts.attempts, ((DuePart *) lfirst(cell))->row.attempts + 1);
+	return facts;
+}
+
+/* False when the row goes on waiting. */
+static bool
+settle_part(Flight *flight, DuePart *part, const Outcome *outcome, const Answer *answer,
+			TimestampTz due_at, Store *waiting, Store *settled, Tally *tally)
+{
+	QueueRow	row;
+	char	   *note;
+	Jsonb	   *body;
+
+	/* It may have moved within the table, but nobody else may delete it. */
+	if (!store_find_waiting(waiting->rel, part->row.id, SnapshotSelf, &row))
+		return true;
+	row.http_status = answer->status;
+	if (answer->fault)
+		row.last_error = answer->fault->message;
+
+	switch (outcome->verdict)
+	{
+		case VERDICT_DONE:
+			row.attempts++;
+			body = list_length(flight->due.parts) == 1 ? answer->body :
+				part_answer(answer->body, part);
+			note = part_errors(body);
+			(void) store_delete(waiting, &row.tid, true);
+			store_insert_settled(settled, &row, STATE_DONE, body, note);
+			tally->done++;
+			tally->errored += note != NULL;
+			return true;
+
+		case VERDICT_FAILED:
+			row.attempts++;
+			(void) store_delete(waiting, &row.tid, true);
+			store_insert_settled(settled, &row, STATE_FAILED, fault_jsonb(answer->fault),
+								 answer->fault->message);
+			tally->failed++;
+			return true;
+
+		case VERDICT_AGAIN:
+			/* No later than when it is given up. */
+			row.attempts++;
+			row.due_at = Min(due_at, row.enqueued_at + (int64) (flight->retry_for * 1000));
+			break;
+
+		case VERDICT_ALONE:
+			row.attempts++;
+			row.alone = true;
+			break;
+
+		case VERDICT_HOLD:
+			break;
+	}
+	store_update_waiting(waiting, &row);
+	return false;
+}
+
+/* What one answer means for the others of the lane, and of the server. */
+static void
+affect_lane(Flight *flight, const Outcome *outcome, const Answer *answer, int64 delay)
+{
+	if (outcome->pause)
+		rate_pause(flight->serverid, delay * 1000);
+
+	if (outcome->verdict == VERDICT_HOLD)
+		hold_enter(flight->lane, answer->fault, flight->definition);
+	else if (answer->status != 0)
+		hold_lift(flight->lane);
+}
+
+static void
+put_back(Flight *flight, int64 id, const Outcome *outcome, TimestampTz due_at)
+{
+	if (outcome->verdict == VERDICT_AGAIN)
+		lane_push_later(flight->lane, id, due_at);
+	else
+		lane_push_front(flight->lane, id);
+}
+
+/*
+ * Settles what is not to be sent: rows that are too old, and rows all of whose
+ * names came back.
+ */
+void
+settle_without_request(const Due *due, Store *waiting, Store *settled, Tally *tally)
+{
+	ListCell   *cell;
+
+	foreach(cell, due->expired)
+	{
+		DuePart    *part = lfirst(cell);
+		const char *last_error = part->row.last_error;
+
+		settle_failed(&part->row,
+					  psprintf("given up for its age, after %d attempts%s%s", part->row.attempts,
+							   last_error ? ": " : "", last_error ? last_error : ""),
+					  waiting, settled, tally);
+		tally->expired++;
+	}
+	foreach(cell, due->kept)
+	{
+		DuePart    *part = lfirst(cell);
+
+		if (store_delete(waiting, &part->row.tid, true))
+			store_insert_settled(settled, &part->row, STATE_CANCELLED, NULL,
+								 "taken back, since the names came back");
+		tally->cancelled++;
+	}
+}
+
+/*
+ * Settles a row, read in this transaction, as failed without a request.
+ */
+void
+settle_failed(const QueueRow *row, const char *error, Store *waiting, Store *settled,
+			  Tally *tally)
+{
+	if (store_delete(waiting, &row->tid, true))
+		store_insert_settled(settled, row, STATE_FAILED, NULL, error);
+	tally->failed++;
+}

@@ -1,0 +1,25 @@
+/*-------------------------------------------------------------------------
+ *
+ * queue.h
+ *		The door to the queue: removals and keeps come in, and some go back.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_QUEUE_H
+#define DOUBLETICK_QUEUE_H
+
+#include "payload.h"
+
+/* Whose request it is, to where, and who caused it. */
+typedef struct Requester
+{
+	const char *server;
+	Oid			role;
+	Oid			enqueued_by;
+} Requester;
+
+extern int64 queue_remove(const Requester *requester, const Removal *removal);
+extern void queue_keep(const Requester *requester, const Removal *names);
+extern int64 queue_fail(const Requester *requester, const Removal *removal, const char *error);
+
+#endif							/* DOUBLETICK_QUEUE_H */

@@ -1,0 +1,495 @@
+/*-------------------------------------------------------------------------
+ *
+ * store.c
+ *		The queue's tables, row by row.
+ *
+ * Tuples are read and written directly, as PostgreSQL does with its catalogs.
+ * So there is no SQL here that a search_path, a role, a rule or a setting could
+ * bend, no role to change to and back, and a row costs little more than what
+ * the heap and the indexes need.  The tables have no constraint that
+ * CatalogTupleInsert() would not see to, and are always heaps.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "commands/sequence.h"
+#include "miscadmin.h"
+#include "store.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+static const char *const object_names[STORE_NOBJECTS] = {
+	[STORE_WAITING] = "dt_waiting",
+	[STORE_WAITING_ID] = "dt_waiting_id_seq",
+	[STORE_WAITING_PKEY] = "dt_waiting_pkey",
+	[STORE_WAITING_XACT] = "dt_waiting_xact",
+	[STORE_WAITING_CUSTOMER] = "dt_waiting_customer",
+	[STORE_SETTLED] = "dt_settled",
+	[STORE_SETTLED_PKEY] = "dt_settled_pkey",
+	[STORE_SETTLED_AT] = "dt_settled_settled_at",
+	[STORE_HOLD] = "dt_hold",
+	[STORE_HOLD_PKEY] = "dt_hold_pkey",
+};
+
+/* Their OIDs, for as long as no relation among them changes. */
+static Oid	object_oids[STORE_NOBJECTS];
+static bool oids_known = false;
+
+static bool find_objects(void);
+static Oid	extension_schema(void);
+static void forget_objects(Datum arg, Oid relid);
+static bool find_by_id(Relation rel, Oid index, int64 id, Snapshot snapshot,
+					   void (*read) (Relation rel, HeapTuple tuple, QueueRow *row, char **state),
+					   QueueRow *row, char **state);
+static void read_waiting(Relation rel, HeapTuple tuple, QueueRow *row, char **state);
+static void read_settled(Relation rel, HeapTuple tuple, QueueRow *row, char **state);
+static bool is_same_number(const char *number, const char *other);
+static char *read_text(Datum value, bool isnull);
+static ArrayType *read_array(Datum value);
+static void set_text(Datum *values, bool *nulls, int column, const char *string);
+static HeapTuple form_waiting(Relation rel, const QueueRow *row);
+
+/*
+ * Is the extension there, in this database?
+ */
+bool
+store_exists(void)
+{
+	return oids_known || find_objects();
+}
+
+/*
+ * The OID of one of the extension's objects; undefined_table when the extension
+ * is not there, or not whole.
+ */
+Oid
+store_oid(StoreObject object)
+{
+	if (!store_exists())
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("the tables of extension \"doubletick\" do not exist in this database")));
+	return object_oids[object];
+}
+
+/* Objects of the same names elsewhere are not ours: they lie in another schema. */
+static bool
+find_objects(void)
+{
+	static bool registered = false;
+	Oid			schema = extension_schema();
+
+	if (!OidIsValid(schema))
+		return false;
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(forget_objects, (Datum) 0);
+		registered = true;
+	}
+	for (int i = 0; i < STORE_NOBJECTS; i++)
+	{
+		object_oids[i] = get_relname_relid(object_names[i], schema);
+		if (!OidIsValid(object_oids[i]))
+			return false;
+	}
+	oids_known = true;
+	return true;
+}
+
+static Oid
+extension_schema(void)
+{
+	Oid			extension = get_extension_oid("doubletick", true);
+	Oid			schema = InvalidOid;
+	Relation	rel;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	if (!OidIsValid(extension))
+		return InvalidOid;
+	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(extension));
+	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return schema;
+}
+
+static void
+forget_objects(Datum arg pg_attribute_unused(), Oid relid)
+{
+	if (!OidIsValid(relid))
+		oids_known = false;
+	for (int i = 0; i < STORE_NOBJECTS; i++)
+	{
+		if (object_oids[i] == relid)
+			oids_known = false;
+	}
+}
+
+/*
+ * Opens a table for change; the lock lasts until the transaction ends.
+ */
+void
+store_open(Store *store, StoreObject table)
+{
+	store->rel = table_open(store_oid(table), RowExclusiveLock);
+	store->indexes = CatalogOpenIndexes(store->rel);
+}
+
+void
+store_close(Store *store)
+{
+	CatalogCloseIndexes(store->indexes);
+	table_close(store->rel, NoLock);
+}
+
+/*
+ * The next id.  The sequence hands out one at a time, so that who comes later
+ * has the larger one.
+ */
+int64
+store_next_id(void)
+{
+	return nextval_internal(store_oid(STORE_WAITING_ID), false);
+}
+
+/*
+ * Enters a row as this transaction's; fills in "xact".
+ */
+void
+store_insert_waiting(Store *waiting, QueueRow *row)
+{
+	HeapTuple	tuple;
+
+	row->xact = (int64) U64FromFullTransactionId(GetTopFullTransactionId());
+	tuple = form_waiting(waiting->rel, row);
+	CatalogTupleInsertWithInfo(waiting->rel, tuple, waiting->indexes);
+	heap_freetuple(tuple);
+}
+
+/*
+ * Writes a row back that was read in this transaction.
+ */
+void
+store_update_waiting(Store *waiting, const QueueRow *row)
+{
+	HeapTuple	tuple = form_waiting(waiting->rel, row);
+
+	tuple->t_self = row->tid;
+	CatalogTupleUpdateWithInfo(waiting->rel, &tuple->t_self, tuple, waiting->indexes);
+	heap_freetuple(tuple);
+}
+
+/*
+ * Deletes a row.  False when somebody else has, or, unless told to wait, is
+ * about to.
+ */
+bool
+store_delete(Store *store, const ItemPointerData *tid, bool wait)
+{
+	ItemPointerData place = *tid;
+	TM_FailureData failure;
+	TM_Result	result = table_tuple_delete(store->rel, &place, GetCurrentCommandId(true),
+											SnapshotAny, InvalidSnapshot, wait, &failure, false);
+
+	return result == TM_Ok;
+}
+
+/*
+ * Enters a row into the history, settled now.  "answer" and "error" may be NULL.
+ */
+void
+store_insert_settled(Store *settled, const QueueRow *row, const char *state,
+					 Jsonb *answer, const char *error)
+{
+	Datum		values[SETTLED_NCOLUMNS];
+	bool		nulls[SETTLED_NCOLUMNS] = {false};
+	HeapTuple	tuple;
+
+	values[SETTLED_ID - 1] = Int64GetDatum(row->id);
+	values[SETTLED_ENQUEUED_AT - 1] = TimestampTzGetDatum(row->enqueued_at);
+	values[SETTLED_SETTLED_AT - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[SETTLED_ROLE - 1] = ObjectIdGetDatum(row->role);
+	values[SETTLED_ENQUEUED_BY - 1] = ObjectIdGetDatum(row->enqueued_by);
+	values[SETTLED_ATTEMPTS - 1] = Int32GetDatum(row->attempts);
+	values[SETTLED_HTTP_STATUS - 1] = Int32GetDatum(row->http_status);
+	nulls[SETTLED_HTTP_STATUS - 1] = row->http_status == 0;
+	set_text(values, nulls, SETTLED_STATE, state);
+	set_text(values, nulls, SETTLED_SERVER, row->server);
+	set_text(values, nulls, SETTLED_PHONE, row->phone);
+	set_text(values, nulls, SETTLED_WABA, row->waba);
+	values[SETTLED_TAGS - 1] = PointerGetDatum(row->tags);
+	values[SETTLED_FIELDS - 1] = PointerGetDatum(row->fields);
+	values[SETTLED_ANSWER - 1] = PointerGetDatum(answer);
+	nulls[SETTLED_ANSWER - 1] = answer == NULL;
+	set_text(values, nulls, SETTLED_ERROR, error);
+
+	tuple = heap_form_tuple(RelationGetDescr(settled->rel), values, nulls);
+	CatalogTupleInsertWithInfo(settled->rel, tuple, settled->indexes);
+	heap_freetuple(tuple);
+}
+
+/*
+ * The waiting row with this id, as the snapshot sees it; false when there is
+ * none.
+ */
+bool
+store_find_waiting(Relation waiting, int64 id, Snapshot snapshot, QueueRow *row)
+{
+	return find_by_id(waiting, store_oid(STORE_WAITING_PKEY), id, snapshot,
+					  read_waiting, row, NULL);
+}
+
+/*
+ * The settled row with this id, and its state.
+ */
+bool
+store_find_settled(Relation settled, int64 id, Snapshot snapshot, QueueRow *row, char **state)
+{
+	return find_by_id(settled, store_oid(STORE_SETTLED_PKEY), id, snapshot,
+					  read_settled, row, state);
+}
+
+static bool
+find_by_id(Relation rel, Oid index, int64 id, Snapshot snapshot,
+		   void (*read) (Relation rel, HeapTuple tuple, QueueRow *row, char **state),
+		   QueueRow *row, char **state)
+{
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found;
+
+	StaticAssertStmt((int) WAITING_ID == (int) SETTLED_ID, "both keys are the first column");
+	ScanKeyInit(&key, WAITING_ID, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+	scan = systable_beginscan(rel, index, true, snapshot, 1, &key);
+	tuple = systable_getnext(scan);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+		read(rel, tuple, row, state);
+	systable_endscan(scan);
+	return found;
+}
+
+/*
+ * A tuple of dt_waiting as a row, whose parts are allocated in the current
+ * memory context.
+ */
+void
+store_read_waiting(Relation waiting, HeapTuple tuple, QueueRow *row)
+{
+	read_waiting(waiting, tuple, row, NULL);
+}
+
+static void
+read_waiting(Relation rel, HeapTuple tuple, QueueRow *row, char **state pg_attribute_unused())
+{
+	Datum		values[WAITING_NCOLUMNS];
+	bool		nulls[WAITING_NCOLUMNS];
+
+	heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+	row->id = DatumGetInt64(values[WAITING_ID - 1]);
+	row->ord = DatumGetInt64(values[WAITING_ORD - 1]);
+	row->xact = DatumGetInt64(values[WAITING_XACT - 1]);
+	row->customer = DatumGetInt64(values[WAITING_CUSTOMER - 1]);
+	row->enqueued_at = DatumGetTimestampTz(values[WAITING_ENQUEUED_AT - 1]);
+	row->due_at = DatumGetTimestampTz(values[WAITING_DUE_AT - 1]);
+	row->role = DatumGetObjectId(values[WAITING_ROLE - 1]);
+	row->enqueued_by = DatumGetObjectId(values[WAITING_ENQUEUED_BY - 1]);
+	row->attempts = DatumGetInt32(values[WAITING_ATTEMPTS - 1]);
+	row->http_status = nulls[WAITING_HTTP_STATUS - 1] ? 0 :
+		DatumGetInt32(values[WAITING_HTTP_STATUS - 1]);
+	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
+	row->alone = DatumGetBool(values[WAITING_ALONE - 1]);
+	row->server = read_text(values[WAITING_SERVER - 1], false);
+	row->phone = read_text(values[WAITING_PHONE - 1], false);
+	row->waba = read_text(values[WAITING_WABA - 1], nulls[WAITING_WABA - 1]);
+	row->tags = read_array(values[WAITING_TAGS - 1]);
+	row->fields = read_array(values[WAITING_FIELDS - 1]);
+	row->last_error = read_text(values[WAITING_LAST_ERROR - 1], nulls[WAITING_LAST_ERROR - 1]);
+	row->tid = tuple->t_self;
+}
+
+/*
+ * Of a tuple of dt_waiting only where it is and whose: "id", "xact", "role" and
+ * "server".
+ */
+void
+store_read_place(Relation waiting, HeapTuple tuple, QueueRow *row)
+{
+	Datum		values[WAITING_NCOLUMNS];
+	bool		nulls[WAITING_NCOLUMNS];
+
+	heap_deform_tuple(tuple, RelationGetDescr(waiting), values, nulls);
+	row->id = DatumGetInt64(values[WAITING_ID - 1]);
+	row->xact = DatumGetInt64(values[WAITING_XACT - 1]);
+	row->role = DatumGetObjectId(values[WAITING_ROLE - 1]);
+	row->server = read_text(values[WAITING_SERVER - 1], false);
+}
+
+static void
+read_settled(Relation rel, HeapTuple tuple, QueueRow *row, char **state)
+{
+	Datum		values[SETTLED_NCOLUMNS];
+	bool		nulls[SETTLED_NCOLUMNS];
+
+	heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+	memset(row, 0, sizeof(QueueRow));
+	row->id = DatumGetInt64(values[SETTLED_ID - 1]);
+	row->enqueued_at = DatumGetTimestampTz(values[SETTLED_ENQUEUED_AT - 1]);
+	row->role = DatumGetObjectId(values[SETTLED_ROLE - 1]);
+	row->enqueued_by = DatumGetObjectId(values[SETTLED_ENQUEUED_BY - 1]);
+	row->server = read_text(values[SETTLED_SERVER - 1], false);
+	row->phone = read_text(values[SETTLED_PHONE - 1], false);
+	row->waba = read_text(values[SETTLED_WABA - 1], nulls[SETTLED_WABA - 1]);
+	row->tags = read_array(values[SETTLED_TAGS - 1]);
+	row->fields = read_array(values[SETTLED_FIELDS - 1]);
+	row->tid = tuple->t_self;
+	*state = read_text(values[SETTLED_STATE - 1], false);
+}
+
+static char *
+read_text(Datum value, bool isnull)
+{
+	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+/* A copy: the tuple may lie in a buffer that is let go. */
+static ArrayType *
+read_array(Datum value)
+{
+	return DatumGetArrayTypePCopy(value);
+}
+
+static void
+set_text(Datum *values, bool *nulls, int column, const char *string)
+{
+	nulls[column - 1] = string == NULL;
+	if (string != NULL)
+		values[column - 1] = CStringGetTextDatum(string);
+}
+
+static HeapTuple
+form_waiting(Relation rel, const QueueRow *row)
+{
+	Datum		values[WAITING_NCOLUMNS];
+	bool		nulls[WAITING_NCOLUMNS] = {false};
+
+	values[WAITING_ID - 1] = Int64GetDatum(row->id);
+	values[WAITING_ORD - 1] = Int64GetDatum(row->ord);
+	values[WAITING_XACT - 1] = Int64GetDatum(row->xact);
+	values[WAITING_CUSTOMER - 1] = Int64GetDatum(row->customer);
+	values[WAITING_ENQUEUED_AT - 1] = TimestampTzGetDatum(row->enqueued_at);
+	values[WAITING_DUE_AT - 1] = TimestampTzGetDatum(row->due_at);
+	values[WAITING_ROLE - 1] = ObjectIdGetDatum(row->role);
+	values[WAITING_ENQUEUED_BY - 1] = ObjectIdGetDatum(row->enqueued_by);
+	values[WAITING_ATTEMPTS - 1] = Int32GetDatum(row->attempts);
+	values[WAITING_HTTP_STATUS - 1] = Int32GetDatum(row->http_status);
+	nulls[WAITING_HTTP_STATUS - 1] = row->http_status == 0;
+	values[WAITING_KEEP - 1] = BoolGetDatum(row->keep);
+	values[WAITING_ALONE - 1] = BoolGetDatum(row->alone);
+	set_text(values, nulls, WAITING_SERVER, row->server);
+	set_text(values, nulls, WAITING_PHONE, row->phone);
+	set_text(values, nulls, WAITING_WABA, row->waba);
+	values[WAITING_TAGS - 1] = PointerGetDatum(row->tags);
+	values[WAITING_FIELDS - 1] = PointerGetDatum(row->fields);
+	set_text(values, nulls, WAITING_LAST_ERROR, row->last_error);
+	return heap_form_tuple(RelationGetDescr(rel), values, nulls);
+}
+
+/*
+ * How many removals wait.
+ */
+int64
+store_count_waiting(Relation waiting)
+{
+	SysScanDesc scan = systable_beginscan(waiting, InvalidOid, false, SnapshotSelf, 0, NULL);
+	int64		nrows = 0;
+	HeapTuple	tuple;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!DatumGetBool(heap_getattr(tuple, WAITING_KEEP, RelationGetDescr(waiting), &isnull)))
+			nrows++;
+	}
+	systable_endscan(scan);
+	return nrows;
+}
+
+/*
+ * Deletes up to "limit" rows that were settled before a time, the oldest first,
+ * and returns how many.  "from" is where the last call ended: the dead rows that
+ * it has left are not walked over again.
+ */
+int
+store_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)
+{
+	Relation	index = index_open(store_oid(STORE_SETTLED_AT), AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	int			npruned = 0;
+
+	ScanKeyInit(&keys[0], SETTLED_SETTLED_AT, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE,
+				TimestampTzGetDatum(*from));
+	ScanKeyInit(&keys[1], SETTLED_SETTLED_AT, BTLessStrategyNumber, F_TIMESTAMPTZ_LT,
+				TimestampTzGetDatum(before));
+	scan = systable_beginscan_ordered(settled->rel, index, SnapshotSelf, 2, keys);
+	while (npruned < limit &&
+		   HeapTupleIsValid(tuple = systable_getnext_ordered(scan, ForwardScanDirection)))
+	{
+		bool		isnull;
+
+		/* dt_retry() may be at it; then it is no longer ours. */
+		(void) store_delete(settled, &tuple->t_self, false);
+		*from = DatumGetTimestampTz(heap_getattr(tuple, SETTLED_SETTLED_AT,
+												 RelationGetDescr(settled->rel), &isnull));
+		npruned++;
+	}
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	return npruned;
+}
+
+/*
+ * Are these rows of one customer: of one server, role, phone and waba, a
+ * leading "+" left aside?
+ */
+bool
+store_is_same_customer(const QueueRow *row, const QueueRow *other)
+{
+	return row->role == other->role && strcmp(row->server, other->server) == 0 &&
+		is_same_number(row->phone, other->phone) &&
+		(row->waba == NULL) == (other->waba == NULL) &&
+		(row->waba == NULL || is_same_number(row->waba, other->waba));
+}
+
+static bool
+is_same_number(const char *number, const char *other)
+{
+	return strcmp(number + (*number == '+'), other + (*other == '+')) == 0;
+}

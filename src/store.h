@@ -1,0 +1,137 @@
+/*-------------------------------------------------------------------------
+ *
+ * store.h
+ *		The queue's tables, row by row.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_STORE_H
+#define DOUBLETICK_STORE_H
+
+#include "access/genam.h"
+#include "access/htup.h"
+#include "catalog/indexing.h"
+#include "compat.h"
+#include "datatype/timestamp.h"
+#include "utils/relcache.h"
+#include "utils/snapshot.h"
+
+/* What the extension owns in this database. */
+typedef enum StoreObject
+{
+	STORE_WAITING,
+	STORE_WAITING_ID,			/* the sequence of its ids */
+	STORE_WAITING_PKEY,			/* (id) */
+	STORE_WAITING_XACT,			/* (xact, id) */
+	STORE_WAITING_CUSTOMER,		/* (customer) */
+	STORE_SETTLED,
+	STORE_SETTLED_PKEY,			/* (id) */
+	STORE_SETTLED_AT,			/* (settled_at) */
+	STORE_HOLD,
+	STORE_HOLD_PKEY,			/* (server, role) */
+	STORE_NOBJECTS
+} StoreObject;
+
+/* Columns of dt_waiting. */
+typedef enum WaitingColumn
+{
+	WAITING_ID = 1,
+	WAITING_ORD,
+	WAITING_XACT,
+	WAITING_CUSTOMER,
+	WAITING_ENQUEUED_AT,
+	WAITING_DUE_AT,
+	WAITING_ROLE,
+	WAITING_ENQUEUED_BY,
+	WAITING_ATTEMPTS,
+	WAITING_HTTP_STATUS,
+	WAITING_KEEP,
+	WAITING_ALONE,
+	WAITING_SERVER,
+	WAITING_PHONE,
+	WAITING_WABA,
+	WAITING_TAGS,
+	WAITING_FIELDS,
+	WAITING_LAST_ERROR,
+	WAITING_NCOLUMNS = WAITING_LAST_ERROR
+} WaitingColumn;
+
+/* Columns of dt_settled. */
+typedef enum SettledColumn
+{
+	SETTLED_ID = 1,
+	SETTLED_ENQUEUED_AT,
+	SETTLED_SETTLED_AT,
+	SETTLED_ROLE,
+	SETTLED_ENQUEUED_BY,
+	SETTLED_ATTEMPTS,
+	SETTLED_HTTP_STATUS,
+	SETTLED_STATE,
+	SETTLED_SERVER,
+	SETTLED_PHONE,
+	SETTLED_WABA,
+	SETTLED_TAGS,
+	SETTLED_FIELDS,
+	SETTLED_ANSWER,
+	SETTLED_ERROR,
+	SETTLED_NCOLUMNS = SETTLED_ERROR
+} SettledColumn;
+
+/* A row of dt_waiting, or as much of it as dt_settled has. */
+typedef struct QueueRow
+{
+	int64		id;
+	int64		ord;			/* what keeps are compared with */
+	int64		xact;			/* FullTransactionId of its maker */
+	int64		customer;		/* the phone's digits */
+	TimestampTz enqueued_at;
+	TimestampTz due_at;
+	Oid			role;			/* whose request it is */
+	Oid			enqueued_by;	/* who caused it */
+	int			attempts;		/* requests made */
+	int			http_status;	/* of the last one, 0: none */
+	bool		keep;			/* names that came back, not a removal */
+	bool		alone;			/* not to be sent together with others */
+	const char *server;
+	const char *phone;			/* as given */
+	const char *waba;			/* as given, NULL: none */
+	ArrayType  *tags;			/* text[], perhaps empty */
+	ArrayType  *fields;			/* the same */
+	const char *last_error;		/* NULL: none */
+	ItemPointerData tid;		/* where it was read; good in that transaction */
+} QueueRow;
+
+/* States of a settled row. */
+#define STATE_DONE "done"
+#define STATE_FAILED "failed"
+#define STATE_CANCELLED "cancelled"
+
+/* A table open for change. */
+typedef struct Store
+{
+	Relation	rel;
+	CatalogIndexState indexes;
+} Store;
+
+extern bool store_exists(void);
+extern Oid	store_oid(StoreObject object);
+extern void store_open(Store *store, StoreObject table);
+extern void store_close(Store *store);
+
+extern int64 store_next_id(void);
+extern void store_insert_waiting(Store *waiting, QueueRow *row);
+extern void store_update_waiting(Store *waiting, const QueueRow *row);
+extern bool store_delete(Store *store, const ItemPointerData *tid, bool wait);
+extern void store_insert_settled(Store *settled, const QueueRow *row, const char *state,
+								 Jsonb *answer, const char *error);
+
+extern bool store_find_waiting(Relation waiting, int64 id, Snapshot snapshot, QueueRow *row);
+extern bool store_find_settled(Relation settled, int64 id, Snapshot snapshot,
+							   QueueRow *row, char **state);
+extern int64 store_count_waiting(Relation waiting);
+extern int	store_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit);
+extern bool store_is_same_customer(const QueueRow *row, const QueueRow *other);
+extern void store_read_place(Relation waiting, HeapTuple tuple, QueueRow *row);
+extern void store_read_waiting(Relation waiting, HeapTuple tuple, QueueRow *row);
+
+#endif							/* DOUBLETICK_STORE_H */
