@@ -4,8 +4,8 @@
  *		Lists of names: of tags, or of custom fields.
  *
  * Names are compared byte by byte: they are the customer's, and to DoubleTick
- * "Lead" is not "lead".  Looking through lists is quadratic, but a request has
- * at most PAYLOAD_MAX_NAMES names.
+ * "Lead" is not "lead".  Looking through a short list is quick; a long one, for a
+ * row of a user's table may have any number of names, is sorted first.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,7 +15,13 @@
 #include "names.h"
 #include "utils/builtins.h"
 
+/* Names from which on it pays to sort them. */
+#define MANY_NAMES 32
+
+static int	compare_places(const void *a, const void *b);
 static int	filter(const char **names, int nnames, const char **others, int nothers, bool wanted);
+static const char **sort(const char **names, int nnames);
+static int	compare(const void *a, const void *b);
 
 /*
  * The elements of a text[] without nulls.
@@ -48,6 +54,55 @@ names_to_array(const char **names, int nnames)
 	for (int i = 0; i < nnames; i++)
 		elements[i] = CStringGetTextDatum(names[i]);
 	return construct_array(elements, nnames, TEXTOID, -1, false, TYPALIGN_INT);
+}
+
+/*
+ * Leaves each name once, in first-seen order, in place.  Returns how many are
+ * left.
+ */
+int
+names_distinct(const char **names, int nnames)
+{
+	const char ***places;
+	int			nleft = 0;
+
+	if (nnames < MANY_NAMES)
+	{
+		for (int i = 0; i < nnames; i++)
+		{
+			if (!names_have(names, nleft, names[i]))
+				names[nleft++] = names[i];
+		}
+		return nleft;
+	}
+
+	places = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(char **) * nnames);
+	for (int i = 0; i < nnames; i++)
+		places[i] = &names[i];
+	qsort(places, nnames, sizeof(char **), compare_places);
+	for (int i = nnames - 1; i > 0; i--)
+	{
+		if (strcmp(*places[i - 1], *places[i]) == 0)
+			*places[i] = NULL;
+	}
+	for (int i = 0; i < nnames; i++)
+	{
+		if (names[i] != NULL)
+			names[nleft++] = names[i];
+	}
+	pfree(places);
+	return nleft;
+}
+
+/* By name, and the same name by where it stands. */
+static int
+compare_places(const void *a, const void *b)
+{
+	const char **x = *(const char **const *) a;
+	const char **y = *(const char **const *) b;
+	int			order = strcmp(*x, *y);
+
+	return order != 0 ? order : (x > y) - (x < y);
 }
 
 /*
@@ -86,12 +141,38 @@ names_intersect(const char **names, int nnames, const char **others, int nothers
 static int
 filter(const char **names, int nnames, const char **others, int nothers, bool wanted)
 {
+	const char **sorted = nothers < MANY_NAMES ? NULL : sort(others, nothers);
 	int			nleft = 0;
 
 	for (int i = 0; i < nnames; i++)
 	{
-		if (names_have(others, nothers, names[i]) == wanted)
+		bool		found;
+
+		if (sorted)
+			found = bsearch(&names[i], sorted, nothers, sizeof(char *), compare) != NULL;
+		else
+			found = names_have(others, nothers, names[i]);
+		if (found == wanted)
 			names[nleft++] = names[i];
 	}
+	if (sorted)
+		pfree(sorted);
 	return nleft;
+}
+
+/* A sorted copy. */
+static const char **
+sort(const char **names, int nnames)
+{
+	const char **sorted = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(char *) * nnames);
+
+	memcpy(sorted, names, sizeof(char *) * nnames);
+	qsort(sorted, nnames, sizeof(char *), compare);
+	return sorted;
+}
+
+static int
+compare(const void *a, const void *b)
+{
+	return strcmp(*(const char *const *) a, *(const char *const *) b);
 }
