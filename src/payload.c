@@ -27,7 +27,6 @@ static Fault *check_number(const char *what, text *number, const char **result);
 static Fault *check_array(const char *what, ArrayType *array, int *count);
 static Fault *read_names(const char *what, ArrayType *array,
 						 const char ***names, int *nnames, size_t *nbytes);
-static bool has_utf8_form(const char *string, int length);
 static void push_names(JsonbBuild *build, const char **names, int nnames);
 
 /*
@@ -205,7 +204,7 @@ read_names(const char *what, ArrayType *array,
 			return fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
 							  "names are too long: more than %d bytes of JSON together",
 							  PAYLOAD_MAX_BYTES);
-		if (!has_utf8_form(name, length))
+		if (!payload_has_utf8_form(name, length))
 			return fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
 							  "%s must be text that UTF-8 can hold: element %d is not",
 							  what, i + 1);
@@ -241,8 +240,8 @@ payload_json_length(const char *string)
  * SQL_ASCII one it may be anything; in the others a character may have no
  * counterpart, or the encoding no conversion.
  */
-static bool
-has_utf8_form(const char *string, int length)
+bool
+payload_has_utf8_form(const char *string, int length)
 {
 	int			encoding = GetDatabaseEncoding();
 	Oid			conversion;

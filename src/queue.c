@@ -34,6 +34,7 @@
 #include "utils/timestamp.h"
 
 static void fill_row(QueueRow *row, const Requester *requester, const Removal *removal);
+static int	bring_forward(const char **names, int nfound, int nnames, ArrayType *array);
 static void check_writable(const char *command);
 static bool find_withheld(Store *waiting, int64 id, QueueRow *row);
 static void check_sendable(const QueueRow *row);
@@ -97,14 +98,15 @@ queue_remove(const Requester *requester, const Removal *removal)
 
 /*
  * Enters that the customer has these names again: what waits to remove them
- * will not.  Where nothing does, nothing is entered.
+ * will not.  Leaves in "names" those for which something does; where nothing
+ * does, nothing is entered.
  *
  * Removals of transactions still under way count as waiting, for they may
  * commit.  The look is no snapshot's, and so takes no predicate lock that could
  * make a serializable transaction fail.
  */
 void
-queue_keep(const Requester *requester, const Removal *names)
+queue_keep(const Requester *requester, Removal *names)
 {
 	Relation	rel = table_open(store_oid(STORE_WAITING), RowExclusiveLock);
 	SnapshotData dirty;
@@ -112,7 +114,8 @@ queue_keep(const Requester *requester, const Removal *names)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	QueueRow	keep;
-	bool		wanted = false;
+	int			ntags = 0;
+	int			nfields = 0;
 
 	keep.server = requester->server;
 	keep.role = requester->role;
@@ -123,26 +126,23 @@ queue_keep(const Requester *requester, const Removal *names)
 	ScanKeyInit(&key, WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
 				Int64GetDatum(payload_digits(names->phone)));
 	scan = systable_beginscan(rel, store_oid(STORE_WAITING_CUSTOMER), true, &dirty, 1, &key);
-	while (!wanted && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	while ((ntags < names->ntags || nfields < names->nfields) &&
+		   HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		QueueRow	row;
-		int			ntags;
-		int			nfields;
-		const char **tags;
-		const char **fields;
 
 		store_read_waiting(rel, tuple, &row);
 		if (row.keep || !store_is_same_customer(&row, &keep))
 			continue;
-		tags = names_of_array(row.tags, &ntags);
-		fields = names_of_array(row.fields, &nfields);
-		wanted = names_intersect(tags, ntags, names->tags, names->ntags) > 0 ||
-			names_intersect(fields, nfields, names->fields, names->nfields) > 0;
+		ntags = bring_forward(names->tags, ntags, names->ntags, row.tags);
+		nfields = bring_forward(names->fields, nfields, names->nfields, row.fields);
 	}
 	systable_endscan(scan);
 	table_close(rel, NoLock);
 
-	if (wanted)
+	names->ntags = ntags;
+	names->nfields = nfields;
+	if (ntags > 0 || nfields > 0)
 	{
 		Store		waiting;
 
@@ -152,6 +152,28 @@ queue_keep(const Requester *requester, const Removal *names)
 		store_insert_waiting(&waiting, &keep);
 		store_close(&waiting);
 	}
+}
+
+/*
+ * Brings names that are in an array to the front, behind those that are there
+ * already.  Returns how many stand there then.
+ */
+static int
+bring_forward(const char **names, int nfound, int nnames, ArrayType *array)
+{
+	int			nothers;
+	const char **others = names_of_array(array, &nothers);
+
+	for (int i = nfound; i < nnames; i++)
+	{
+		const char *name = names[i];
+
+		if (!names_have(others, nothers, name))
+			continue;
+		names[i] = names[nfound];
+		names[nfound++] = name;
+	}
+	return nfound;
 }
 
 /*

@@ -19,7 +19,7 @@ typedef struct Requester
 } Requester;
 
 extern int64 queue_remove(const Requester *requester, const Removal *removal);
-extern void queue_keep(const Requester *requester, const Removal *names);
+extern void queue_keep(const Requester *requester, Removal *names);
 extern int64 queue_fail(const Requester *requester, const Removal *removal, const char *error);
 
 #endif							/* DOUBLETICK_QUEUE_H */
