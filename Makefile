@@ -9,12 +9,16 @@ MODULE_big = doubletick
 OBJS = \
 	src/account.o \
 	src/answer.o \
+	src/change.o \
 	src/claim.o \
+	src/column.o \
+	src/definition.o \
 	src/doubletick.o \
 	src/drain.o \
 	src/due.o \
 	src/fault.o \
 	src/flight.o \
+	src/gains.o \
 	src/hold.o \
 	src/http.o \
 	src/inbox.o \
@@ -29,8 +33,10 @@ OBJS = \
 	src/rate.o \
 	src/remove.o \
 	src/settings.o \
+	src/statement.o \
 	src/store.o \
-	src/testing.o
+	src/testing.o \
+	src/trigger.o
 
 EXTENSION = doubletick
 DATA = sql/doubletick--1.0.0.sql
@@ -66,7 +72,7 @@ INDENT = pg_bsd_indent -bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -n
 	-lpl -nip -npro -sac -tpg -ts4 -Utypedefs.list
 indent:
 	for f in src/*.[ch]; do \
-		$(INDENT) <$$f | sed 's/^\([A-Za-z_]*\)\t *\*$$/\1 */' >$$f.new && mv $$f.new $$f || exit 1; \
+		$(INDENT) <$$f | sed 's/^\([A-Za-z_]*\)[\t ]\{1,\}\*$$/\1 */' >$$f.new && mv $$f.new $$f || exit 1; \
 	done
 
 .PHONY: sandbox indent

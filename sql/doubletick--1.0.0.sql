@@ -270,12 +270,21 @@ LANGUAGE C;
 COMMENT ON PROCEDURE @extschema@.dt_process_queue() IS
 'Sends what is due in this database''s queue, many requests at a time, until nothing is due; reports its progress by NOTICE. Returns at once when another session does so already. Raises 25001 in a transaction block, 25006 in a read-only session.';
 
+CREATE FUNCTION @extschema@.dt_remove_tags_custom_fields_trigger()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'dt_remove_tags_custom_fields_trigger'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
+
+COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields_trigger() IS
+'Stores the removal of the tags and custom fields that a table''s rows have lost, to be sent by the table''s owner after commit. For a trigger AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, or FOR EACH STATEMENT with transition tables. Arguments: the columns of phone, tags, custom fields and waba, and a server; '''' names none. A wrong definition raises 39P01, 42703 or 42804 when the trigger first fires.';
+
 REVOKE EXECUTE ON FUNCTION
 	@extschema@.dt_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_cancel(bigint),
-	@extschema@.dt_retry(bigint)
+	@extschema@.dt_retry(bigint),
+	@extschema@.dt_remove_tags_custom_fields_trigger()
 FROM PUBLIC;
 
 REVOKE EXECUTE ON PROCEDURE @extschema@.dt_process_queue() FROM PUBLIC;

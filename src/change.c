@@ -1,0 +1,237 @@
+/*-------------------------------------------------------------------------
+ *
+ * change.c
+ *		From what customers had and have to what is entered into the queue.
+ *
+ * What is lost is entered as a removal, unless the transaction has gained it
+ * elsewhere (gains.c); what is there is kept: a waiting removal of it is taken
+ * back.
+ *
+ * Nothing that is in the data raises an error.  What cannot be sent goes into
+ * the history as failed, with the reason.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "change.h"
+#include "gains.h"
+#include "miscadmin.h"
+#include "names.h"
+
+static void keep(const Requester *requester, const Removal *now, const Removal *gained);
+static void remove_names(const Requester *requester, Removal *lost, bool owned);
+static bool is_number(const char *number);
+static bool is_usable(const Removal *names);
+static bool is_empty(const Removal *names);
+static const char *reason(const char *what, const char *number);
+static void fail_unsendable(const Requester *requester, Removal *lost);
+static int	split_unsendable(const char **names, int nnames, const char **unsendable, int *nunsendable);
+static void enter_in_parts(const Requester *requester, const Removal *lost);
+static int	fit(const char **names, int nnames, int *room, size_t *nbytes);
+
+/* Numbers are compared without a leading "+". */
+#define DIGITS(number) ((number) + (*(number) == '+'))
+
+/*
+ * A row was changed: "old" and "new" are what it said and says, NULL where there
+ * is none.  Both are used up.  "owned": has this transaction made the old row?
+ */
+void
+change_row(const Requester *requester, Removal *old, Removal *new, bool owned)
+{
+	Removal		nothing = {0};
+	Removal		gained;
+
+	if (old == NULL || old->phone == NULL)
+		old = &nothing;
+	if (new == NULL || new->phone == NULL)
+		new = &nothing;
+	gained = *new;
+	if (old->phone && new->phone && change_is_same_customer(old, new))
+	{
+		gained = change_copy(new);
+		change_subtract(&gained, old);
+		change_subtract(old, new);
+	}
+	change_customer(requester, NULL, &gained, new, owned);
+	change_customer(requester, old, NULL, NULL, owned);
+}
+
+/*
+ * A customer's names that were lost and gained, and those that it has now.  Each
+ * of these may be NULL.  "lost" is used up.
+ */
+void
+change_customer(const Requester *requester, Removal *lost, const Removal *gained,
+				const Removal *now, bool owned)
+{
+	if (now && !is_empty(now))
+		keep(requester, now, gained);
+	if (lost && !is_empty(lost))
+		remove_names(requester, lost, owned);
+}
+
+/*
+ * Do both name one customer?
+ */
+bool
+change_is_same_customer(const Removal *row, const Removal *other)
+{
+	return strcmp(DIGITS(row->phone), DIGITS(other->phone)) == 0 &&
+		(row->waba == NULL) == (other->waba == NULL) &&
+		(row->waba == NULL || strcmp(DIGITS(row->waba), DIGITS(other->waba)) == 0);
+}
+
+/*
+ * Takes the others' names out, in place.
+ */
+void
+change_subtract(Removal *names, const Removal *others)
+{
+	names->ntags = names_subtract(names->tags, names->ntags, others->tags, others->ntags);
+	names->nfields = names_subtract(names->fields, names->nfields, others->fields, others->nfields);
+}
+
+/*
+ * A copy whose lists can be changed.
+ */
+Removal
+change_copy(const Removal *names)
+{
+	Removal		copy = *names;
+
+	copy.tags = palloc_extended(sizeof(char *) * (names->ntags + 1), MCXT_ALLOC_HUGE);
+	copy.fields = palloc_extended(sizeof(char *) * (names->nfields + 1), MCXT_ALLOC_HUGE);
+	memcpy(copy.tags, names->tags, sizeof(char *) * names->ntags);
+	memcpy(copy.fields, names->fields, sizeof(char *) * names->nfields);
+	return copy;
+}
+
+static void
+keep(const Requester *requester, const Removal *now, const Removal *gained)
+{
+	Removal		kept = {0};
+
+	if (is_usable(now))
+	{
+		kept = change_copy(now);
+		PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
+		queue_keep(requester, &kept);
+	}
+	if (gained)
+		gains_remember(requester, gained, &kept);
+}
+
+static void
+remove_names(const Requester *requester, Removal *lost, bool owned)
+{
+	gains_cover(requester, lost, owned);
+	if (is_empty(lost))
+		return;
+	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
+	if (!is_number(lost->phone))
+		(void) queue_fail(requester, lost, reason("phone", lost->phone));
+	else if (!is_usable(lost))
+		(void) queue_fail(requester, lost, reason("waba", lost->waba));
+	else
+	{
+		fail_unsendable(requester, lost);
+		enter_in_parts(requester, lost);
+	}
+}
+
+static bool
+is_usable(const Removal *names)
+{
+	return is_number(names->phone) && (names->waba == NULL || is_number(names->waba));
+}
+
+static bool
+is_number(const char *number)
+{
+	return payload_is_e164(number);
+}
+
+static bool
+is_empty(const Removal *names)
+{
+	return names->ntags == 0 && names->nfields == 0;
+}
+
+static const char *
+reason(const char *what, const char *number)
+{
+	return psprintf("%s is not a number in international format: \"%s\"", what,
+					pnstrdup(number, fault_cliplen(number, 64)));
+}
+
+/* Takes out what no request can carry. */
+static void
+fail_unsendable(const Requester *requester, Removal *lost)
+{
+	Removal		unsendable = change_copy(lost);
+
+	lost->ntags = split_unsendable(lost->tags, lost->ntags, unsendable.tags, &unsendable.ntags);
+	lost->nfields = split_unsendable(lost->fields, lost->nfields,
+									 unsendable.fields, &unsendable.nfields);
+	if (!is_empty(&unsendable))
+		(void) queue_fail(requester, &unsendable,
+						  psprintf("names cannot be sent: UTF-8 cannot hold them, or they are longer than %d bytes as JSON",
+								   PAYLOAD_MAX_BYTES));
+}
+
+static int
+split_unsendable(const char **names, int nnames, const char **unsendable, int *nunsendable)
+{
+	int			nleft = 0;
+
+	*nunsendable = 0;
+	for (int i = 0; i < nnames; i++)
+	{
+		if (payload_has_utf8_form(names[i], strlen(names[i])) &&
+			payload_json_length(names[i]) <= PAYLOAD_MAX_BYTES)
+			names[nleft++] = names[i];
+		else
+			unsendable[(*nunsendable)++] = names[i];
+	}
+	return nleft;
+}
+
+/* As many rows as it takes for each to fit into one request. */
+static void
+enter_in_parts(const Requester *requester, const Removal *lost)
+{
+	Removal		left = *lost;
+
+	while (!is_empty(&left))
+	{
+		Removal		part = left;
+		int			room = PAYLOAD_MAX_NAMES;
+		size_t		nbytes = 0;
+
+		part.ntags = fit(left.tags, left.ntags, &room, &nbytes);
+		part.nfields = part.ntags < left.ntags ? 0 : fit(left.fields, left.nfields, &room, &nbytes);
+		(void) queue_remove(requester, &part);
+		left.tags += part.ntags;
+		left.ntags -= part.ntags;
+		left.fields += part.nfields;
+		left.nfields -= part.nfields;
+	}
+}
+
+/* How many of the names, from the first on, there is room for. */
+static int
+fit(const char **names, int nnames, int *room, size_t *nbytes)
+{
+	int			n;
+
+	for (n = 0; n < nnames && *room > 0; n++)
+	{
+		*nbytes += payload_json_length(names[n]);
+		if (*nbytes > PAYLOAD_MAX_BYTES)
+			break;
+		(*room)--;
+	}
+	return n;
+}

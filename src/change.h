@@ -1,0 +1,20 @@
+/*-------------------------------------------------------------------------
+ *
+ * change.h
+ *		From what customers had and have to what is entered into the queue.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_CHANGE_H
+#define DOUBLETICK_CHANGE_H
+
+#include "queue.h"
+
+extern void change_row(const Requester *requester, Removal *old, Removal *new, bool owned);
+extern void change_customer(const Requester *requester, Removal *lost, const Removal *gained,
+							const Removal *now, bool owned);
+extern bool change_is_same_customer(const Removal *row, const Removal *other);
+extern void change_subtract(Removal *names, const Removal *others);
+extern Removal change_copy(const Removal *names);
+
+#endif							/* DOUBLETICK_CHANGE_H */

@@ -1,0 +1,90 @@
+/*-------------------------------------------------------------------------
+ *
+ * trigger.c
+ *		The trigger: a customers table changes, DoubleTick follows.
+ *
+ * For each row, the difference is taken between the two tuples; for each
+ * statement, between what its transition tables say of each customer.  Neither
+ * runs SQL, and neither looks at rows that the statement did not touch.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_class.h"
+#include "change.h"
+#include "definition.h"
+#include "miscadmin.h"
+#include "statement.h"
+#include "utils/rel.h"
+
+static void row_fired(Definition *definition, const TriggerData *data);
+static bool is_ours(const TriggerData *data);
+static Removal *read_row(Definition *definition, TupleTableSlot *slot, Removal *row);
+
+PG_FUNCTION_INFO_V1(dt_remove_tags_custom_fields_trigger);
+
+/*
+ * dt_remove_tags_custom_fields_trigger() returns trigger
+ *
+ * Arguments: the columns of phone, tags, fields and waba, and a server.
+ */
+Datum
+dt_remove_tags_custom_fields_trigger(PG_FUNCTION_ARGS)
+{
+	TriggerData *data = (TriggerData *) fcinfo->context;
+	Definition *definition = definition_get(fcinfo);
+
+	definition->requester.enqueued_by = GetUserId();
+	if (TRIGGER_FIRED_FOR_ROW(data->tg_event))
+		row_fired(definition, data);
+	else
+		statement_fired(definition, data);
+	return PointerGetDatum(NULL);
+}
+
+/* What is allocated here goes when the trigger has returned. */
+static void
+row_fired(Definition *definition, const TriggerData *data)
+{
+	TupleTableSlot *old = NULL;
+	TupleTableSlot *new = NULL;
+	Removal		had;
+	Removal		has;
+
+	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
+		new = data->tg_trigslot;
+	else
+		old = data->tg_trigslot;
+	if (TRIGGER_FIRED_BY_UPDATE(data->tg_event))
+	{
+		new = data->tg_newslot;
+		if (columns_equal(&definition->columns, old, new))
+			return;
+	}
+	change_row(&definition->requester, read_row(definition, old, &had), read_row(definition, new, &has),
+			   old && is_ours(data));
+}
+
+/*
+ * Has this transaction made the row as it was before?  A foreign table's rows do
+ * not say.
+ */
+static bool
+is_ours(const TriggerData *data)
+{
+	return data->tg_relation->rd_rel->relkind == RELKIND_FOREIGN_TABLE ||
+		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(data->tg_trigtuple->t_data));
+}
+
+static Removal *
+read_row(Definition *definition, TupleTableSlot *slot, Removal *row)
+{
+	if (slot == NULL)
+		return NULL;
+	columns_read_customer(&definition->columns, slot, row);
+	columns_read_names(&definition->columns, slot, row);
+	return row;
+}
