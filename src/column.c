@@ -81,7 +81,9 @@ column_find_names(Column *column, Relation rel, const char *name, const char *wh
 
 	if (!OidIsValid(type))
 		return;
-	element = getBaseType(get_element_type(type));
+	element = get_element_type(type);
+	if (OidIsValid(element))
+		element = getBaseType(element);
 	if (OidIsValid(element) && is_string_like(element))
 	{
 		column->kind = COLUMN_ARRAY;
