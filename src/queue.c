@@ -24,6 +24,7 @@
 #include "names.h"
 #include "queue.h"
 #include "settings.h"
+#include "storage/lmgr.h"
 #include "store.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -78,6 +79,23 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 	MemoryContextDelete(context);
 	PG_RETURN_INT64(id);
 #undef ARGUMENT
+}
+
+/*
+ * Called by who is about to enter many rows one by one: with a lock on them
+ * until the transaction ends, the indexes are opened and closed again at little
+ * cost.
+ */
+void
+queue_hold(void)
+{
+	static const StoreObject indexes[] = {
+		STORE_WAITING_PKEY, STORE_WAITING_XACT, STORE_WAITING_CUSTOMER
+	};
+
+	for (int i = 0; i < (int) lengthof(indexes); i++)
+		LockRelationOid(store_oid(indexes[i]), RowExclusiveLock);
+	LockRelationOid(store_oid(STORE_WAITING_CUSTOMER), AccessShareLock);
 }
 
 /*

@@ -37,7 +37,7 @@
 /* What old and new rows say of a customer; each name once when they are read. */
 typedef struct Customer
 {
-	slist_node	node;
+	dlist_node	node;
 	Removal		old;			/* has the numbers of the first row */
 	Removal		new;
 	Removal		gained;			/* new, but not old */
@@ -72,7 +72,7 @@ typedef struct Statement
 	MemoryContext context;		/* of customers */
 	MemoryContext row_context;	/* of the row at hand */
 	customers_hash *customers;
-	slist_head	order;			/* the same, the last seen first */
+	dlist_head	order;			/* the same, the first seen first */
 	bool		any_lost;
 	bool		any_skipped;
 } Statement;
@@ -152,7 +152,7 @@ forget(Statement *statement)
 	statement->row_context = AllocSetContextCreate(statement->context, "doubletick row",
 												   ALLOCSET_DEFAULT_SIZES);
 	statement->customers = customers_create(statement->context, 64, NULL);
-	slist_init(&statement->order);
+	dlist_init(&statement->order);
 }
 
 static void
@@ -277,7 +277,7 @@ add(Statement *statement, Rows *rows, bool is_new)
 			customer = palloc0(sizeof(Customer));
 			customer->old.phone = customer->new.phone = row.phone;
 			customer->old.waba = customer->new.waba = row.waba;
-			slist_push_head(&statement->order, &customer->node);
+			dlist_push_tail(&statement->order, &customer->node);
 			entry->number = &customer->old;
 		}
 		customer = customer_of(entry->number);
@@ -312,11 +312,11 @@ static void
 compare(Statement *statement)
 {
 	MemoryContext caller = MemoryContextSwitchTo(statement->context);
-	slist_iter	iter;
+	dlist_iter	iter;
 
-	slist_foreach(iter, &statement->order)
+	dlist_foreach(iter, &statement->order)
 	{
-		Customer   *customer = slist_container(Customer, node, iter.cur);
+		Customer   *customer = dlist_container(Customer, node, iter.cur);
 		Removal    *old = &customer->old;
 		Removal    *new = &customer->new;
 
@@ -363,11 +363,11 @@ static void
 enter(Statement *statement)
 {
 	const Requester *requester = &statement->definition->requester;
-	slist_iter	iter;
+	dlist_iter	iter;
 
-	slist_foreach(iter, &statement->order)
+	dlist_foreach(iter, &statement->order)
 	{
-		Customer   *customer = slist_container(Customer, node, iter.cur);
+		Customer   *customer = dlist_container(Customer, node, iter.cur);
 		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 
 		CHECK_FOR_INTERRUPTS();
