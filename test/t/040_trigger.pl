@@ -1,0 +1,410 @@
+
+# The trigger: what changes in a customers table is what waits in the queue, and
+# what holds at commit does not.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+use Calls;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $calls = Calls->new;
+my $session = $calls->node->background_psql('postgres');
+
+$calls->sql('CREATE EXTENSION hstore; CREATE EXTENSION citext; CREATE ROLE owner; CREATE ROLE app;'
+	  . 'GRANT EXECUTE ON FUNCTION dt_remove_tags_custom_fields_trigger TO owner;'
+	  . 'GRANT CREATE ON SCHEMA public TO owner');
+
+my $by_row = 'AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW';
+my $columns = "phone text, tags text[], fields jsonb, waba text";
+my ($a, $b, $c) = map { '91987654321' . $_ } 0 .. 2;
+
+# By row and by statement: one row's changes.
+
+foreach my $level (qw(row statement))
+{
+	customers($level);
+	is(queued(), '', "$level: nothing waits at first");
+	run("INSERT INTO customers VALUES (1, '$a', '{lead,vip}', '{\"plan\": 1, \"city\": null}', NULL)");
+	is(queued(), '', "$level: INSERT enqueues nothing");
+	run('UPDATE customers SET id = id + 1', 'UPDATE customers SET tags = tags');
+	is(queued(), '', "$level: nor does an UPDATE of something else");
+	run("UPDATE customers SET phone = '+' || phone");
+	run("UPDATE customers SET phone = ltrim(phone, '+')");
+	is(queued(), '', "$level: nor a leading +");
+	run("UPDATE customers SET tags = '{new,vip}'");
+	is(queued(), "$a {lead} {} -", "$level: UPDATE enqueues what the new row has not");
+	run("UPDATE customers SET tags = '{lead}', fields = '{\"city\": 1}'");
+	is(queued(), "$a {new,vip} {plan} -", "$level: what comes back is taken back");
+	run("UPDATE customers SET tags = NULL, fields = NULL");
+	is(queued(), "$a {lead,new,vip} {city,plan} -", "$level: NULL has no names");
+	run("UPDATE customers SET tags = '{}', fields = '{}'", "UPDATE customers SET fields = '[]'",
+		"UPDATE customers SET fields = '3'");
+	is(queued(), "$a {lead,new,vip} {city,plan} -", "$level: nor has what is empty");
+
+	customers($level);
+	run("INSERT INTO customers VALUES (1, '$a', '{lead,lead,vip,NULL,\"\"}', '[\"plan\", 3, null, \"\", [\"x\"]]', '$c')");
+	run("DELETE FROM customers");
+	is(queued(), "$a {lead,vip} {plan} $c", "$level: DELETE enqueues all, nulls and empty names aside");
+	run("INSERT INTO customers VALUES (1, '$a', '{lead}', NULL, '$c')");
+	is(queued(), "$a {vip} {plan} $c", "$level: INSERT takes back");
+	run("INSERT INTO customers VALUES (2, '$a', '{vip}', '[\"plan\"]', NULL)");
+	is(queued(), "$a {vip} {plan} $c", "$level: but not under another waba");
+
+	customers($level);
+	run("INSERT INTO customers VALUES (1, '$a', '{lead}', NULL, NULL)");
+	run("UPDATE customers SET phone = '$b', tags = '{lead,vip}'");
+	is(queued(), "$a {lead} {} -", "$level: a new phone is a loss of the old");
+	run("UPDATE customers SET waba = '$c'");
+	is(queued(), "$a {lead} {} -; $b {lead,vip} {} -", "$level: so is a new waba");
+	run("UPDATE customers SET waba = '+$c'");
+	is(queued(), "$a {lead} {} -; $b {lead,vip} {} -", "$level: but for a leading +");
+	run("UPDATE customers SET phone = NULL");
+	run("UPDATE customers SET phone = '', tags = '{x}'");
+	is(queued(), "$a {lead} {} -; $b {lead,vip} {} -; $b {lead,vip} {} $c", "$level: no phone, nobody's");
+	is(failed(), '', "$level: and no failure");
+}
+
+# What several rows and statements of one transaction sum to.
+
+foreach my $level (qw(row statement))
+{
+	my @two = ("(1, '$a', '{x,one}', NULL, NULL), (2, '$b', '{x,two}', NULL, NULL)");
+	my $swap = "UPDATE customers SET phone = CASE id WHEN 1 THEN '$b' ELSE '$a' END";
+
+	customers($level, @two);
+	run($swap);
+	is(queued(), "$a {one} {} -; $b {two} {} -", "$level: two rows that swap phones");
+	customers($level, "(2, '$b', '{x,two}', NULL, NULL), (1, '$a', '{x,one}', NULL, NULL)");
+	run($swap);
+	is(queued(), "$a {one} {} -; $b {two} {} -", "$level: in the other order");
+
+	customers($level, @two);
+	run('BEGIN', "UPDATE customers SET phone = '$b' WHERE id = 1",
+		"UPDATE customers SET phone = '$a' WHERE id = 2", 'COMMIT');
+	is(queued(), "$a {one} {} -; $b {two} {} -", "$level: in two statements");
+
+	customers($level, @two);
+	run('BEGIN', 'DELETE FROM customers WHERE id = 1',
+		"INSERT INTO customers VALUES (3, '$a', '{x,three}', NULL, NULL)", 'COMMIT');
+	is(queued(), "$a {one} {} -", "$level: DELETE, then INSERT");
+	customers($level, @two);
+	run('BEGIN', "INSERT INTO customers VALUES (3, '$a', '{x,three}', NULL, NULL)",
+		'DELETE FROM customers WHERE id = 1', 'COMMIT');
+	is(queued(), "$a {one} {} -", "$level: INSERT, then DELETE");
+
+	customers($level, @two);
+	run('BEGIN', "UPDATE customers SET phone = '$c' WHERE id = 1",
+		"UPDATE customers SET phone = '$a' WHERE id = 1", 'COMMIT');
+	is(queued(), '', "$level: there and back: the one in between has lost nothing");
+	run('BEGIN', "INSERT INTO customers VALUES (3, '$c', '{x}', NULL, NULL)",
+		'DELETE FROM customers WHERE id = 3', 'COMMIT');
+	is(queued(), '', "$level: come and gone");
+	run('BEGIN', 'DELETE FROM customers WHERE id = 1',
+		"INSERT INTO customers VALUES (1, '$a', '{x}', NULL, NULL)",
+		'DELETE FROM customers WHERE id = 1', 'COMMIT');
+	is(queued(), "$a {one,x} {} -", "$level: gone, come and gone");
+
+	# A waiting removal that a gain took back is needed again.
+	customers($level, @two);
+	run('DELETE FROM customers WHERE id = 1');
+	run('BEGIN', "INSERT INTO customers VALUES (1, '$a', '{x,y}', NULL, NULL)",
+		'DELETE FROM customers WHERE id = 1', 'COMMIT');
+	is(queued(), "$a {one,x} {} -", "$level: an earlier removal stands");
+
+	# Savepoints.
+	customers($level, @two);
+	run('BEGIN', 'SAVEPOINT s', "UPDATE customers SET phone = '$b' WHERE id = 1",
+		'ROLLBACK TO s', "UPDATE customers SET tags = '{}' WHERE id = 2", 'COMMIT');
+	is(queued(), "$b {two,x} {} -", "$level: what a savepoint gained and rolled back is forgotten");
+	customers($level, @two);
+	run('BEGIN', 'SAVEPOINT s', 'SAVEPOINT t', "UPDATE customers SET phone = '$b' WHERE id = 1",
+		'RELEASE t', 'SAVEPOINT u', "UPDATE customers SET tags = '{}' WHERE id = 2", 'ROLLBACK TO u',
+		'RELEASE s', "UPDATE customers SET tags = '{two}' WHERE id = 2", 'COMMIT');
+	is(queued(), "$a {one,x} {} -", "$level: what one released is not, nor used up by one rolled back");
+	customers($level, @two);
+	run('BEGIN', 'SAVEPOINT s', "UPDATE customers SET tags = '{}'", 'ROLLBACK TO s', 'COMMIT');
+	is(queued(), '', "$level: nothing of what is rolled back");
+	run('BEGIN', "UPDATE customers SET phone = '$b' WHERE id = 1", 'ROLLBACK',
+		"UPDATE customers SET tags = '{}' WHERE id = 2");
+	is(queued(), "$b {two,x} {} -", "$level: the next transaction begins anew");
+
+	customers($level, @two);
+	run("INSERT INTO customers VALUES (1, '$a', '{one}', NULL, NULL) ON CONFLICT (id) DO UPDATE SET tags = EXCLUDED.tags");
+	is(queued(), "$a {x} {} -", "$level: ON CONFLICT DO UPDATE");
+	customers($level, @two);
+	run("MERGE INTO customers USING (VALUES (1, '$a', '{one}'::text[]), (2, '$b', '{}'), (3, '$b', '{x,three}')) AS s (id, phone, tags)"
+		  . ' ON customers.id = s.id WHEN MATCHED AND s.id = 2 THEN DELETE WHEN MATCHED THEN UPDATE SET tags = s.tags'
+		  . ' WHEN NOT MATCHED THEN INSERT VALUES (s.id, s.phone, s.tags)');
+	is(queued(), "$a {x} {} -; $b {two} {} -", "$level: MERGE");
+
+	# Two rows of one customer.
+	customers($level, "(1, '$a', '{x}', NULL, NULL), (2, '+$a', '{x,y}', NULL, NULL)");
+	run("UPDATE customers SET tags = '{}' WHERE id = 1");
+	is(queued(), "$a {x} {} -", "$level: other rows are not looked at");
+	customers($level, "(1, '$a', '{x}', NULL, NULL), (2, '+$a', '{x,y}', NULL, NULL)");
+	run("UPDATE customers SET tags = array_remove(tags, CASE id WHEN 1 THEN 'x' ELSE 'y' END)");
+	is(queued(), "$a {y} {} -", "$level: but for those that the statement changes");
+	customers($level, "(1, '$b', '{x}', NULL, NULL), (2, '$a', '{x}', NULL, NULL), (3, '$a', '{x}', NULL, NULL)");
+	run('BEGIN', "UPDATE customers SET phone = '$a' WHERE id = 1", 'DELETE FROM customers WHERE id = 2',
+		($level eq 'row' ? 'DELETE FROM customers WHERE id = 3' : ()), 'COMMIT');
+	is(queued(), "$b {x} {} -", "$level: what a row gained it has, however many others lose it");
+}
+
+customers('statement', "(1, '$a', '{x}', NULL, NULL), (2, '$a', '{x}', NULL, NULL)");
+run("UPDATE customers SET tags = CASE id WHEN 1 THEN '{}' ELSE tags END");
+is(queued(), '', 'statement: a row that stays as it was has its names');
+
+# Deferred to the commit, when later versions are there already.
+customers(undef, "(1, '$a', '{x}', NULL, NULL), (2, '$b', '{x}', NULL, NULL)");
+run('CREATE CONSTRAINT TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON customers DEFERRABLE INITIALLY DEFERRED'
+	  . " FOR EACH ROW EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags')");
+run('BEGIN', "UPDATE customers SET phone = '$c' WHERE id = 1", "UPDATE customers SET phone = '$b' WHERE id = 1",
+	"UPDATE customers SET phone = '$a', tags = '{x,y}' WHERE id = 2", "UPDATE customers SET tags = '{x}' WHERE id = 2");
+is(queued(), '', 'a deferred trigger has entered nothing before the commit');
+run('COMMIT');
+is(queued(), '', 'and swapped in two steps, nothing after it');
+run('BEGIN', "DELETE FROM customers WHERE id = 2", 'SET CONSTRAINTS ALL IMMEDIATE');
+is(queued(), "$a {x} {} -", 'SET CONSTRAINTS lets it fire');
+run('ROLLBACK');
+
+# Many names, and names and numbers that cannot be sent.
+
+foreach my $level (qw(row statement))
+{
+	customers($level);
+	run("INSERT INTO customers SELECT 1, '$a', array_agg('tag ' || i), (SELECT jsonb_object_agg('f' || i, i) FROM generate_series(1, 10) i)"
+		  . ' FROM generate_series(1, 2500) AS i');
+	run("UPDATE customers SET tags = tags[1:10]", 'DELETE FROM customers');
+	is(one('SELECT string_agg(cardinality(tags) || \'+\' || cardinality(fields), \' \' ORDER BY id) FROM dt_queue'),
+		'1000+0 1000+0 490+0 10+10', "$level: more than 1,000 names are split");
+	run("INSERT INTO customers SELECT 1, '$a', ARRAY[repeat('x', 300000), repeat('y', 300000), repeat('z', 600000)]",
+		'TRUNCATE dt_waiting', 'DELETE FROM customers');
+	is(one('SELECT string_agg(length(tags[1]) || \'+\' || cardinality(tags), \' \' ORDER BY id) FROM dt_queue'),
+		'300000+1 300000+1', "$level: so are more than 512 KiB");
+	like(one('SELECT state || error || length(tags[1]) FROM dt_history'),
+		qr/^failednames cannot be sent: .*600000$/, "$level: a name of more fails");
+
+	customers($level, "(1, '98765 43210', '{x}', '{\"f\": 1}', NULL), (2, '$a', '{x}', NULL, 'waba')");
+	run("UPDATE customers SET tags = '{y}'");
+	is(failed(),
+		'98765 43210 {x} {} - phone is not a number in international format: "98765 43210"; '
+		  . "$a {x} {} waba waba is not a number in international format: \"waba\"",
+		"$level: an unusable phone or waba fails");
+	is(queued(), '', "$level: and only that");
+}
+
+# Whatever the columns are.
+
+my %types = (
+	'varchar(20)[]' => "'{lead,vip}'", 'char(8)[]' => "'{lead,vip}'", 'name[]' => "'{lead,vip}'",
+	'citext[]' => "'{lead,vip}'", 'words' => "'{lead,vip}'", 'word[]' => "'{lead,vip}'",
+	'text[][]' => "'{{lead,vip},{vip,lead}}'", jsonb => "'[\"lead\", \"vip\", 1, {\"a\": 1}]'",
+	'documents' => "'[\"lead\", \"vip\"]'");
+run('CREATE DOMAIN word AS varchar CHECK (VALUE <> \'no\')', 'CREATE DOMAIN words AS text[]', 'CREATE DOMAIN documents AS jsonb');
+foreach my $type (sort keys %types)
+{
+	customers_of("id int, phone text, tags $type", "'phone', 'tags'", "(1, '$a', $types{$type})");
+	run('DELETE FROM customers');
+	is(queued(), "$a {lead,vip} {} -", "tags of type $type");
+}
+foreach my $fields ([ 'hstore' => "'lead=>1, vip=>NULL'" ], [ 'text[]' => "'{lead,vip}'" ],
+	[ jsonb => "'{\"lead\": {\"vip\": 1}, \"vip\": [\"x\"]}'" ])
+{
+	customers_of("id int, phone text, f $fields->[0]", "'phone', '', 'f'", "(1, '$a', $fields->[1])");
+	run('DELETE FROM customers');
+	is(queued(), "$a {} {lead,vip} -", "custom fields of type $fields->[0]");
+}
+foreach my $type (qw(varchar citext char(12) bigint numeric tel))
+{
+	run("DROP TABLE IF EXISTS customers", "DROP DOMAIN IF EXISTS tel", "CREATE DOMAIN tel AS bigint");
+	customers_of("id int, phone $type, tags text[], waba $type", "'phone', 'tags', '', 'waba'", "(1, '$a', '{x}', '$b')");
+	run('DELETE FROM customers');
+	is(queued(), "$a {x} {} $b", "numbers of type $type");
+}
+
+# Values stored out of line, and those that are there in another form.
+customers_of('id int, phone text, tags text[]', "'phone', 'tags'");
+run('ALTER TABLE customers ALTER tags SET STORAGE EXTERNAL',
+	"INSERT INTO customers SELECT 1, '$a', array_agg('tag ' || i) FROM generate_series(1, 900) AS i",
+	'UPDATE customers SET id = 2');
+is(queued(), '', 'a large value that stays is not lost');
+run("UPDATE customers SET tags = tags[2:]");
+is(queued(), "$a {\"tag 1\"} {} -", 'nor but for the part that goes');
+
+# Columns come and go; a quoted name; generated ones; what a BEFORE trigger changes.
+customers_of('id int, gone int, "Phone ""No""" text, "Tags" text[], up text[] GENERATED ALWAYS AS (ARRAY[upper("Tags"[1])]) STORED',
+	q{'Phone "No"', 'Tags', 'up'}, qq{(1, 0, '$a', '{x,y}')});
+run('ALTER TABLE customers DROP gone', "ALTER TABLE customers ADD later int DEFAULT 3",
+	q{UPDATE customers SET "Tags" = '{y}'});
+is(queued(), "$a {x} {X} -", 'dropped, added, generated and quoted columns');
+run(q{CREATE FUNCTION clear() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW."Tags" := NULL; RETURN NEW; END'},
+	'CREATE TRIGGER b BEFORE UPDATE ON customers FOR EACH ROW EXECUTE FUNCTION clear()', 'UPDATE customers SET id = 5');
+is(queued(), "$a {x,y} {X,Y} -", 'a BEFORE trigger changes what the statement does not name');
+
+# Partitions, with other orders of columns, and of other owners.
+fresh();
+run('CREATE TABLE customers (region text, phone text, tags text[], fields jsonb) PARTITION BY LIST (region)',
+	q{CREATE TABLE east PARTITION OF customers FOR VALUES IN ('east') PARTITION BY LIST (phone)},
+	'CREATE TABLE other (tags text[], gone int, fields jsonb, phone text, region text)',
+	'ALTER TABLE other DROP gone', 'ALTER TABLE east ATTACH PARTITION other DEFAULT',
+	'CREATE TABLE west (fields jsonb, region text, tags text[], phone text)',
+	q{ALTER TABLE customers ATTACH PARTITION west FOR VALUES IN ('west')},
+	'ALTER TABLE west OWNER TO owner', 'ALTER TABLE other OWNER TO app',
+	sprintf("CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags', 'fields')", 'customers'),
+	qq{INSERT INTO customers VALUES ('east', '$a', '{x,y}', '{"f": 1}'), ('west', '$b', '{x}', NULL)},
+	q{UPDATE customers SET region = CASE region WHEN 'east' THEN 'west' ELSE 'east' END});
+is(queued(), '', 'rows that move between partitions of several owners lose nothing');
+run(q{UPDATE customers SET region = 'east', tags = '{y}' WHERE region = 'west'});
+is(queued(), "$a {x} {} -", 'but for what they lose');
+run("DELETE FROM other WHERE phone = '$b'");
+is(queued(), "$a {x} {} -; $b {x} {} -", 'and the partition itself may be changed');
+is(one('SELECT string_agg(DISTINCT role::text, \' \') FROM dt_queue'), one('SELECT current_user'),
+	"requests are those of the owner of the table that has the trigger");
+run('DROP TRIGGER t ON customers', 'TRUNCATE dt_waiting',
+	"INSERT INTO customers VALUES ('west', '$c', '{x,y}')",
+	statement_triggers('customers', "'phone', 'tags', 'fields'"),
+	q{UPDATE customers SET region = 'east' WHERE region = 'west'});
+is(queued(), '', 'by statement they lose nothing either');
+run(q{UPDATE customers SET region = 'west', tags = '{y}'});
+is(queued(), "$c {x} {} -", 'but for what they lose');
+
+# Inheritance, and temporary tables.
+customers_of('id int, phone text, tags text[]', "'phone', 'tags'");
+run('CREATE TABLE child (more int) INHERITS (customers)', "INSERT INTO child VALUES (1, '$a', '{x}', 2)", 'DELETE FROM customers');
+is(queued(), '', "a child's rows do not fire the parent's row trigger");
+run('DROP TRIGGER t ON customers', statement_triggers('customers', "'phone', 'tags'"),
+	"INSERT INTO child VALUES (1, '$a', '{x}', 2)", 'DELETE FROM customers');
+is(queued(), "$a {x} {} -", 'but its statement trigger sees them');
+run('DROP TABLE child', 'TRUNCATE dt_waiting', 'CREATE TEMP TABLE mine (phone text, tags text[])',
+	sprintf("CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags')", 'mine'),
+	"INSERT INTO mine VALUES ('$a', '{x}')", 'DELETE FROM mine');
+is(queued(), "$a {x} {} -", 'a temporary table');
+
+# COPY, and session_replication_role.
+customers('row');
+run("INSERT INTO customers VALUES (1, '$a', '{x,y}')", 'DELETE FROM customers');
+run("COPY customers (id, phone, tags) FROM PROGRAM 'printf \"1\\t$a\\t{x}\\n\"'");
+is(queued(), "$a {y} {} -", 'COPY takes back');
+run('SET session_replication_role = replica', 'DELETE FROM customers', 'RESET session_replication_role');
+is(queued(), "$a {y} {} -", 'a replica is silent');
+run('ALTER TABLE customers ENABLE ALWAYS TRIGGER t', "INSERT INTO customers VALUES (1, '$a', '{z}')",
+	'SET session_replication_role = replica', 'DELETE FROM customers', 'RESET session_replication_role');
+is(queued(), "$a {y,z} {} -", 'unless the trigger is ENABLE ALWAYS');
+
+# Whose request it is.
+customers('row', "(1, '$a', '{x,y}', NULL, NULL)");
+run('ALTER TABLE customers OWNER TO owner', 'GRANT SELECT, UPDATE, TRIGGER ON customers TO app', 'SET ROLE app',
+	"SET doubletick.server = 'elsewhere'", "UPDATE customers SET tags = '{y}'", 'RESET ROLE', 'RESET doubletick.server');
+is(one('SELECT server || \' \' || role || \' \' || enqueued_by FROM dt_queue'), 'doubletick owner app',
+	"the request is the owner's; who updates needs nothing and is recorded");
+run('SET search_path = pg_catalog, public', 'SET ROLE app', 'SET row_security = off');
+is(outcome(sprintf("CREATE TRIGGER mine $by_row EXECUTE FUNCTION public.dt_remove_tags_custom_fields_trigger('phone', 'tags')", 'customers')),
+	'42501', 'TRIGGER on the table is not enough for a trigger');
+is(outcome("UPDATE customers SET tags = NULL"), '', 'settings make no difference');
+run('RESET ROLE', 'RESET search_path', 'RESET row_security');
+is(one('SELECT string_agg(server || \' \' || role, \', \') FROM dt_queue'), 'doubletick owner, doubletick owner',
+	'nor to whose request it is');
+run('DROP TRIGGER t ON customers', 'TRUNCATE dt_waiting', "UPDATE customers SET tags = '{x}'", 'ALTER TABLE customers OWNER TO app',
+	sprintf("CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags', '', '', 'Other One')", 'customers'),
+	'DELETE FROM customers');
+is(one('SELECT server || \' \' || role || \' \' || enqueued_by FROM dt_queue'), 'Other One app ' . one('SELECT current_user'),
+	'the fifth argument is the server; a new owner counts at once');
+
+# It arrives.
+customers('row', "(1, '$a', '{x,y}', '{\"f\": 1}', '$c')");
+$calls->sandbox->customer($a, [ 'x', 'y' ], ['f']);
+run("UPDATE customers SET tags = '{y}', fields = NULL", 'CALL dt_process_queue()');
+is_deeply($calls->sandbox->customer_now($a)->{tags}, ['y'], 'the sandbox has lost the tag');
+is(one("SELECT phone || ' ' || state || ' ' || answer::text FROM dt_history"),
+	"$a done {\"tags\": {\"errored\": [], \"removed\": [\"x\"]}, \"customFields\": {\"errored\": [], \"removed\": [\"f\"]}}",
+	'and the history has the answer');
+
+$session->quit;
+done_testing();
+
+# Runs statements in the session; each must succeed.
+sub run
+{
+	$session->query_safe($_) foreach @_;
+	return;
+}
+
+# The SQLSTATE of a statement, "" when it succeeds.
+sub outcome
+{
+	my ($statement) = @_;
+
+	return one('SELECT public.state_of(' . quote($statement) . ')');
+}
+
+sub one { return $session->query_safe($_[0]); }
+
+# What waits, customer by customer, as "PHONE TAGS FIELDS WABA; ...".
+sub queued
+{
+	return one(q{SELECT string_agg(concat_ws(' ', phone, ARRAY(SELECT DISTINCT unnest(tags) ORDER BY 1),
+			ARRAY(SELECT DISTINCT unnest(fields) ORDER BY 1), coalesce(waba, '-')), '; ' ORDER BY phone, waba NULLS FIRST)
+		FROM (SELECT ltrim(phone, '+') AS phone, ltrim(waba, '+') AS waba,
+				string_to_array(string_agg(array_to_string(tags, '|'), '|') FILTER (WHERE tags <> '{}'), '|') AS tags,
+				string_to_array(string_agg(array_to_string(fields, '|'), '|') FILTER (WHERE fields <> '{}'), '|') AS fields
+			FROM dt_queue GROUP BY 1, 2) AS q});
+}
+
+sub failed
+{
+	return one("SELECT string_agg(phone || ' ' || tags::text || ' ' || fields::text || ' ' || coalesce(waba, '-') || ' ' || error, '; ' ORDER BY id)"
+		  . " FROM dt_history WHERE state = 'failed'");
+}
+
+# An empty queue and no customers.
+sub fresh
+{
+	run('SET client_min_messages = warning', 'DROP TABLE IF EXISTS customers CASCADE', 'TRUNCATE dt_waiting, dt_settled',
+		q{CREATE OR REPLACE FUNCTION public.state_of(statement text) RETURNS text LANGUAGE plpgsql AS $$
+			BEGIN EXECUTE statement; RETURN ''; EXCEPTION WHEN others THEN RETURN SQLSTATE; END $$});
+	return;
+}
+
+# The usual table of customers, with these rows; "row", "statement" or undef.
+sub customers
+{
+	my ($level, @rows) = @_;
+
+	fresh();
+	run("CREATE TABLE customers (id int PRIMARY KEY, $columns)");
+	run('INSERT INTO customers VALUES ' . join ', ', @rows) if @rows;
+	run(triggers($level, 'customers', "'phone', 'tags', 'fields', 'waba'")) if $level;
+	return;
+}
+
+# A table of other columns, with a trigger for each row.
+sub customers_of
+{
+	my ($definition, $arguments, @rows) = @_;
+
+	fresh();
+	run("CREATE TABLE customers ($definition)", triggers('row', 'customers', $arguments),
+		map { "INSERT INTO customers VALUES $_" } @rows);
+	return;
+}
+
+sub triggers
+{
+	my ($level, $table, $arguments) = @_;
+
+	return statement_triggers($table, $arguments) if $level eq 'statement';
+	return sprintf "CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger($arguments)", $table;
+}
+
+sub statement_triggers
+{
+	my ($table, $arguments) = @_;
+	my %tables = (INSERT => 'NEW TABLE AS new', UPDATE => 'OLD TABLE AS old NEW TABLE AS new', DELETE => 'OLD TABLE AS old');
+
+	return map { "CREATE TRIGGER \L$_\E AFTER $_ ON $table REFERENCING $tables{$_} FOR EACH STATEMENT"
+		  . " EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger($arguments)" } sort keys %tables;
+}
