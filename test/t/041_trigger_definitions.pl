@@ -11,7 +11,12 @@ use Calls;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $calls = Calls->new(conf => "wal_level = logical\n");
+my $calls = Calls->new(conf => <<'CONF');
+wal_level = logical
+max_wal_senders = 4
+max_replication_slots = 4
+max_prepared_transactions = 2
+CONF
 my $function = 'EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger';
 my $good = "('phone', 'tags', 'fields', 'waba')";
 my $every_row = 'AFTER INSERT OR UPDATE OR DELETE ON customers FOR EACH ROW';
@@ -112,6 +117,18 @@ $calls->sql("CREATE TRIGGER t $every_row $function$good");
 $calls->sql("INSERT INTO customers (phone, tags) VALUES ('919876543210', '{x}')");
 $calls->sql("BEGIN; UPDATE customers SET tags = '{y}'; DROP EXTENSION doubletick CASCADE; ROLLBACK");
 is($calls->sql('SELECT count(*) FROM dt_queue'), '0', 'nothing is left open that DROP EXTENSION minds');
+
+# A prepared transaction takes along what it has gained.
+
+$calls->sql("INSERT INTO customers (id, phone, tags) VALUES (2, '919876543211', '{x}')");
+$calls->sql("BEGIN; INSERT INTO customers (id, phone, tags) VALUES (3, '919876543211', '{x}'); PREPARE TRANSACTION 'p';"
+	  . "DELETE FROM customers WHERE id = 2; ROLLBACK PREPARED 'p'");
+is($calls->sql('SELECT phone, tags FROM dt_queue'), '919876543211|{x}', 'what a prepared transaction gained is not the next one\'s');
+$calls->sql("DELETE FROM customers; TRUNCATE dt_waiting; INSERT INTO customers (id, phone, tags) VALUES (2, '919876543211', '{x}')");
+$calls->sql("BEGIN; DELETE FROM customers; PREPARE TRANSACTION 'p'");
+is($calls->sql('SELECT count(*) FROM dt_queue'), '0', 'a removal of a prepared transaction is not there yet');
+$calls->sql("COMMIT PREPARED 'p'");
+is($calls->sql('SELECT phone, tags FROM dt_queue'), '919876543211|{x}', 'but when that is committed');
 
 # Logical replication's apply, from another database.
 
