@@ -19,8 +19,6 @@
 #include "miscadmin.h"
 #include "names.h"
 
-static void keep(const Requester *requester, const Removal *now, const Removal *gained);
-static void remove_names(const Requester *requester, Removal *lost, bool owned);
 static bool is_number(const char *number);
 static bool is_usable(const Removal *names);
 static bool is_empty(const Removal *names);
@@ -54,22 +52,13 @@ change_row(const Requester *requester, Removal *old, Removal *new, bool owned)
 		change_subtract(&gained, old);
 		change_subtract(old, new);
 	}
-	change_customer(requester, NULL, &gained, new, owned);
-	change_customer(requester, old, NULL, NULL, owned);
-}
-
-/*
- * A customer's names that were lost and gained, and those that it has now.  Each
- * of these may be NULL.  "lost" is used up.
- */
-void
-change_customer(const Requester *requester, Removal *lost, const Removal *gained,
-				const Removal *now, bool owned)
-{
-	if (now && !is_empty(now))
-		keep(requester, now, gained);
-	if (lost && !is_empty(lost))
-		remove_names(requester, lost, owned);
+	if (!is_empty(new))
+		change_keep(requester, new, &gained);
+	if (!is_empty(old))
+	{
+		gains_cover(requester, old, owned);
+		change_remove(requester, old);
+	}
 }
 
 /*
@@ -108,8 +97,12 @@ change_copy(const Removal *names)
 	return copy;
 }
 
-static void
-keep(const Requester *requester, const Removal *now, const Removal *gained)
+/*
+ * A customer has these names now, some of which it has gained: a waiting removal
+ * of them is taken back.
+ */
+void
+change_keep(const Requester *requester, const Removal *now, const Removal *gained)
 {
 	Removal		kept = {0};
 
@@ -119,14 +112,15 @@ keep(const Requester *requester, const Removal *now, const Removal *gained)
 		PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
 		queue_keep(requester, &kept);
 	}
-	if (gained)
-		gains_remember(requester, gained, &kept);
+	gains_remember(requester, gained, &kept);
 }
 
-static void
-remove_names(const Requester *requester, Removal *lost, bool owned)
+/*
+ * A customer has lost these names.
+ */
+void
+change_remove(const Requester *requester, Removal *lost)
 {
-	gains_cover(requester, lost, owned);
 	if (is_empty(lost))
 		return;
 	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");

@@ -11,8 +11,8 @@
 #include "queue.h"
 
 extern void change_row(const Requester *requester, Removal *old, Removal *new, bool owned);
-extern void change_customer(const Requester *requester, Removal *lost, const Removal *gained,
-							const Removal *now, bool owned);
+extern void change_keep(const Requester *requester, const Removal *now, const Removal *gained);
+extern void change_remove(const Requester *requester, Removal *lost);
 extern bool change_is_same_customer(const Removal *row, const Removal *other);
 extern void change_subtract(Removal *names, const Removal *others);
 extern Removal change_copy(const Removal *names);

@@ -13,9 +13,8 @@
  * before the transaction loses what it had itself, and the row that gained has
  * its name still, however many others lose it.
  *
- * A gain that took a waiting removal back is noted as kept.  When its name is
- * lost again, the removal must be entered again, for the one that the gain took
- * back will not go out.
+ * A removal may be owed for a gain: since the gain took back one that waited, or
+ * covered a loss without being used up.  It is entered when the gain is used up.
  *
  * Gains are known by a hash of 64 bits over customer and name.  Two that meet by
  * chance could hide a removal, once in millions of the largest transactions.  A
@@ -39,7 +38,7 @@ typedef struct Gain
 	uint64		key;
 	int32		count;
 	char		status;
-	bool		kept;			/* has a removal been taken back for it? */
+	bool		owed;			/* is a removal to be entered at 0? */
 } Gain;
 
 #define SH_PREFIX gain
@@ -58,7 +57,7 @@ typedef struct Undo
 {
 	uint64		key;
 	int32		count;
-	bool		kept;
+	bool		owed;
 } Undo;
 
 /* A subtransaction that has changed something: its part of the list of undos. */
@@ -85,7 +84,7 @@ static Memory memory;
 
 static void start(void);
 static void count(uint64 customer, const char **names, int nnames);
-static void mark_kept(uint64 customer, const char **names, int nnames);
+static void owe(uint64 customer, const char **names, int nnames);
 static int	cover(uint64 customer, const char **names, int nnames, bool owned);
 static uint64 customer_key(const Requester *requester, const Removal *names);
 static uint64 name_key(uint64 customer, const char *name);
@@ -102,8 +101,8 @@ static void merge(SubTransactionId parent);
 #define FIELDS_OF(customer) (~(customer))
 
 /*
- * Counts names that a row has gained.  "kept" are those for which a removal was
- * taken back.
+ * Counts names that rows have gained, repeated ones for each row.  "kept" are
+ * those for which a removal was taken back.
  */
 void
 gains_remember(const Requester *requester, const Removal *gained, const Removal *kept)
@@ -117,8 +116,8 @@ gains_remember(const Requester *requester, const Removal *gained, const Removal 
 	customer = customer_key(requester, gained);
 	count(customer, gained->tags, gained->ntags);
 	count(FIELDS_OF(customer), gained->fields, gained->nfields);
-	mark_kept(customer, kept->tags, kept->ntags);
-	mark_kept(FIELDS_OF(customer), kept->fields, kept->nfields);
+	owe(customer, kept->tags, kept->ntags);
+	owe(FIELDS_OF(customer), kept->fields, kept->nfields);
 }
 
 static void
@@ -151,7 +150,7 @@ count(uint64 customer, const char **names, int nnames)
 		if (!found)
 		{
 			gain->count = 0;
-			gain->kept = false;
+			gain->owed = false;
 		}
 		note_undo(gain);
 		gain->count++;
@@ -160,22 +159,22 @@ count(uint64 customer, const char **names, int nnames)
 
 /* Names that were not gained may be among them. */
 static void
-mark_kept(uint64 customer, const char **names, int nnames)
+owe(uint64 customer, const char **names, int nnames)
 {
 	for (int i = 0; i < nnames; i++)
 	{
 		Gain	   *gain = gain_lookup(memory.gains, name_key(customer, names[i]));
 
-		if (gain == NULL || gain->kept)
+		if (gain == NULL || gain->owed)
 			continue;
 		note_undo(gain);
-		gain->kept = true;
+		gain->owed = true;
 	}
 }
 
 /*
- * Leaves of the names that a row has lost those whose removal is to be entered.
- * "owned": may it be this row that has gained them?
+ * Leaves of the names that rows have lost, repeated ones for each row, those
+ * whose removal is to be entered.  "owned": may these rows have gained them?
  */
 void
 gains_cover(const Requester *requester, Removal *lost, bool owned)
@@ -203,13 +202,16 @@ cover(uint64 customer, const char **names, int nnames, bool owned)
 			names[nleft++] = names[i];
 			continue;
 		}
-		if (!owned)
-			continue;
 		note_undo(gain);
-		gain->count--;
-		if (gain->count == 0 && gain->kept)
+		if (!owned)
 		{
-			gain->kept = false;
+			gain->owed = true;
+			continue;
+		}
+		gain->count--;
+		if (gain->count == 0 && gain->owed)
+		{
+			gain->owed = false;
 			names[nleft++] = names[i];
 		}
 	}
@@ -261,7 +263,7 @@ note_undo(const Gain *gain)
 	last = &memory.undos[memory.nundos++];
 	last->key = gain->key;
 	last->count = gain->count;
-	last->kept = gain->kept;
+	last->owed = gain->owed;
 }
 
 static void
@@ -312,7 +314,7 @@ undo(const Level *level)
 		Gain	   *gain = gain_lookup(memory.gains, last->key);
 
 		gain->count = last->count;
-		gain->kept = last->kept;
+		gain->owed = last->owed;
 	}
 }
 

@@ -129,6 +129,34 @@ names_subtract(const char **names, int nnames, const char **others, int nothers)
 }
 
 /*
+ * Of repeated names, each of the others takes out one, in place.  Returns how
+ * many are left; they may be in another order.
+ */
+int
+names_subtract_each(const char **names, int nnames, const char **others, int nothers)
+{
+	const char **sorted;
+	int			nleft = 0;
+	int			j = 0;
+
+	if (nnames == 0 || nothers == 0)
+		return nnames;
+	sorted = sort(others, nothers);
+	qsort(names, nnames, sizeof(char *), compare);
+	for (int i = 0; i < nnames; i++)
+	{
+		while (j < nothers && strcmp(sorted[j], names[i]) < 0)
+			j++;
+		if (j < nothers && strcmp(sorted[j], names[i]) == 0)
+			j++;
+		else
+			names[nleft++] = names[i];
+	}
+	pfree(sorted);
+	return nleft;
+}
+
+/*
  * Leaves only those names that are among the others, in place.  Returns how
  * many are left.
  */

@@ -15,6 +15,7 @@ extern ArrayType *names_to_array(const char **names, int nnames);
 extern int	names_distinct(const char **names, int nnames);
 extern bool names_have(const char **names, int nnames, const char *name);
 extern int	names_subtract(const char **names, int nnames, const char **others, int nothers);
+extern int	names_subtract_each(const char **names, int nnames, const char **others, int nothers);
 extern int	names_intersect(const char **names, int nnames, const char **others, int nothers);
 
 #endif							/* DOUBLETICK_NAMES_H */

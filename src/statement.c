@@ -4,7 +4,8 @@
  *		The trigger at statement level.
  *
  * What counts is what the statement's old and new rows say of a customer, however
- * many rows that are: lost is what old rows have and no new row has.
+ * many rows that are: lost is what old rows have and no new row has.  How many
+ * rows have a name matters for what the transaction has gained (gains.c).
  *
  * An UPDATE's two tables have their rows in the same order, or nearly.  Two rows
  * in the same place that say the same add nothing to what is lost, and are
@@ -19,6 +20,7 @@
 #include "change.h"
 #include "common/hashfn.h"
 #include "executor/executor.h"
+#include "gains.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
 #include "names.h"
@@ -34,13 +36,16 @@
 /* Least room for names. */
 #define SOME_NAMES 4
 
-/* What old and new rows say of a customer; each name once when they are read. */
+/*
+ * What old and new rows say of a customer: repeated names for each row, until
+ * compare() has made of "old" what was lost, each name once.
+ */
 typedef struct Customer
 {
 	dlist_node	node;
 	Removal		old;			/* has the numbers of the first row */
 	Removal		new;
-	Removal		gained;			/* new, but not old */
+	Removal		gained;			/* new, but not old, for each row */
 } Customer;
 
 typedef struct CustomerEntry
@@ -319,13 +324,20 @@ compare(Statement *statement)
 		Customer   *customer = dlist_container(Customer, node, iter.cur);
 		Removal    *old = &customer->old;
 		Removal    *new = &customer->new;
+		Removal    *gained = &customer->gained;
+
+		*gained = change_copy(new);
+		gained->ntags = names_subtract_each(gained->tags, gained->ntags, old->tags, old->ntags);
+		gained->nfields = names_subtract_each(gained->fields, gained->nfields,
+											  old->fields, old->nfields);
+		old->ntags = names_subtract_each(old->tags, old->ntags, new->tags, new->ntags);
+		old->nfields = names_subtract_each(old->fields, old->nfields, new->fields, new->nfields);
+		gains_cover(&statement->definition->requester, old, true);
 
 		old->ntags = names_distinct(old->tags, old->ntags);
 		old->nfields = names_distinct(old->fields, old->nfields);
 		new->ntags = names_distinct(new->tags, new->ntags);
 		new->nfields = names_distinct(new->fields, new->nfields);
-		customer->gained = change_copy(new);
-		change_subtract(&customer->gained, old);
 		change_subtract(old, new);
 		statement->any_lost = statement->any_lost || old->ntags > 0 || old->nfields > 0;
 	}
@@ -371,7 +383,9 @@ enter(Statement *statement)
 		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 
 		CHECK_FOR_INTERRUPTS();
-		change_customer(requester, &customer->old, &customer->gained, &customer->new, true);
+		if (customer->new.ntags > 0 || customer->new.nfields > 0)
+			change_keep(requester, &customer->new, &customer->gained);
+		change_remove(requester, &customer->old);
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
