@@ -35,7 +35,11 @@
 #include "utils/timestamp.h"
 
 static void fill_row(QueueRow *row, const Requester *requester, const Removal *removal);
-static int	bring_forward(const char **names, int nfound, int nnames, ArrayType *array);
+static void find_rows(const QueueRow *customer, List **removals, List **keeps);
+static int	bring_forward(const char **names, int nfound, int nnames, const QueueRow *removal,
+						  List *keeps, ArrayType *(*names_of) (const QueueRow *row));
+static ArrayType *tags_of(const QueueRow *row);
+static ArrayType *fields_of(const QueueRow *row);
 static void check_writable(const char *command);
 static bool find_withheld(Store *waiting, int64 id, QueueRow *row);
 static void check_sendable(const QueueRow *row);
@@ -120,44 +124,34 @@ queue_remove(const Requester *requester, const Removal *removal)
  * does, nothing is entered.
  *
  * Removals of transactions still under way count as waiting, for they may
- * commit.  The look is no snapshot's, and so takes no predicate lock that could
- * make a serializable transaction fail.
+ * commit, and keeps of others do not, for they may not.  The look is no
+ * snapshot's, and so takes no predicate lock that could make a serializable
+ * transaction fail.
  */
 void
 queue_keep(const Requester *requester, Removal *names)
 {
-	Relation	rel = table_open(store_oid(STORE_WAITING), RowExclusiveLock);
-	SnapshotData dirty;
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	QueueRow	keep;
+	QueueRow	keep = {0};
+	List	   *removals;
+	List	   *keeps;
+	ListCell   *cell;
 	int			ntags = 0;
 	int			nfields = 0;
 
 	keep.server = requester->server;
 	keep.role = requester->role;
+	keep.customer = payload_digits(names->phone);
 	keep.phone = names->phone;
 	keep.waba = names->waba;
+	find_rows(&keep, &removals, &keeps);
 
-	InitDirtySnapshot(dirty);
-	ScanKeyInit(&key, WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
-				Int64GetDatum(payload_digits(names->phone)));
-	scan = systable_beginscan(rel, store_oid(STORE_WAITING_CUSTOMER), true, &dirty, 1, &key);
-	while ((ntags < names->ntags || nfields < names->nfields) &&
-		   HeapTupleIsValid(tuple = systable_getnext(scan)))
+	foreach(cell, removals)
 	{
-		QueueRow	row;
+		QueueRow   *row = lfirst(cell);
 
-		store_read_waiting(rel, tuple, &row);
-		if (row.keep || !store_is_same_customer(&row, &keep))
-			continue;
-		ntags = bring_forward(names->tags, ntags, names->ntags, row.tags);
-		nfields = bring_forward(names->fields, nfields, names->nfields, row.fields);
+		ntags = bring_forward(names->tags, ntags, names->ntags, row, keeps, tags_of);
+		nfields = bring_forward(names->fields, nfields, names->nfields, row, keeps, fields_of);
 	}
-	systable_endscan(scan);
-	table_close(rel, NoLock);
-
 	names->ntags = ntags;
 	names->nfields = nfields;
 	if (ntags > 0 || nfields > 0)
@@ -172,26 +166,83 @@ queue_keep(const Requester *requester, Removal *names)
 	}
 }
 
+/* What waits for a customer: removals, and the keeps that are sure to count. */
+static void
+find_rows(const QueueRow *customer, List **removals, List **keeps)
+{
+	Relation	rel = table_open(store_oid(STORE_WAITING), RowExclusiveLock);
+	SnapshotData dirty;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	*removals = *keeps = NIL;
+	InitDirtySnapshot(dirty);
+	ScanKeyInit(&key, WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
+				Int64GetDatum(customer->customer));
+	scan = systable_beginscan(rel, store_oid(STORE_WAITING_CUSTOMER), true, &dirty, 1, &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		is_of_other = TransactionIdIsValid(dirty.xmin);
+		QueueRow   *row = palloc(sizeof(QueueRow));
+
+		store_read_waiting(rel, tuple, row);
+		if (!store_is_same_customer(row, customer))
+			continue;
+		if (!row->keep)
+			*removals = lappend(*removals, row);
+		else if (!is_of_other)
+			*keeps = lappend(*keeps, row);
+	}
+	systable_endscan(scan);
+	table_close(rel, NoLock);
+}
+
 /*
- * Brings names that are in an array to the front, behind those that are there
- * already.  Returns how many stand there then.
+ * Brings names that a removal has, and no keep has taken back, to the front,
+ * behind those that are there already.  Returns how many stand there then.
  */
 static int
-bring_forward(const char **names, int nfound, int nnames, ArrayType *array)
+bring_forward(const char **names, int nfound, int nnames, const QueueRow *removal, List *keeps,
+			  ArrayType *(*names_of) (const QueueRow *row))
 {
-	int			nothers;
-	const char **others = names_of_array(array, &nothers);
+	int			nwaiting;
+	const char **waiting = names_of_array(names_of(removal), &nwaiting);
+	ListCell   *cell;
 
-	for (int i = nfound; i < nnames; i++)
+	foreach(cell, keeps)
+	{
+		QueueRow   *keep = lfirst(cell);
+		int			nkept;
+		const char **kept;
+
+		if (keep->id < removal->ord)
+			continue;
+		kept = names_of_array(names_of(keep), &nkept);
+		nwaiting = names_subtract(waiting, nwaiting, kept, nkept);
+	}
+	for (int i = nfound; i < nnames && nwaiting > 0; i++)
 	{
 		const char *name = names[i];
 
-		if (!names_have(others, nothers, name))
+		if (!names_have(waiting, nwaiting, name))
 			continue;
 		names[i] = names[nfound];
 		names[nfound++] = name;
 	}
 	return nfound;
+}
+
+static ArrayType *
+tags_of(const QueueRow *row)
+{
+	return row->tags;
+}
+
+static ArrayType *
+fields_of(const QueueRow *row)
+{
+	return row->fields;
 }
 
 /*
