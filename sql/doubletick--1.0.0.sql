@@ -81,7 +81,6 @@ CREATE TABLE @extschema@.dt_waiting (
 	last_error text
 ) USING heap;
 
-CREATE INDEX dt_waiting_xact ON @extschema@.dt_waiting (xact, id);
 CREATE INDEX dt_waiting_customer ON @extschema@.dt_waiting (customer);
 
 COMMENT ON TABLE @extschema@.dt_waiting IS
@@ -94,6 +93,11 @@ COMMENT ON COLUMN @extschema@.dt_waiting.customer IS
 'The phone''s digits as a number.';
 COMMENT ON COLUMN @extschema@.dt_waiting.alone IS
 'True when the row was refused together with others and goes by itself.';
+
+COMMENT ON SEQUENCE @extschema@.dt_waiting_id_seq IS
+'The ids of dt_queue and dt_history, and the order of removals and keeps.';
+COMMENT ON INDEX @extschema@.dt_waiting_customer IS
+'How what waits for a customer is found.';
 
 CREATE TABLE @extschema@.dt_settled (
 	id bigint CONSTRAINT dt_settled_pkey PRIMARY KEY,
@@ -117,6 +121,9 @@ CREATE INDEX dt_settled_settled_at ON @extschema@.dt_settled (settled_at);
 
 COMMENT ON TABLE @extschema@.dt_settled IS
 'Removals that are settled, for as long as doubletick.history_retention says. Written by the extension alone; read the view dt_history.';
+
+COMMENT ON INDEX @extschema@.dt_settled_settled_at IS
+'How old rows are found, to be deleted, and those of the last hour, to be counted.';
 
 CREATE TABLE @extschema@.dt_hold (
 	server text COLLATE "C",

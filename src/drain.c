@@ -16,9 +16,7 @@
  */
 #include "postgres.h"
 
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/pg_authid.h"
 #include "drain.h"
 #include "fault_point.h"
 #include "hold.h"
@@ -26,8 +24,6 @@
 #include "rate.h"
 #include "settings.h"
 #include "utils/memutils.h"
-#include "utils/rel.h"
-#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
@@ -40,6 +36,13 @@
 
 /* How long a customer is left alone whose rows somebody takes back, in µs. */
 #define WITHHELD_INTERVAL (100 * INT64CONST(1000))
+
+/*
+ * Answers are settled when they are one of so many in flight, or when none has
+ * come for so long, in µs (test/bench/queue).
+ */
+#define SETTLE_PART 4
+#define QUIET (200 * INT64CONST(1))
 
 /* Longest wait in one turn, in µs. */
 #define LONGEST_WAIT (1000 * INT64CONST(1000))
@@ -68,6 +71,7 @@ struct Drain
 	int			nanswered;
 
 	/* Times are rate_clock()'s. */
+	int64		answered_at;	/* when the last answer came */
 	int64		look_at;		/* when to look for new rows again */
 	int64		fill_at;		/* when slots could be filled, even without an
 								 * answer; PG_INT64_MAX: not before one */
@@ -81,11 +85,9 @@ struct Drain
 typedef struct Fill
 {
 	Drain	   *drain;
-	Relation	rel;			/* dt_waiting */
 	TimestampTz now;
-	Store		waiting;		/* open when "is_open" */
+	Store		waiting;
 	Store		settled;
-	bool		is_open;
 	bool		hungry;			/* could more have been sent? */
 	int			nfound;			/* rows found by the last look */
 } Fill;
@@ -93,7 +95,7 @@ typedef struct Fill
 static void commit(Drain *drain);
 static Lane *find_lane(Drain *drain, const char *server, Oid role);
 static Lane *load_hold(void *arg, const char *server, Oid role);
-static void discovered(void *arg, int64 id, const char *server, Oid role);
+static void discovered(void *arg, const QueueRow *place);
 static void collect_answers(Drain *drain);
 static bool is_settling_worth_it(const Drain *drain);
 static void settle_and_fill(Drain *drain);
@@ -103,10 +105,9 @@ static void fill_lane(Fill *fill, Lane *lane);
 static void fail_lane(Fill *fill, Lane *lane);
 static void expire_lane(Fill *fill, Lane *lane, double retry_for);
 static int	count_flights(const Drain *drain, const Lane *lane);
-static bool send_customer(Fill *fill, Lane *lane, int64 id, const Account *account);
+static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account);
+static void settle_unsent(Fill *fill, Lane *lane, const Due *due);
 static Flight *find_flight(Drain *drain, const QueueRow *row);
-static void open_stores(Fill *fill);
-static void close_stores(Fill *fill);
 static void note_time(Drain *drain, int64 microseconds);
 static bool may_look(Drain *drain);
 static void look(Fill *fill);
@@ -136,8 +137,7 @@ drain_start(MemoryContext parent, const DrainTransactions *transactions)
 	dlist_init(&drain->answered);
 	dlist_init(&drain->settled);
 	dlist_init(&drain->ready);
-	drain->horizon.capacity = 64;
-	drain->horizon.running = MemoryContextAlloc(context, sizeof(int64) * 64);
+	drain->horizon.context = context;
 	drain->prune_from = DT_NOBEGIN;
 	return drain;
 }
@@ -151,12 +151,13 @@ drain_turn(Drain *drain)
 	int64		left = Max(drain->fill_at - rate_clock(), 0);
 
 	if (drain->nout > 0)
-		http_turn((int) (Min(left, LONGEST_WAIT) / 1000));
+		http_turn(drain->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
 	else if (drain->waits_for_turn)
 		rate_sleep(Min(left, LONGEST_WAIT));
 	collect_answers(drain);
 
-	if (is_settling_worth_it(drain) || rate_clock() >= drain->fill_at || drain->nout == 0)
+	if (drain->nout == 0 || is_settling_worth_it(drain) ||
+		(drain->nanswered == 0 && rate_clock() >= drain->fill_at))
 		settle_and_fill(drain);
 	return drain->nout > 0 || drain->waits_for_turn || !drain->at_end ? DRAIN_BUSY : DRAIN_IDLE;
 }
@@ -176,17 +177,20 @@ collect_answers(Drain *drain)
 		dlist_push_tail(&drain->answered, &flight->node);
 		drain->nout--;
 		drain->nanswered++;
+		drain->answered_at = rate_clock();
 	}
 }
 
 /*
  * A transaction costs much the same for one answer as for many, but while
- * answers wait their slots are empty.
+ * answers wait their slots are empty.  So: when a good part of the slots is, or
+ * when no more answers come at once.
  */
 static bool
 is_settling_worth_it(const Drain *drain)
 {
-	return drain->nanswered > 0;
+	return drain->nanswered * SETTLE_PART >= drain->nout + drain->nanswered ||
+		(drain->nanswered > 0 && rate_clock() - drain->answered_at >= QUIET);
 }
 
 /*
@@ -201,7 +205,8 @@ settle_and_fill(Drain *drain)
 	FAULT_POINT("before settling");
 	drain->transactions->begin();
 	caller = MemoryContextSwitchTo(drain->turn_context);
-	fill.rel = table_open(store_oid(STORE_WAITING), AccessShareLock);
+	store_open(&fill.waiting, STORE_WAITING);
+	store_open(&fill.settled, STORE_SETTLED);
 	fill.now = GetCurrentTimestamp();
 	if (drain->lanes == NIL)
 		hold_load(load_hold, drain);
@@ -224,8 +229,8 @@ settle_and_fill(Drain *drain)
 	else if (fill.hungry || drain->lanes == NIL)
 		note_time(drain, drain->look_at - rate_clock());
 
-	close_stores(&fill);
-	table_close(fill.rel, NoLock);
+	store_close(&fill.settled);
+	store_close(&fill.waiting);
 	FAULT_POINT("after reading");
 	MemoryContextSwitchTo(caller);
 	commit(drain);
@@ -257,7 +262,6 @@ settle_answered(Fill *fill)
 
 		dlist_push_tail(&drain->settled, &flight->node);
 		drain->nanswered--;
-		open_stores(fill);
 		flight_settle(flight, &fill->waiting, &fill->settled, &drain->tally);
 		flight->lane->nflights--;
 	}
@@ -290,10 +294,10 @@ fill_lane(Fill *fill, Lane *lane)
 	bool		is_time = !lane->held || fill->now >= lane->probe_at;
 	Account		account;
 	Fault	   *fault;
-	int64		id;
+	Waiting		row;
 	int			room;
 
-	if (lane->nids == 0 && next_due > fill->now)
+	if (lane->nrows == 0 && next_due > fill->now)
 	{
 		fill->hungry = fill->hungry || !lane->held;
 		if (next_due != DT_NOEND)
@@ -326,8 +330,7 @@ fill_lane(Fill *fill, Lane *lane)
 		int64		left = rate_left(account.serverid, account.rate_limit);
 
 		CHECK_FOR_INTERRUPTS();
-		id = lane_pop(lane, fill->now);
-		if (id == 0)
+		if (!lane_pop(lane, fill->now, &row))
 		{
 			fill->hungry = fill->hungry || !lane->held;
 			if (lane_next_due(lane) != DT_NOEND)
@@ -336,12 +339,12 @@ fill_lane(Fill *fill, Lane *lane)
 		}
 		if (left > 0 || nlooks == LOOKS_PER_FILL)
 		{
-			lane_push_front(lane, id);
+			lane_push_front(lane, row);
 			drain->waits_for_turn = true;
 			note_time(drain, left);
 			return;
 		}
-		if (send_customer(fill, lane, id, &account))
+		if (send_customer(fill, lane, row, &account))
 		{
 			(void) rate_claim(account.serverid, account.rate_limit);
 			room--;
@@ -353,14 +356,14 @@ fill_lane(Fill *fill, Lane *lane)
 static void
 fail_lane(Fill *fill, Lane *lane)
 {
-	QueueRow	row;
-	int64		id;
+	Waiting		place;
 
-	open_stores(fill);
-	while ((id = lane_pop(lane, DT_NOEND)) != 0)
+	while (lane_pop(lane, DT_NOEND, &place))
 	{
+		QueueRow	row;
+
 		CHECK_FOR_INTERRUPTS();
-		if (!store_find_waiting(fill->rel, id, SnapshotSelf, &row) ||
+		if (!store_find_waiting(&fill->waiting, place.id, &row) ||
 			find_flight(fill->drain, &row) != NULL)
 			continue;
 		if (row.keep)
@@ -369,38 +372,33 @@ fail_lane(Fill *fill, Lane *lane)
 			settle_failed(&row, "role does not exist any more", &fill->waiting,
 						  &fill->settled, &fill->drain->tally);
 	}
-	if (lane->held)
-		hold_lift(lane);
+	hold_lift(lane);
 }
 
 /* Rows age while they are held, too; the oldest come first. */
 static void
 expire_lane(Fill *fill, Lane *lane, double retry_for)
 {
-	for (int i = 0; i < EXPIRE_BATCH; i++)
+	Waiting		place;
+
+	for (int i = 0; i < EXPIRE_BATCH && lane_pop(lane, fill->now, &place); i++)
 	{
-		int64		id = lane_pop(lane, fill->now);
 		Due			due;
-		QueueRow	row;
 
 		CHECK_FOR_INTERRUPTS();
-		if (id == 0)
-			return;
-		if (!store_find_waiting(fill->rel, id, SnapshotSelf, &row) ||
-			find_flight(fill->drain, &row) != NULL)
-			continue;
-		if (!claim_pick(claim_tag(&row)))
+		if (!claim_pick(place.customer))
 		{
-			lane_push_later(lane, id, fill->now + WITHHELD_INTERVAL);
+			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
 			continue;
 		}
-		due_read(fill->rel, &row, fill->now, retry_for, &due);
-		open_stores(fill);
+		if (!due_read(&fill->waiting, place, fill->now, retry_for, &due) ||
+			find_flight(fill->drain, &due.customer) != NULL)
+			continue;
 		settle_without_request(&due, &fill->waiting, &fill->settled, &fill->drain->tally);
 		if (due.parts != NIL || due.more_id != 0)
 		{
-			lane_push_front(lane, due.more_id ? due.more_id :
-							((DuePart *) linitial(due.parts))->row.id);
+			place.id = due.parts != NIL ? ((DuePart *) linitial(due.parts))->row.id : due.more_id;
+			lane_push_front(lane, place);
 			return;
 		}
 	}
@@ -428,58 +426,60 @@ count_flights(const Drain *drain, const Lane *lane)
  * none now.
  */
 static bool
-send_customer(Fill *fill, Lane *lane, int64 id, const Account *account)
+send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account)
 {
 	Drain	   *drain = fill->drain;
 	MemoryContext context;
-	QueueRow	row;
 	Flight	   *flight;
 	Due			due;
 
-	if (!store_find_waiting(fill->rel, id, SnapshotSelf, &row))
-		return false;			/* it went with another row of its customer */
-	flight = find_flight(drain, &row);
-	if (flight)
+	if (!claim_pick(place.customer))
 	{
-		if (!flight_carries(flight, id))
-			flight->again_id = id;
-		return false;
-	}
-	if (!claim_pick(claim_tag(&row)))
-	{
-		lane_push_later(lane, id, fill->now + WITHHELD_INTERVAL);
+		lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
 		return false;
 	}
 
-	context = AllocSetContextCreate(drain->context, "doubletick flight", ALLOCSET_SMALL_SIZES);
+	context = AllocSetContextCreate(drain->context, "doubletick flight", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(context);
-	due_read(fill->rel, &row, fill->now, account->retry_for, &due);
-	if (due.parts != NIL)
+	if (due_read(&fill->waiting, place, fill->now, account->retry_for, &due))
 	{
-		flight = flight_make(context, lane, &due, account);
-		claim_fly(flight->tag);
-		dlist_push_tail(&drain->ready, &flight->node);
-		lane->nflights++;
-	}
-	MemoryContextSwitchTo(drain->turn_context);
-
-	if (due.expired != NIL || due.kept != NIL || (due.parts == NIL && due.has_keeps))
-	{
-		open_stores(fill);
-		settle_without_request(&due, &fill->waiting, &fill->settled, &drain->tally);
-		if (due.has_keeps)
+		flight = find_flight(drain, &due.customer);
+		if (flight)
 		{
-			CommandCounterIncrement();
-			due_forget_keeps(&fill->waiting, &row);
+			if (!flight_carries(flight, place.id))
+				flight->again_id = place.id;
+			due.parts = NIL;
+		}
+		else
+			settle_unsent(fill, lane, &due);
+		if (due.parts != NIL)
+		{
+			flight = flight_make(context, lane, &due, account);
+			claim_fly(flight->tag);
+			dlist_push_tail(&drain->ready, &flight->node);
+			lane->nflights++;
 		}
 	}
-	if (due.parts == NIL)
-	{
-		if (due.more_id != 0)
-			lane_push_later(lane, due.more_id, due.due_at);
+	MemoryContextSwitchTo(drain->turn_context);
+	if (due.parts == NIL)		/* also when the row went with another one */
 		MemoryContextDelete(context);
-	}
 	return due.parts != NIL;
+}
+
+/* What of a customer needs no request, or must wait for its time. */
+static void
+settle_unsent(Fill *fill, Lane *lane, const Due *due)
+{
+	settle_without_request(due, &fill->waiting, &fill->settled, &fill->drain->tally);
+	if (due->parts != NIL)
+		return;
+	if (due->more_id != 0)
+		lane_push_later(lane, (Waiting) {due->more_id, due->customer.customer}, due->due_at);
+	else if (due->has_keeps)
+	{
+		CommandCounterIncrement();	/* that was of this very command */
+		due_forget_keeps(&fill->waiting, &due->customer);
+	}
 }
 
 /* The request of the row's customer that is not settled yet; NULL: none. */
@@ -520,16 +520,17 @@ look(Fill *fill)
 	Drain	   *drain = fill->drain;
 
 	fill->nfound = 0;
-	drain->at_end = !due_discover(fill->rel, &drain->horizon, DISCOVER_BATCH, discovered, fill);
+	drain->at_end = !due_discover(&fill->waiting, &drain->horizon, DISCOVER_BATCH, discovered, fill);
 	drain->look_at = rate_clock() + LOOK_INTERVAL;
 }
 
 static void
-discovered(void *arg, int64 id, const char *server, Oid role)
+discovered(void *arg, const QueueRow *place)
 {
 	Fill	   *fill = arg;
 
-	lane_push(find_lane(fill->drain, server, role), id);
+	lane_push(find_lane(fill->drain, place->server, place->role),
+			  (Waiting) {place->id, place->customer});
 	fill->nfound++;
 }
 
@@ -562,26 +563,6 @@ find_lane(Drain *drain, const char *server, Oid role)
 	drain->lanes = lappend(drain->lanes, drain->last_lane);
 	MemoryContextSwitchTo(caller);
 	return drain->last_lane;
-}
-
-/* Only what changes something needs a lock for it, and an xid. */
-static void
-open_stores(Fill *fill)
-{
-	if (fill->is_open)
-		return;
-	store_open(&fill->waiting, STORE_WAITING);
-	store_open(&fill->settled, STORE_SETTLED);
-	fill->is_open = true;
-}
-
-static void
-close_stores(Fill *fill)
-{
-	if (!fill->is_open)
-		return;
-	store_close(&fill->waiting);
-	store_close(&fill->settled);
 }
 
 /* There may be something to fill in so many microseconds. */
@@ -655,13 +636,13 @@ drain_tally(const Drain *drain)
 int64
 drain_count_waiting(Drain *drain)
 {
-	Relation	rel;
+	Store		waiting;
 	int64		nrows;
 
 	drain->transactions->begin();
-	rel = table_open(store_oid(STORE_WAITING), AccessShareLock);
-	nrows = store_count_waiting(rel);
-	table_close(rel, NoLock);
+	store_open(&waiting, STORE_WAITING);
+	nrows = store_count_waiting(&waiting);
+	store_close(&waiting);
 	drain->transactions->commit();
 	return nrows;
 }

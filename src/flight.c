@@ -20,7 +20,6 @@
 #include "part.h"
 #include "rate.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 static Removal merge_parts(List *parts);
@@ -30,7 +29,7 @@ static bool settle_part(Flight *flight, DuePart *part, const Outcome *outcome,
 						const Answer *answer, TimestampTz due_at,
 						Store *waiting, Store *settled, Tally *tally);
 static void affect_lane(Flight *flight, const Outcome *outcome, const Answer *answer, int64 delay);
-static void put_back(Flight *flight, int64 id, const Outcome *outcome, TimestampTz due_at);
+static void put_back(Flight *flight, Waiting row, const Outcome *outcome, TimestampTz due_at);
 
 /*
  * Makes the request for what is due, for a role and a server as they are defined
@@ -42,11 +41,10 @@ flight_make(MemoryContext context, Lane *lane, const Due *due, const Account *ac
 	MemoryContext caller = MemoryContextSwitchTo(context);
 	Flight	   *flight = palloc0(sizeof(Flight));
 	Removal		removal = merge_parts(due->parts);
-	DuePart    *first = linitial(due->parts);
 
 	flight->context = context;
 	flight->lane = lane;
-	flight->tag = claim_tag(&first->row);
+	flight->tag = claim_tag(&due->customer);
 	flight->due = *due;
 	flight->body = payload_utf8(payload_jsonb(&removal, account->waba_number), &flight->length);
 	flight->target = account_target(account);
@@ -117,7 +115,7 @@ flight_carries(const Flight *flight, int64 id)
 bool
 flight_is_of(const Flight *flight, const QueueRow *row)
 {
-	const QueueRow *own = &((DuePart *) linitial(flight->due.parts))->row;
+	const QueueRow *own = &flight->due.customer;
 
 	return own->customer == row->customer && store_is_same_customer(own, row);
 }
@@ -146,7 +144,7 @@ flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally)
 	TimestampTz now = GetCurrentTimestamp();
 	double		random = pg_prng_double(&pg_global_prng_state);
 	const HttpReply *reply = http_reply(flight->transfer);
-	const QueueRow *first = &((DuePart *) linitial(flight->due.parts))->row;
+	const QueueRow *customer = &flight->due.customer;
 	Answer		answer;
 	Facts		facts;
 	Outcome		outcome;
@@ -171,15 +169,15 @@ flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally)
 			left = part->row.id;
 	}
 	if (flight->due.has_keeps)
-		due_forget_keeps(waiting, first);
+		due_forget_keeps(waiting, customer);
 
 	affect_lane(flight, &outcome, &answer, delay);
 	if (flight->again_id != 0)
-		lane_push_front(flight->lane, flight->again_id);
+		lane_push_front(flight->lane, (Waiting) {flight->again_id, customer->customer});
 	if (flight->due.more_id != 0)
-		lane_push_front(flight->lane, flight->due.more_id);
+		lane_push_front(flight->lane, (Waiting) {flight->due.more_id, customer->customer});
 	if (left != 0)
-		put_back(flight, left, &outcome, now + delay * 1000);
+		put_back(flight, (Waiting) {left, customer->customer}, &outcome, now + delay * 1000);
 	http_release(flight->transfer);
 	MemoryContextSwitchTo(caller);
 }
@@ -213,8 +211,8 @@ settle_part(Flight *flight, DuePart *part, const Outcome *outcome, const Answer 
 	char	   *note;
 	Jsonb	   *body;
 
-	/* It may have moved within the table, but nobody else may delete it. */
-	if (!store_find_waiting(waiting->rel, part->row.id, SnapshotSelf, &row))
+	row = part->row;
+	if (!store_is_still(waiting, &row) && !store_find_waiting(waiting, row.id, &row))
 		return true;
 	row.http_status = answer->status;
 	if (answer->fault)
@@ -273,12 +271,12 @@ affect_lane(Flight *flight, const Outcome *outcome, const Answer *answer, int64 
 }
 
 static void
-put_back(Flight *flight, int64 id, const Outcome *outcome, TimestampTz due_at)
+put_back(Flight *flight, Waiting row, const Outcome *outcome, TimestampTz due_at)
 {
 	if (outcome->verdict == VERDICT_AGAIN)
-		lane_push_later(flight->lane, id, due_at);
+		lane_push_later(flight->lane, row, due_at);
 	else
-		lane_push_front(flight->lane, id);
+		lane_push_front(flight->lane, row);
 }
 
 /*

@@ -15,9 +15,7 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_collation.h"
@@ -85,17 +83,19 @@ dt_held(PG_FUNCTION_ARGS)
 void
 hold_load(HoldCallback callback, void *arg)
 {
-	Relation	rel = table_open(store_oid(STORE_HOLD), AccessShareLock);
-	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, SnapshotSelf, 0, NULL);
+	Store		hold;
+	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	store_open(&hold, STORE_HOLD);
+	scan = store_scan(&hold, BY_SERVER_AND_ROLE, SnapshotSelf, 0, NULL);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		Datum		values[HOLD_NCOLUMNS];
 		bool		nulls[HOLD_NCOLUMNS];
 		Lane	   *lane;
 
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		heap_deform_tuple(tuple, RelationGetDescr(hold.rel), values, nulls);
 		lane = callback(arg, TextDatumGetCString(values[HOLD_SERVER - 1]),
 						DatumGetObjectId(values[HOLD_ROLE - 1]));
 		set_reason(lane, TextDatumGetCString(values[HOLD_REASON - 1]),
@@ -103,8 +103,8 @@ hold_load(HoldCallback callback, void *arg)
 		lane->since = DatumGetTimestampTz(values[HOLD_SINCE - 1]);
 		lane->probe_at = DatumGetTimestampTz(values[HOLD_PROBE_AT - 1]);
 	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
+	store_end_scan(scan);
+	store_close(&hold);
 }
 
 /*
@@ -189,7 +189,6 @@ write_hold(const Lane *lane)
 	Datum		values[HOLD_NCOLUMNS];
 	bool		nulls[HOLD_NCOLUMNS] = {false};
 	Store		hold;
-	HeapTuple	tuple;
 
 	values[HOLD_SERVER - 1] = CStringGetTextDatum(lane->server);
 	values[HOLD_ROLE - 1] = ObjectIdGetDatum(lane->role);
@@ -200,9 +199,7 @@ write_hold(const Lane *lane)
 
 	store_open(&hold, STORE_HOLD);
 	erase_hold(&hold, lane);
-	tuple = heap_form_tuple(RelationGetDescr(hold.rel), values, nulls);
-	CatalogTupleInsertWithInfo(hold.rel, tuple, hold.indexes);
-	heap_freetuple(tuple);
+	store_insert(&hold, heap_form_tuple(RelationGetDescr(hold.rel), values, nulls));
 	store_close(&hold);
 }
 
@@ -217,8 +214,8 @@ erase_hold(Store *hold, const Lane *lane)
 	ScanKeyEntryInitialize(&keys[0], 0, HOLD_SERVER, BTEqualStrategyNumber, InvalidOid,
 						   C_COLLATION_OID, F_TEXTEQ, CStringGetTextDatum(lane->server));
 	ScanKeyInit(&keys[1], HOLD_ROLE, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(lane->role));
-	scan = systable_beginscan(hold->rel, store_oid(STORE_HOLD_PKEY), true, SnapshotSelf, 2, keys);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	scan = store_scan(hold, BY_SERVER_AND_ROLE, SnapshotSelf, 2, keys);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
 		(void) store_delete(hold, &tuple->t_self, true);
-	systable_endscan(scan);
+	store_end_scan(scan);
 }
