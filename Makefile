@@ -19,6 +19,7 @@ OBJS = \
 	src/http.o \
 	src/inbox.o \
 	src/lane.o \
+	src/launcher.o \
 	src/names.o \
 	src/option.o \
 	src/outcome.o \
@@ -29,8 +30,10 @@ OBJS = \
 	src/rate.o \
 	src/remove.o \
 	src/settings.o \
+	src/shared.o \
 	src/store.o \
-	src/testing.o
+	src/testing.o \
+	src/worker.o
 
 EXTENSION = doubletick
 DATA = sql/doubletick--1.0.0.sql

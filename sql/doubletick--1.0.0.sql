@@ -146,6 +146,21 @@ LANGUAGE C STRICT STABLE PARALLEL RESTRICTED COST 100;
 COMMENT ON FUNCTION @extschema@.dt_held(text, oid) IS
 'What in this database''s definitions keeps requests of this role to this server from leaving; NULL when nothing does. For the view dt_status: tells only who has the role, or is a member of pg_monitor.';
 
+CREATE FUNCTION @extschema@.dt_worker(
+	OUT pid integer,
+	OUT since timestamptz,
+	OUT state text,
+	OUT in_flight integer,
+	OUT sent_per_minute bigint,
+	OUT failed_per_minute bigint,
+	OUT last_error text)
+RETURNS record
+AS 'MODULE_PATHNAME', 'dt_worker'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10;
+
+COMMENT ON FUNCTION @extschema@.dt_worker() IS
+'The background worker of this database, for the view dt_status: its process, since when it runs, what it does, requests in flight, requests sent and rows failed within the last minute, and the last error that ended it. All null when it does not run.';
+
 CREATE VIEW @extschema@.dt_queue WITH (security_barrier) AS
 SELECT w.id, w.server, pg_get_userbyid(w.role) AS role, w.phone,
 	tags.names AS tags, fields.names AS fields, w.waba,
@@ -232,13 +247,16 @@ SELECT server, coalesce(waiting.waiting, 0) AS waiting, coalesce(waiting.due, 0)
 	coalesce(settled.failed, 0) AS failed,
 	now() - waiting.oldest AS oldest_age,
 	round(coalesce(settled.rate, 0), 1) AS rate,
-	coalesce(waiting.last_error, settled.last_error) AS last_error,
-	held.held
+	regexp_replace(coalesce(waiting.last_error, settled.last_error), '(HTTP status \d+).*', '\1') AS last_error,
+	held.held,
+	worker.pid AS worker_pid, worker.since AS worker_since, worker.state AS worker_state,
+	worker.sent_per_minute, worker.failed_per_minute, worker.last_error AS worker_error
 FROM waiting FULL JOIN settled USING (server) LEFT JOIN held USING (server)
-LEFT JOIN flying ON flying.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid;
+LEFT JOIN flying ON flying.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid
+CROSS JOIN @extschema@.dt_worker() AS worker;
 
 COMMENT ON VIEW @extschema@.dt_status IS
-'One row per server: removals that wait, that are due, requests in flight; done, done with names that the API could not remove, and failed in the last hour; age of the oldest that waits; settled per second over the last minute; the last error; and why requests are held, if they are. Holds no phones or names; whole for members of pg_monitor, else of the roles that the reader has.';
+'One row per server: removals that wait, that are due, requests in flight; done, done with names that the API could not remove, and failed in the last hour; age of the oldest that waits; settled per second over the last minute; the last error, without the API''s own words; why requests are held, if they are; and the background worker. Holds no phones or names; whole for members of pg_monitor, else of the roles that the reader has.';
 
 GRANT SELECT ON @extschema@.dt_queue, @extschema@.dt_history, @extschema@.dt_status TO PUBLIC;
 

@@ -10,7 +10,10 @@
 #include "compat.h"
 #include "fault_point.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "settings.h"
+#include "shared.h"
+#include "worker.h"
 
 DOUBLETICK_MODULE_MAGIC(DOUBLETICK_VERSION);
 
@@ -25,4 +28,9 @@ _PG_init(void)
 {
 	settings_init();
 	fault_point_init();
+	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
+	{
+		shared_init();
+		launcher_register();
+	}
 }

@@ -61,6 +61,7 @@ struct Drain
 	Lane	   *last_lane;		/* found last, for the next row is likely its */
 	int			turn;			/* which lane goes first: each in its turn */
 	Horizon		horizon;
+	bool		finishing;		/* is nothing more to be sent? */
 	bool		at_end;			/* has the last look found all there was? */
 
 	dlist_head	out;			/* flights whose request is out */
@@ -98,7 +99,8 @@ static Lane *load_hold(void *arg, const char *server, Oid role);
 static void discovered(void *arg, const QueueRow *place);
 static void collect_answers(Drain *drain);
 static bool is_settling_worth_it(const Drain *drain);
-static void settle_and_fill(Drain *drain);
+static bool settle_and_fill(Drain *drain);
+static void look_and_fill(Fill *fill);
 static void settle_answered(Fill *fill);
 static void fill_slots(Fill *fill);
 static void fill_lane(Fill *fill, Lane *lane);
@@ -158,8 +160,24 @@ drain_turn(Drain *drain)
 
 	if (drain->nout == 0 || is_settling_worth_it(drain) ||
 		(drain->nanswered == 0 && rate_clock() >= drain->fill_at))
-		settle_and_fill(drain);
+	{
+		if (!settle_and_fill(drain))
+			return DRAIN_GONE;
+	}
 	return drain->nout > 0 || drain->waits_for_turn || !drain->at_end ? DRAIN_BUSY : DRAIN_IDLE;
+}
+
+/*
+ * The same, but sends nothing more.
+ */
+DrainState
+drain_finish(Drain *drain)
+{
+	drain->finishing = true;
+	drain->fill_at = PG_INT64_MAX;
+	drain->waits_for_turn = false;
+	drain->at_end = true;
+	return drain_turn(drain);
 }
 
 static void
@@ -196,7 +214,7 @@ is_settling_worth_it(const Drain *drain)
 /*
  * One transaction, and then what it has made ready leaves.
  */
-static void
+static bool
 settle_and_fill(Drain *drain)
 {
 	MemoryContext caller;
@@ -204,6 +222,11 @@ settle_and_fill(Drain *drain)
 
 	FAULT_POINT("before settling");
 	drain->transactions->begin();
+	if (!store_exists())
+	{
+		drain->transactions->commit();
+		return false;
+	}
 	caller = MemoryContextSwitchTo(drain->turn_context);
 	store_open(&fill.waiting, STORE_WAITING);
 	store_open(&fill.settled, STORE_SETTLED);
@@ -212,23 +235,8 @@ settle_and_fill(Drain *drain)
 		hold_load(load_hold, drain);
 
 	settle_answered(&fill);
-	drain->fill_at = PG_INT64_MAX;
-	drain->waits_for_turn = false;
-	fill_slots(&fill);
-	while (may_look(drain))
-	{
-		look(&fill);
-		if (fill.nfound == 0)
-			break;
-		fill_slots(&fill);
-		if (!fill.hungry)
-			break;
-	}
-	if (!drain->at_end)
-		note_time(drain, 0);
-	else if (fill.hungry || drain->lanes == NIL)
-		note_time(drain, drain->look_at - rate_clock());
-
+	if (!drain->finishing)
+		look_and_fill(&fill);
 	store_close(&fill.settled);
 	store_close(&fill.waiting);
 	FAULT_POINT("after reading");
@@ -237,6 +245,30 @@ settle_and_fill(Drain *drain)
 	land_settled(drain);
 	launch_ready(drain);
 	FAULT_POINT("after sending");
+	return true;
+}
+
+static void
+look_and_fill(Fill *fill)
+{
+	Drain	   *drain = fill->drain;
+
+	drain->fill_at = PG_INT64_MAX;
+	drain->waits_for_turn = false;
+	fill_slots(fill);
+	while (may_look(drain))
+	{
+		look(fill);
+		if (fill->nfound == 0)
+			break;
+		fill_slots(fill);
+		if (!fill->hungry)
+			break;
+	}
+	if (!drain->at_end)
+		note_time(drain, 0);
+	else if (fill->hungry && (drain->nout > 0 || !dlist_is_empty(&drain->ready)))
+		note_time(drain, drain->look_at - rate_clock());
 }
 
 /* What is settled must be so even if the machine fails, whatever the session's settings. */
@@ -264,6 +296,7 @@ settle_answered(Fill *fill)
 		drain->nanswered--;
 		flight_settle(flight, &fill->waiting, &fill->settled, &drain->tally);
 		flight->lane->nflights--;
+		drain->tally.sent++;
 	}
 	/* What follows may touch the same rows. */
 	CommandCounterIncrement();
@@ -622,6 +655,40 @@ drain_idle_time(const Drain *drain, long longest)
 	int64		left = drain->fill_at - rate_clock();
 
 	return (long) Max(Min(left / 1000 + 1, longest), 0);
+}
+
+/*
+ * When there will be something to do, even if nothing new comes; DT_NOEND:
+ * never.
+ */
+TimestampTz
+drain_next_due(const Drain *drain)
+{
+	if (drain->fill_at == PG_INT64_MAX)
+		return DT_NOEND;
+	return GetCurrentTimestamp() + Max(drain->fill_at - rate_clock(), 0);
+}
+
+/*
+ * Requests that are out, or whose answer is not settled.
+ */
+int
+drain_in_flight(const Drain *drain)
+{
+	return drain->nout + drain->nanswered;
+}
+
+/*
+ * Warns of rows that were given up for their age, if there are any.
+ */
+void
+drain_warn_of_expired(int64 nexpired)
+{
+	if (nexpired > 0)
+		ereport(WARNING,
+				(errmsg("gave up " INT64_FORMAT " removals for their age", nexpired),
+				 errdetail("The server's option \"retry_for\" says how long they may wait."),
+				 errhint("See dt_history; dt_retry sends one again.")));
 }
 
 const Tally *

@@ -38,6 +38,7 @@ typedef struct Flight
 /* What has become of rows, since somebody began to count. */
 typedef struct Tally
 {
+	int64		sent;			/* requests */
 	int64		done;
 	int64		errored;		/* of those: with names that were not removed */
 	int64		failed;

@@ -23,7 +23,6 @@ static void begin_transaction(void);
 static void check_callable(FunctionCallInfo fcinfo);
 static void process(Drain *drain);
 static void report(Drain *drain, int64 started, bool is_last);
-static void warn_of_expired(const Tally *tally);
 static char *format_duration(double seconds);
 
 PG_FUNCTION_INFO_V1(dt_process_queue);
@@ -108,7 +107,7 @@ process(Drain *drain)
 	}
 	while (drain_prune(drain))
 		CHECK_FOR_INTERRUPTS();
-	warn_of_expired(drain_tally(drain));
+	drain_warn_of_expired(drain_tally(drain)->expired);
 	report(drain, started, true);
 }
 
@@ -130,16 +129,6 @@ report(Drain *drain, int64 started, bool is_last)
 					   tally->errored) : 0,
 			 is_last && left > 0 ?
 			 errhint("What is left is not due, or is held: see dt_status.") : 0));
-}
-
-static void
-warn_of_expired(const Tally *tally)
-{
-	if (tally->expired > 0)
-		ereport(WARNING,
-				(errmsg("gave up " INT64_FORMAT " removals for their age", tally->expired),
-				 errdetail("The server's option \"retry_for\" says how long they may wait."),
-				 errhint("See dt_history; dt_retry sends one again.")));
 }
 
 static char *

@@ -28,6 +28,7 @@
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "worker.h"
 
 static void fill_row(QueueRow *row, const Requester *requester, const Removal *removal);
 static void check_writable(const char *command);
@@ -79,6 +80,7 @@ queue_remove(const Requester *requester, const Removal *removal)
 	fill_row(&row, requester, removal);
 	store_insert_waiting(&waiting, &row);
 	store_close(&waiting);
+	worker_wake_at_commit();
 	return row.id;
 }
 
@@ -277,6 +279,7 @@ put_back(QueueRow *row)
 	store_insert_waiting(&waiting, row);
 	store_insert_waiting(&waiting, &news);
 	store_close(&waiting);
+	worker_wake_at_commit();
 }
 
 /* The trigger's failed rows may hold what no request can. */
