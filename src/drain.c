@@ -201,6 +201,7 @@ settle_and_fill(Drain *drain)
 	FAULT_POINT("before settling");
 	drain->transactions->begin();
 	caller = MemoryContextSwitchTo(drain->turn_context);
+	PushActiveSnapshot(GetTransactionSnapshot());	/* TOAST wants one */
 	fill.rel = table_open(store_oid(STORE_WAITING), AccessShareLock);
 	fill.now = GetCurrentTimestamp();
 	if (drain->lanes == NIL)
@@ -226,6 +227,7 @@ settle_and_fill(Drain *drain)
 
 	close_stores(&fill);
 	table_close(fill.rel, NoLock);
+	PopActiveSnapshot();
 	FAULT_POINT("after reading");
 	MemoryContextSwitchTo(caller);
 	commit(drain);
@@ -680,9 +682,11 @@ drain_prune(Drain *drain)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
 	drain->transactions->begin();
+	PushActiveSnapshot(GetTransactionSnapshot());	/* TOAST wants one */
 	store_open(&settled, STORE_SETTLED);
 	npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
 	store_close(&settled);
+	PopActiveSnapshot();
 	drain->transactions->commit();
 	return npruned == PRUNE_BATCH;
 }
