@@ -368,8 +368,8 @@ fail_lane(Fill *fill, Lane *lane)
 		if (row.keep)
 			(void) store_delete(&fill->waiting, &row.tid, true);
 		else
-			settle_failed(&row, "role does not exist any more", &fill->waiting,
-						  &fill->settled, &fill->drain->tally);
+			(void) settle_failed(&row, "role does not exist any more", &fill->waiting,
+								 &fill->settled, &fill->drain->tally);
 	}
 	if (lane->held)
 		hold_lift(lane);

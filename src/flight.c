@@ -295,31 +295,36 @@ settle_without_request(const Due *due, Store *waiting, Store *settled, Tally *ta
 		DuePart    *part = lfirst(cell);
 		const char *last_error = part->row.last_error;
 
-		settle_failed(&part->row,
-					  psprintf("given up for its age, after %d attempts%s%s", part->row.attempts,
-							   last_error ? ": " : "", last_error ? last_error : ""),
-					  waiting, settled, tally);
-		tally->expired++;
+		tally->expired +=
+			settle_failed(&part->row,
+						  psprintf("given up for its age, after %d attempts%s%s", part->row.attempts,
+								   last_error ? ": " : "", last_error ? last_error : ""),
+						  waiting, settled, tally);
 	}
 	foreach(cell, due->kept)
 	{
 		DuePart    *part = lfirst(cell);
 
-		if (store_delete(waiting, &part->row.tid, true))
-			store_insert_settled(settled, &part->row, STATE_CANCELLED, NULL,
-								 "taken back, since the names came back");
+		if (!store_delete(waiting, &part->row.tid, true))
+			continue;
+		store_insert_settled(settled, &part->row, STATE_CANCELLED, NULL,
+							 "taken back, since the names came back");
 		tally->cancelled++;
 	}
 }
 
 /*
- * Settles a row, read in this transaction, as failed without a request.
+ * Settles a row, read in this transaction, as failed without a request.  False
+ * when it is settled already: a snapshot may still show what this command has
+ * deleted.
  */
-void
+bool
 settle_failed(const QueueRow *row, const char *error, Store *waiting, Store *settled,
 			  Tally *tally)
 {
-	if (store_delete(waiting, &row->tid, true))
-		store_insert_settled(settled, row, STATE_FAILED, NULL, error);
+	if (!store_delete(waiting, &row->tid, true))
+		return false;
+	store_insert_settled(settled, row, STATE_FAILED, NULL, error);
 	tally->failed++;
+	return true;
 }
