@@ -30,7 +30,7 @@ static bool settle_part(Flight *flight, DuePart *part, const Outcome *outcome,
 						const Answer *answer, TimestampTz due_at,
 						Store *waiting, Store *settled, Tally *tally);
 static void affect_lane(Flight *flight, const Outcome *outcome, const Answer *answer, int64 delay);
-static void put_back(Flight *flight, int64 id, const Outcome *outcome, TimestampTz due_at);
+static void put_back(Flight *flight, const QueueRow *row, const Outcome *outcome);
 
 /*
  * Makes the request for what is due, for a role and a server as they are defined
@@ -151,7 +151,7 @@ flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally)
 	Facts		facts;
 	Outcome		outcome;
 	int64		delay;
-	int64		left = 0;
+	QueueRow   *left = NULL;
 	ListCell   *cell;
 
 	answer_read(reply, &answer);
@@ -167,8 +167,8 @@ flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally)
 		facts.age = (double) (now - part->row.enqueued_at) / 1000;
 		own = outcome_of(&facts);
 		if (!settle_part(flight, part, &own, &answer, now + delay * 1000, waiting, settled, tally) &&
-			left == 0)
-			left = part->row.id;
+			left == NULL)
+			left = &part->row;
 	}
 	if (flight->due.has_keeps)
 		due_forget_keeps(waiting, first);
@@ -178,8 +178,8 @@ flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally)
 		lane_push_front(flight->lane, flight->again_id);
 	if (flight->due.more_id != 0)
 		lane_push_front(flight->lane, flight->due.more_id);
-	if (left != 0)
-		put_back(flight, left, &outcome, now + delay * 1000);
+	if (left)
+		put_back(flight, left, &outcome);
 	http_release(flight->transfer);
 	MemoryContextSwitchTo(caller);
 }
@@ -245,6 +245,7 @@ settle_part(Flight *flight, DuePart *part, const Outcome *outcome, const Answer 
 			/* No later than when it is given up. */
 			row.attempts++;
 			row.due_at = Min(due_at, row.enqueued_at + (int64) (flight->retry_for * 1000));
+			part->row.due_at = row.due_at;
 			break;
 
 		case VERDICT_ALONE:
@@ -273,12 +274,12 @@ affect_lane(Flight *flight, const Outcome *outcome, const Answer *answer, int64 
 }
 
 static void
-put_back(Flight *flight, int64 id, const Outcome *outcome, TimestampTz due_at)
+put_back(Flight *flight, const QueueRow *row, const Outcome *outcome)
 {
 	if (outcome->verdict == VERDICT_AGAIN)
-		lane_push_later(flight->lane, id, due_at);
+		lane_push_later(flight->lane, row->id, row->due_at);
 	else
-		lane_push_front(flight->lane, id);
+		lane_push_front(flight->lane, row->id);
 }
 
 /*

@@ -232,6 +232,15 @@ sub given_up
 	is($queue->sql("SELECT attempts || ' ' || (due_at - enqueued_at) FROM dt_waiting WHERE id = $id"), '1 3 days',
 		'given up: it waits no longer than that');
 
+	# And then it is given up, by the CALL that is still there.
+	$queue->fresh;
+	$sb->rule('14155550101', { status => 503, retry_after => '3600' });
+	$sb->rule('14155550102', { delay_ms => 4000 });
+	@ids = map { $queue->enqueue("1415555010$_", ['lead']) } 1, 2;
+	$queue->sql(sprintf $aged, '71 hours 59 minutes 58 seconds', '0', $ids[0]);
+	like($queue->process, qr/gave up 1 removal.*queue: 1 done, 1 failed, 0 left/s, 'given up: as soon as it is that old');
+	is($queue->states(@ids), 'failed done', 'given up: that one');
+
 	# Of one customer the old row is given up, once, while the young one waits.
 	$queue->fresh;
 	$sb->rule($phone, { status => 503, retry_after => '600', times => 1 });
