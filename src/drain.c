@@ -347,6 +347,8 @@ fill_lane(Fill *fill, Lane *lane)
 		{
 			(void) rate_claim(account.serverid, account.rate_limit);
 			room--;
+			if (lane->held)
+				hold_probe(lane);
 		}
 	}
 }

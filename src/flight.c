@@ -269,8 +269,8 @@ affect_lane(Flight *flight, const Outcome *outcome, const Answer *answer, int64 
 
 	if (outcome->verdict == VERDICT_HOLD)
 		hold_enter(flight->lane, answer->fault, flight->definition);
-	else if (answer->status != 0)
-		hold_lift(flight->lane);
+	else if (answer->status != 0 && outcome->verdict != VERDICT_AGAIN)
+		hold_lift(flight->lane);	/* an outage tells nothing of the key */
 }
 
 static void
