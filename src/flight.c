@@ -239,6 +239,7 @@ settle_part(Flight *flight, DuePart *part, const Outcome *outcome, const Answer 
 			store_insert_settled(settled, &row, STATE_FAILED, fault_jsonb(answer->fault),
 								 answer->fault->message);
 			tally->failed++;
+			tally->expired += outcome->too_old;
 			return true;
 
 		case VERDICT_AGAIN:

@@ -30,7 +30,7 @@ my %usual = (
 my @order = qw(result status is_object no_route retry_after coalesced attempts age retry_for);
 
 # Name, facts, and the verdict: with the least delay and the random part on top
-# of it, both in ms, where there is one; "pause" where it is the server's.
+# of it, both in ms, where there is one; "pause" where it is the server's, "too old" where the age decides.
 my @table;
 
 sub expect
@@ -116,9 +116,9 @@ foreach my $name (sort keys %also_again)
 
 	# Given up when its age is reached, and not before.
 	expect("$name, just before its age", { %$facts, age => 259_199_999 }, "again 0+1000$pause");
-	expect("$name, at its age", { %$facts, age => 259_200_000 }, "failed 0+1000$pause");
-	expect("$name, past its age", { %$facts, age => 1e15, attempts => 3 }, "failed 0+4000$pause");
-	expect("$name, never waits", { %$facts, age => 0, retry_for => 0 }, "failed 0+1000$pause");
+	expect("$name, at its age", { %$facts, age => 259_200_000 }, "failed 0+1000$pause too old");
+	expect("$name, past its age", { %$facts, age => 1e15, attempts => 3 }, "failed 0+4000$pause too old");
+	expect("$name, never waits", { %$facts, age => 0, retry_for => 0 }, "failed 0+1000$pause too old");
 	expect("$name, from the future", { %$facts, age => -5_000, retry_for => 1 }, "again 0+1000$pause");
 }
 
@@ -135,7 +135,7 @@ foreach my $status (429, 500, 503)
 			"again 3600000+2000$pause");
 	}
 	expect("status $status, Retry-After 5 past its age", { status => $status, retry_after => 5, age => 259_200_001 },
-		"failed 5000+1000$pause");
+		"failed 5000+1000$pause too old");
 }
 
 # All at once, for a session for each would take minutes.

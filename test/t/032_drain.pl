@@ -238,9 +238,11 @@ sub refused
 	}
 	$sb->rule('14155550302', { fault => 'redirect' });
 	$ids{302} = $queue->enqueue('14155550302', ['lead']);
+	$sb->rule('14155550499', { fault => 'echo_key' });
+	$ids{echo} = $queue->enqueue('14155550499', ['lead']);
 	my $well = $queue->enqueue($phone, ['lead']);
-	like($queue->process, qr/queue: 1 done, 6 failed, 0 left/, 'refusals: failed at once');
-	is(scalar @{ $sb->journal }, 7, 'refusals: after one request each');
+	like($queue->process, qr/queue: 1 done, 7 failed, 0 left/, 'refusals: failed at once');
+	is(scalar @{ $sb->journal }, 8, 'refusals: after one request each');
 	is($queue->states($well), 'done', 'refusals: not so the other customer');
 	foreach my $status (sort keys %says)
 	{
@@ -252,8 +254,10 @@ sub refused
 		like($row->{error}, qr/HTTP status $status: \Q$message\E$/, "status $status: the error");
 	}
 	is($queue->settled($ids{302})->{http_status}, 302, 'a redirect fails, too');
+	is($queue->settled($ids{echo})->{http_status}, 400, 'an answer that repeats the key');
+	is($queue->sql("SELECT count(*) FROM dt_settled AS s WHERE s::text LIKE '%sandbox%'"), '0', 'is not kept with it');
 	my $status = $queue->status('doubletick');
-	is($status->{failed}, 6, 'refusals: counted');
+	is($status->{failed}, 7, 'refusals: counted');
 	like($status->{last_error}, qr/with HTTP status \d+/, 'refusals: the last one is shown');
 	return;
 }
@@ -346,6 +350,9 @@ sub while_out
 	like($queue->process, qr/queue: 1 done/, 'while out: and the next CALL sends it');
 	like($queue->process(before => 'BEGIN'), qr/ERROR:  dt_process_queue\(\) cannot run inside a transaction block/,
 		'not in a transaction block');
+	$queue->enqueue($phone, ['lead']);
+	like($queue->process(before => 'DO $$ BEGIN CALL dt_process_queue(); END $$'),
+		qr/queue: 1 done.*queue: 0 done/s, 'but in a block of PL/pgSQL outside of one');
 	return;
 }
 

@@ -73,10 +73,11 @@ sub goes_again
 		like($row->{last_error}, $says, "$name: the error");
 		is($row->{http_status}, $status, "$name: the status");
 
-		# It may have been due again while others were under way.
-		$name eq 'a closed port'
-		  ? cmp_ok($row->{attempts}, '>=', 1, "$name: attempts")
-		  : is($row->{attempts}, scalar @requests, "$name: attempts");
+		# It may have been due again while others were under way.  And libcurl
+		# sends again by itself what a kept connection broke off without a byte.
+		cmp_ok($row->{attempts}, '>=', 1, "$name: attempts");
+		cmp_ok($row->{attempts}, $name eq 'reset' ? '<=' : '==', scalar @requests, "$name: as many as requests")
+		  unless $name eq 'a closed port';
 		cmp_ok(epoch('due_at', $ids[$n]), '>', @requests ? $requests[-1]{at} : $begin, "$name: is due later");
 	}
 	like($queue->status('brief')->{last_error}, qr/did not answer in time/, 'faults: dt_status shows the last');
@@ -240,6 +241,15 @@ sub given_up
 	$queue->sql(sprintf $aged, '71 hours 59 minutes 58 seconds', '0', $ids[0]);
 	like($queue->process, qr/gave up 1 removal.*queue: 1 done, 1 failed, 0 left/s, 'given up: as soon as it is that old');
 	is($queue->states(@ids), 'failed done', 'given up: that one');
+
+	# One that is too old when its answer comes is given up, too.
+	$queue->fresh;
+	$queue->sql("ALTER SERVER second OPTIONS (ADD retry_for '1s')");
+	$sb->rule($phone, { status => 503, delay_ms => 1500 });
+	$id = $queue->enqueue($phone, ['lead'], undef, server => 'second');
+	like($queue->process, qr/gave up 1 removal.*queue: 0 done, 1 failed, 0 left/s, 'given up: with the last answer');
+	like($queue->settled($id)->{error}, qr/HTTP status 503/, 'given up: which is its error');
+	$queue->sql('ALTER SERVER second OPTIONS (DROP retry_for)');
 
 	# Of one customer the old row is given up, once, while the young one waits.
 	$queue->fresh;
