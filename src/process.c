@@ -137,7 +137,9 @@ warn_of_expired(const Tally *tally)
 {
 	if (tally->expired > 0)
 		ereport(WARNING,
-				(errmsg("gave up " INT64_FORMAT " removals for their age", tally->expired),
+				(errmsg_plural("gave up " INT64_FORMAT " removal for its age",
+							   "gave up " INT64_FORMAT " removals for their age",
+							   (unsigned long) tally->expired, tally->expired),
 				 errdetail("The server's option \"retry_for\" says how long they may wait."),
 				 errhint("See dt_history; dt_retry sends one again.")));
 }

@@ -219,7 +219,7 @@ sub given_up
 	my $id = $queue->enqueue($phone, ['lead'], undef, server => 'second');
 	$queue->sql(sprintf $aged, '2 hours', '2 hours', $id);
 	$queue->sql("ALTER SERVER second OPTIONS (ADD retry_for '1h')");
-	like($queue->process, qr/gave up 1 removal/, 'given up: by the option as it is now');
+	like($queue->process, qr/gave up 1 removal for its age/, 'given up: by the option as it is now');
 	is($queue->sql("SELECT dt_retry($id)"), 't', 'given up: retried');
 	like($queue->process, qr/queue: 1 done, 0 failed, 0 left/, 'given up: and done');
 	$queue->sql('ALTER SERVER second OPTIONS (DROP retry_for)');
@@ -239,7 +239,7 @@ sub given_up
 	$sb->rule('14155550102', { delay_ms => 4000 });
 	@ids = map { $queue->enqueue("1415555010$_", ['lead']) } 1, 2;
 	$queue->sql(sprintf $aged, '71 hours 59 minutes 58 seconds', '0', $ids[0]);
-	like($queue->process, qr/gave up 1 removal.*queue: 1 done, 1 failed, 0 left/s, 'given up: as soon as it is that old');
+	like($queue->process, qr/gave up 1 removal for its age.*queue: 1 done, 1 failed, 0 left/s, 'given up: as soon as it is that old');
 	is($queue->states(@ids), 'failed done', 'given up: that one');
 
 	# One that is too old when its answer comes is given up, too.
@@ -247,7 +247,7 @@ sub given_up
 	$queue->sql("ALTER SERVER second OPTIONS (ADD retry_for '1s')");
 	$sb->rule($phone, { status => 503, delay_ms => 1500 });
 	$id = $queue->enqueue($phone, ['lead'], undef, server => 'second');
-	like($queue->process, qr/gave up 1 removal.*queue: 0 done, 1 failed, 0 left/s, 'given up: with the last answer');
+	like($queue->process, qr/gave up 1 removal for its age.*queue: 0 done, 1 failed, 0 left/s, 'given up: with the last answer');
 	like($queue->settled($id)->{error}, qr/HTTP status 503/, 'given up: which is its error');
 	$queue->sql('ALTER SERVER second OPTIONS (DROP retry_for)');
 
@@ -257,7 +257,7 @@ sub given_up
 	@ids = map { $queue->enqueue($phone, [$_]) } 1, 2;
 	$queue->process;
 	$queue->sql(sprintf $aged, '73 hours', '73 hours', $ids[0]);
-	like($queue->process, qr/gave up 1 removals.*queue: 0 done, 1 failed, 1 left/s, 'given up: counted once');
+	like($queue->process, qr/gave up 1 removal for its age.*queue: 0 done, 1 failed, 1 left/s, 'given up: counted once');
 	is($queue->states(@ids), 'failed waiting', 'given up: the old one alone');
 	is($queue->waiting($ids[1])->{attempts}, 1, 'given up: and the other goes on waiting');
 	return;

@@ -229,7 +229,7 @@ sub held_rows_age
 	$queue->sql(sprintf($aged, join ',', @ids[ 0, 1 ]) . '; DROP USER MAPPING FOR CURRENT_USER SERVER doubletick');
 	like($queue->process, qr/gave up 2 removals.*queue: 0 done, 2 failed, 3 left/s, 'held rows: are given up');
 	$queue->sql(sprintf($aged, $ids[2]) . "; UPDATE dt_hold SET probe_at = now() - interval '1 second'");
-	like($queue->process, qr/gave up 1 removals.*queue: 0 done, 1 failed, 2 left/s, 'held rows: and are later');
+	like($queue->process, qr/gave up 1 removal for its age.*queue: 0 done, 1 failed, 2 left/s, 'held rows: and are later');
 	is($queue->states(@ids), 'failed failed failed waiting waiting', 'held rows: the young ones wait');
 	$queue->sql($mapping);
 	$queue->process;
