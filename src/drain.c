@@ -24,6 +24,7 @@
 #include "rate.h"
 #include "settings.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
@@ -228,6 +229,7 @@ settle_and_fill(Drain *drain)
 		return false;
 	}
 	caller = MemoryContextSwitchTo(drain->turn_context);
+	PushActiveSnapshot(GetTransactionSnapshot());	/* TOAST wants one */
 	store_open(&fill.waiting, STORE_WAITING);
 	store_open(&fill.settled, STORE_SETTLED);
 	fill.now = GetCurrentTimestamp();
@@ -239,6 +241,7 @@ settle_and_fill(Drain *drain)
 		look_and_fill(&fill);
 	store_close(&fill.settled);
 	store_close(&fill.waiting);
+	PopActiveSnapshot();
 	FAULT_POINT("after reading");
 	MemoryContextSwitchTo(caller);
 	commit(drain);
@@ -381,6 +384,8 @@ fill_lane(Fill *fill, Lane *lane)
 		{
 			(void) rate_claim(account.serverid, account.rate_limit);
 			room--;
+			if (lane->held)
+				hold_probe(lane);
 		}
 	}
 }
@@ -402,8 +407,8 @@ fail_lane(Fill *fill, Lane *lane)
 		if (row.keep)
 			(void) store_delete(&fill->waiting, &row.tid, true);
 		else
-			settle_failed(&row, "role does not exist any more", &fill->waiting,
-						  &fill->settled, &fill->drain->tally);
+			(void) settle_failed(&row, "role does not exist any more", &fill->waiting,
+								 &fill->settled, &fill->drain->tally);
 	}
 	hold_lift(lane);
 }
@@ -686,7 +691,9 @@ drain_warn_of_expired(int64 nexpired)
 {
 	if (nexpired > 0)
 		ereport(WARNING,
-				(errmsg("gave up " INT64_FORMAT " removals for their age", nexpired),
+				(errmsg_plural("gave up " INT64_FORMAT " removal for its age",
+							   "gave up " INT64_FORMAT " removals for their age",
+							   (unsigned long) nexpired, nexpired),
 				 errdetail("The server's option \"retry_for\" says how long they may wait."),
 				 errhint("See dt_history; dt_retry sends one again.")));
 }
@@ -728,9 +735,11 @@ drain_prune(Drain *drain)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
 	drain->transactions->begin();
+	PushActiveSnapshot(GetTransactionSnapshot());	/* TOAST wants one */
 	store_open(&settled, STORE_SETTLED);
 	npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
 	store_close(&settled);
+	PopActiveSnapshot();
 	drain->transactions->commit();
 	return npruned == PRUNE_BATCH;
 }

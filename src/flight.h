@@ -55,7 +55,7 @@ extern void flight_launch(Flight *flight);
 extern void flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally);
 extern void settle_without_request(const Due *due, Store *waiting, Store *settled,
 								   Tally *tally);
-extern void settle_failed(const QueueRow *row, const char *error, Store *waiting,
+extern bool settle_failed(const QueueRow *row, const char *error, Store *waiting,
 						  Store *settled, Tally *tally);
 
 #endif							/* DOUBLETICK_FLIGHT_H */

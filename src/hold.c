@@ -152,6 +152,17 @@ hold_enter(Lane *lane, const Fault *fault, const char *definition)
 }
 
 /*
+ * A held lane's probe leaves: the next one may a minute later, whatever becomes
+ * of this one.
+ */
+void
+hold_probe(Lane *lane)
+{
+	lane->probe_at = GetCurrentTimestamp() + PROBE_INTERVAL;
+	write_hold(lane);
+}
+
+/*
  * Lets the lane go on.
  */
 void

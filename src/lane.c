@@ -100,7 +100,7 @@ lane_push_later(Lane *lane, Waiting row, TimestampTz when)
 bool
 lane_pop(Lane *lane, TimestampTz now, Waiting *row)
 {
-	if (lane_next_due(lane) <= now && !pairingheap_is_empty(lane->later))
+	if (!pairingheap_is_empty(lane->later) && lane_next_due(lane) <= now)
 	{
 		LaterRow   *later = pairingheap_container(LaterRow, node,
 												  pairingheap_remove_first(lane->later));
