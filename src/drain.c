@@ -90,6 +90,7 @@ typedef struct Fill
 	int			nfound;			/* rows found by the last look */
 } Fill;
 
+static void begin(Drain *drain);
 static void commit(Drain *drain);
 static Lane *find_lane(Drain *drain, const char *server, Oid role);
 static Lane *load_hold(void *arg, const char *server, Oid role);
@@ -199,7 +200,7 @@ settle_and_fill(Drain *drain)
 	Fill		fill = {.drain = drain};
 
 	FAULT_POINT("before settling");
-	drain->transactions->begin();
+	begin(drain);
 	caller = MemoryContextSwitchTo(drain->turn_context);
 	fill.rel = table_open(store_oid(STORE_WAITING), AccessShareLock);
 	fill.now = GetCurrentTimestamp();
@@ -234,12 +235,21 @@ settle_and_fill(Drain *drain)
 	FAULT_POINT("after sending");
 }
 
+/* Rows are read as they are now, but parts out of line need a snapshot. */
+static void
+begin(Drain *drain)
+{
+	drain->transactions->begin();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
 /* What is settled must be so even if the machine fails, whatever the session's settings. */
 static void
 commit(Drain *drain)
 {
 	if (!dlist_is_empty(&drain->settled))
 		ForceSyncCommit();
+	PopActiveSnapshot();
 	drain->transactions->commit();
 	MemoryContextReset(drain->turn_context);
 	if (!dlist_is_empty(&drain->settled))
@@ -658,10 +668,11 @@ drain_count_waiting(Drain *drain)
 	Relation	rel;
 	int64		nrows;
 
-	drain->transactions->begin();
+	begin(drain);
 	rel = table_open(store_oid(STORE_WAITING), AccessShareLock);
 	nrows = store_count_waiting(rel);
 	table_close(rel, NoLock);
+	PopActiveSnapshot();
 	drain->transactions->commit();
 	return nrows;
 }
@@ -679,10 +690,11 @@ drain_prune(Drain *drain)
 	if (setting_history_retention < 0)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
-	drain->transactions->begin();
+	begin(drain);
 	store_open(&settled, STORE_SETTLED);
 	npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
 	store_close(&settled);
+	PopActiveSnapshot();
 	drain->transactions->commit();
 	return npruned == PRUNE_BATCH;
 }
