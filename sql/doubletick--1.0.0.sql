@@ -215,7 +215,7 @@ WITH waiting AS (
 ), flying AS (
 	SELECT l.classid, count(*) AS in_flight
 	FROM pg_locks AS l
-	WHERE l.locktype = 'advisory' AND l.objsubid = 54577 AND l.granted
+	WHERE l.locktype = 'advisory' AND l.objsubid = 17493 AND l.granted
 		AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
 	GROUP BY l.classid
 )

@@ -25,10 +25,13 @@
 #include "miscadmin.h"
 #include "storage/lock.h"
 
-/* Kinds of locks; dt_status looks for the second in pg_locks. */
-#define LOCK_DRAIN 54576
-#define LOCK_FLIGHT 54577
-#define LOCK_DOOR 54578
+/*
+ * Kinds of locks; dt_status looks for the second in pg_locks, whose column is a
+ * signed int2.
+ */
+#define LOCK_DRAIN 17492
+#define LOCK_FLIGHT 17493
+#define LOCK_DOOR 17494
 
 #define NDOORS 256
 
