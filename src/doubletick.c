@@ -23,6 +23,6 @@ void		_PG_init(void);
 void
 _PG_init(void)
 {
-	settings_init();
 	fault_point_init();
+	settings_init();			/* after which there can be no other settings */
 }
