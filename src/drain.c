@@ -202,7 +202,7 @@ settle_and_fill(Drain *drain)
 	FAULT_POINT("before settling");
 	begin(drain);
 	caller = MemoryContextSwitchTo(drain->turn_context);
-	fill.rel = table_open(store_oid(STORE_WAITING), AccessShareLock);
+	fill.rel = store_table(STORE_WAITING, AccessShareLock);
 	fill.now = GetCurrentTimestamp();
 	if (drain->lanes == NIL)
 		hold_load(load_hold, drain);
@@ -669,7 +669,7 @@ drain_count_waiting(Drain *drain)
 	int64		nrows;
 
 	begin(drain);
-	rel = table_open(store_oid(STORE_WAITING), AccessShareLock);
+	rel = store_table(STORE_WAITING, AccessShareLock);
 	nrows = store_count_waiting(rel);
 	table_close(rel, NoLock);
 	PopActiveSnapshot();

@@ -85,7 +85,7 @@ dt_held(PG_FUNCTION_ARGS)
 void
 hold_load(HoldCallback callback, void *arg)
 {
-	Relation	rel = table_open(store_oid(STORE_HOLD), AccessShareLock);
+	Relation	rel = store_table(STORE_HOLD, AccessShareLock);
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, SnapshotSelf, 0, NULL);
 	HeapTuple	tuple;
 

@@ -106,7 +106,7 @@ queue_remove(const Requester *requester, const Removal *removal)
 void
 queue_keep(const Requester *requester, const Removal *names)
 {
-	Relation	rel = table_open(store_oid(STORE_WAITING), RowExclusiveLock);
+	Relation	rel = store_table(STORE_WAITING, RowExclusiveLock);
 	SnapshotData dirty;
 	ScanKeyData key;
 	SysScanDesc scan;

@@ -50,6 +50,7 @@ static const char *const object_names[STORE_NOBJECTS] = {
 static Oid	object_oids[STORE_NOBJECTS];
 static bool oids_known = false;
 
+static void raise_undefined(void);
 static bool find_objects(void);
 static Oid	extension_schema(void);
 static void forget_objects(Datum arg, Oid relid);
@@ -81,10 +82,30 @@ Oid
 store_oid(StoreObject object)
 {
 	if (!store_exists())
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("the tables of extension \"doubletick\" do not exist in this database")));
+		raise_undefined();
 	return object_oids[object];
+}
+
+/*
+ * Opens a table to read it, or with a stronger lock.  It may be gone by the time
+ * that the lock is there: a drain's transaction does not begin with a statement.
+ */
+Relation
+store_table(StoreObject table, LOCKMODE lock)
+{
+	Relation	rel = try_table_open(store_oid(table), lock);
+
+	if (rel == NULL)
+		raise_undefined();
+	return rel;
+}
+
+static void
+raise_undefined(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("the tables of extension \"doubletick\" do not exist in this database")));
 }
 
 /* Objects of the same names elsewhere are not ours: they lie in another schema. */
@@ -153,7 +174,7 @@ forget_objects(Datum arg pg_attribute_unused(), Oid relid)
 void
 store_open(Store *store, StoreObject table)
 {
-	store->rel = table_open(store_oid(table), RowExclusiveLock);
+	store->rel = store_table(table, RowExclusiveLock);
 	store->indexes = CatalogOpenIndexes(store->rel);
 }
 

@@ -13,6 +13,7 @@
 #include "catalog/indexing.h"
 #include "compat.h"
 #include "datatype/timestamp.h"
+#include "storage/lockdefs.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
 
@@ -115,6 +116,7 @@ typedef struct Store
 
 extern bool store_exists(void);
 extern Oid	store_oid(StoreObject object);
+extern Relation store_table(StoreObject table, LOCKMODE lock);
 extern void store_open(Store *store, StoreObject table);
 extern void store_close(Store *store);
 
