@@ -102,7 +102,7 @@ lane_pop(Lane *lane, TimestampTz now)
 {
 	int64		id = 0;
 
-	if (lane_next_due(lane) <= now)
+	if (!pairingheap_is_empty(lane->later) && lane_next_due(lane) <= now)
 	{
 		LaterRow   *row = pairingheap_container(LaterRow, node,
 												pairingheap_remove_first(lane->later));
