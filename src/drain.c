@@ -373,6 +373,13 @@ fail_lane(Fill *fill, Lane *lane)
 		if (!store_find_waiting(fill->rel, id, SnapshotSelf, &row) ||
 			find_flight(fill->drain, &row) != NULL)
 			continue;
+		if (!claim_pick(claim_tag(&row)))
+		{
+			/* The others can wait as well: nobody waits for them. */
+			lane_push_later(lane, id, fill->now + WITHHELD_INTERVAL);
+			note_time(fill->drain, WITHHELD_INTERVAL);
+			return;
+		}
 		if (row.keep)
 			(void) store_delete(&fill->waiting, &row.tid, true);
 		else

@@ -352,6 +352,33 @@ sub whose
 	return;
 }
 
+# A role that is dropped, with rows that nobody can send any more.
+sub dropped
+{
+	my @phones = map { new_phone() } 1 .. 3;
+
+	$calls->sql('CREATE ROLE gone; GRANT EXECUTE ON FUNCTION dt_enqueue_remove_tags_custom_fields TO gone');
+	my @ids = map { as('gone', enqueue($_, ['lead'])) } @phones;
+	$calls->sql('DROP OWNED BY gone; DROP ROLE gone');
+	is($calls->sql("SELECT count(*) FROM dt_queue WHERE id IN (" . join(',', @ids) . ") AND role LIKE 'unknown%'"), '3',
+		'a superuser sees the rows of a dropped role');
+	is(as('app', 'SELECT count(*) FROM dt_queue'), '0', 'and others do not');
+
+	# One of which is being cancelled: the drain does not wait for that.
+	my $session = $node->background_psql('postgres');
+	is($session->query_safe("BEGIN; SELECT dt_cancel($ids[0])"), 't', 'a superuser cancels one, not committed');
+	$calls->sql("SET statement_timeout = '30s'; CALL dt_process_queue()");
+	is(state_of($ids[0]), 'waiting', 'a drain leaves it alone');
+	$session->query_safe('COMMIT');
+	drain();
+	is(state_of($ids[0]), 'cancelled', 'it is cancelled');
+	is($calls->sql("SELECT state, attempts, error FROM dt_history WHERE id = $ids[$_]"), 'failed|0|role does not exist any more',
+		'the others fail') foreach 1, 2;
+	is_received($_, '', 'none is sent') foreach @phones;
+	$session->quit;
+	return;
+}
+
 sub visible
 {
 	my %phones = (app => new_phone(), other => new_phone());
@@ -798,6 +825,7 @@ prepared();
 late();
 make_roles();
 whose();
+dropped();
 visible();
 privileges();
 read_only();
