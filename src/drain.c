@@ -94,6 +94,7 @@ typedef struct Fill
 	int			nfound;			/* rows found by the last look */
 } Fill;
 
+static void begin(Drain *drain);
 static void commit(Drain *drain);
 static Lane *find_lane(Drain *drain, const char *server, Oid role);
 static Lane *load_hold(void *arg, const char *server, Oid role);
@@ -222,14 +223,13 @@ settle_and_fill(Drain *drain)
 	Fill		fill = {.drain = drain};
 
 	FAULT_POINT("before settling");
-	drain->transactions->begin();
+	begin(drain);
 	if (!store_exists())
 	{
-		drain->transactions->commit();
+		commit(drain);
 		return false;
 	}
 	caller = MemoryContextSwitchTo(drain->turn_context);
-	PushActiveSnapshot(GetTransactionSnapshot());	/* TOAST wants one */
 	store_open(&fill.waiting, STORE_WAITING);
 	store_open(&fill.settled, STORE_SETTLED);
 	fill.now = GetCurrentTimestamp();
@@ -241,7 +241,6 @@ settle_and_fill(Drain *drain)
 		look_and_fill(&fill);
 	store_close(&fill.settled);
 	store_close(&fill.waiting);
-	PopActiveSnapshot();
 	FAULT_POINT("after reading");
 	MemoryContextSwitchTo(caller);
 	commit(drain);
@@ -274,12 +273,21 @@ look_and_fill(Fill *fill)
 		note_time(drain, drain->look_at - rate_clock());
 }
 
+/* Rows are read as they are now, but parts out of line need a snapshot. */
+static void
+begin(Drain *drain)
+{
+	drain->transactions->begin();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
 /* What is settled must be so even if the machine fails, whatever the session's settings. */
 static void
 commit(Drain *drain)
 {
 	if (!dlist_is_empty(&drain->settled))
 		ForceSyncCommit();
+	PopActiveSnapshot();
 	drain->transactions->commit();
 	MemoryContextReset(drain->turn_context);
 	if (!dlist_is_empty(&drain->settled))
@@ -404,6 +412,13 @@ fail_lane(Fill *fill, Lane *lane)
 		if (!store_find_waiting(&fill->waiting, place.id, &row) ||
 			find_flight(fill->drain, &row) != NULL)
 			continue;
+		if (!claim_pick(place.customer))
+		{
+			/* The others can wait as well: nobody waits for them. */
+			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
+			note_time(fill->drain, WITHHELD_INTERVAL);
+			return;
+		}
 		if (row.keep)
 			(void) store_delete(&fill->waiting, &row.tid, true);
 		else
@@ -713,11 +728,11 @@ drain_count_waiting(Drain *drain)
 	Store		waiting;
 	int64		nrows;
 
-	drain->transactions->begin();
+	begin(drain);
 	store_open(&waiting, STORE_WAITING);
 	nrows = store_count_waiting(&waiting);
 	store_close(&waiting);
-	drain->transactions->commit();
+	commit(drain);
 	return nrows;
 }
 
@@ -734,13 +749,11 @@ drain_prune(Drain *drain)
 	if (setting_history_retention < 0)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
-	drain->transactions->begin();
-	PushActiveSnapshot(GetTransactionSnapshot());	/* TOAST wants one */
+	begin(drain);
 	store_open(&settled, STORE_SETTLED);
 	npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
 	store_close(&settled);
-	PopActiveSnapshot();
-	drain->transactions->commit();
+	commit(drain);
 	return npruned == PRUNE_BATCH;
 }
 

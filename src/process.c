@@ -13,6 +13,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "rate.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
 
@@ -81,12 +82,14 @@ check_callable(FunctionCallInfo fcinfo)
 }
 
 /*
- * SPI has begun it already.  At a stricter level, users' serializable
- * transactions could fail for what we do.
+ * SPI has begun it already, perhaps long ago: what was dropped since must be
+ * known.  At a stricter level, users' serializable transactions could fail for
+ * what we do.
  */
 static void
 begin_transaction(void)
 {
+	AcceptInvalidationMessages();
 	XactIsoLevel = XACT_READ_COMMITTED;
 }
 
