@@ -144,7 +144,7 @@ AS 'MODULE_PATHNAME', 'dt_held'
 LANGUAGE C STRICT STABLE PARALLEL RESTRICTED COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_held(text, oid) IS
-'What in this database''s definitions keeps requests of this role to this server from leaving; NULL when nothing does. For the view dt_status: tells only who has the role, or is a member of pg_monitor.';
+'What keeps requests of this role to this server from leaving: something in this database''s definitions, or a pause after HTTP status 429; NULL when nothing does. For the view dt_status: tells only who has the role, or is a member of pg_monitor.';
 
 CREATE FUNCTION @extschema@.dt_worker(
 	OUT pid integer,

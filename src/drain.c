@@ -45,6 +45,9 @@
 #define SETTLE_PART 4
 #define QUIET (200 * INT64CONST(1))
 
+/* How long a lane is left alone whose definitions lack something, in µs. */
+#define HELD_INTERVAL USECS_PER_SEC
+
 /* Longest wait in one turn, in µs. */
 #define LONGEST_WAIT (1000 * INT64CONST(1000))
 
@@ -106,6 +109,7 @@ static void look_and_fill(Fill *fill);
 static void settle_answered(Fill *fill);
 static void fill_slots(Fill *fill);
 static void fill_lane(Fill *fill, Lane *lane);
+static void fill_room(Fill *fill, Lane *lane, const Account *account);
 static void fail_lane(Fill *fill, Lane *lane);
 static void expire_lane(Fill *fill, Lane *lane, double retry_for);
 static int	count_flights(const Drain *drain, const Lane *lane);
@@ -335,17 +339,21 @@ fill_lane(Fill *fill, Lane *lane)
 {
 	Drain	   *drain = fill->drain;
 	TimestampTz next_due = lane_next_due(lane);
-	bool		is_time = !lane->held || fill->now >= lane->probe_at;
 	Account		account;
 	Fault	   *fault;
-	Waiting		row;
-	int			room;
 
 	if (lane->nrows == 0 && next_due > fill->now)
 	{
 		fill->hungry = fill->hungry || !lane->held;
 		if (next_due != DT_NOEND)
 			note_time(drain, next_due - fill->now);
+		else if (drain->at_end && lane->nflights == 0)
+			hold_drop(lane);
+		return;
+	}
+	if (lane->held && fill->now < lane->look_at)
+	{
+		note_time(drain, lane->probe_at - fill->now);
 		return;
 	}
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(lane->role)))
@@ -355,8 +363,11 @@ fill_lane(Fill *fill, Lane *lane)
 	}
 
 	fault = account_get(lane->server, lane->role, &account);
-	if (fault && is_time)
+	if (fault)
+	{
 		expire_lane(fill, lane, account.retry_for);
+		lane->look_at = fill->now + HELD_INTERVAL;
+	}
 	if (!hold_check(lane, fault, fill->now))
 	{
 		note_time(drain, lane->probe_at - fill->now);
@@ -367,11 +378,20 @@ fill_lane(Fill *fill, Lane *lane)
 		note_time(drain, rate_paused(account.serverid));
 		return;
 	}
+	fill_room(fill, lane, &account);
+}
 
-	room = lane->held ? 1 : account.max_connections - count_flights(drain, lane);
+/* As many as there are slots, and turns of the rate. */
+static void
+fill_room(Fill *fill, Lane *lane, const Account *account)
+{
+	Drain	   *drain = fill->drain;
+	int			room = lane->held ? 1 : account->max_connections - count_flights(drain, lane);
+	Waiting		row;
+
 	for (int nlooks = 0; room > 0; nlooks++)
 	{
-		int64		left = rate_left(account.serverid, account.rate_limit);
+		int64		left = rate_left(account->serverid, account->rate_limit);
 
 		CHECK_FOR_INTERRUPTS();
 		if (!lane_pop(lane, fill->now, &row))
@@ -388,9 +408,9 @@ fill_lane(Fill *fill, Lane *lane)
 			note_time(drain, left);
 			return;
 		}
-		if (send_customer(fill, lane, row, &account))
+		if (send_customer(fill, lane, row, account))
 		{
-			(void) rate_claim(account.serverid, account.rate_limit);
+			(void) rate_claim(account->serverid, account->rate_limit);
 			room--;
 			if (lane->held)
 				hold_probe(lane);
@@ -720,14 +740,22 @@ drain_tally(const Drain *drain)
 }
 
 /*
- * Removals that wait, in flight or not.
+ * Removals that wait, in flight or not.  When all have been found the drainer
+ * need not look, but keeps, and what is settled already, may be among them.
  */
 int64
-drain_count_waiting(Drain *drain)
+drain_count_waiting(Drain *drain, bool exactly)
 {
 	Store		waiting;
-	int64		nrows;
+	int64		nrows = drain_in_flight(drain);
+	ListCell   *cell;
 
+	if (drain->at_end && !exactly)
+	{
+		foreach(cell, drain->lanes)
+			nrows += lane_count(lfirst(cell));
+		return nrows;
+	}
 	begin(drain);
 	store_open(&waiting, STORE_WAITING);
 	nrows = store_count_waiting(&waiting);

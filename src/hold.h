@@ -18,5 +18,6 @@ extern bool hold_check(Lane *lane, const Fault *fault, TimestampTz now);
 extern void hold_enter(Lane *lane, const Fault *fault, const char *definition);
 extern void hold_probe(Lane *lane);
 extern void hold_lift(Lane *lane);
+extern void hold_drop(Lane *lane);
 
 #endif							/* DOUBLETICK_HOLD_H */

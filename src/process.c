@@ -119,7 +119,7 @@ static void
 report(Drain *drain, int64 started, bool is_last)
 {
 	const Tally *tally = drain_tally(drain);
-	int64		left = drain_count_waiting(drain);
+	int64		left = drain_count_waiting(drain, is_last);
 	double		seconds = Max((double) (rate_clock() - started) / USECS_PER_SEC, 0.001);
 	double		rate = (double) (tally->done + tally->failed) / seconds;
 
