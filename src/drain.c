@@ -113,7 +113,8 @@ static void fill_room(Fill *fill, Lane *lane, const Account *account);
 static void fail_lane(Fill *fill, Lane *lane);
 static void expire_lane(Fill *fill, Lane *lane, double retry_for);
 static int	count_flights(const Drain *drain, const Lane *lane);
-static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account);
+static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
+						  const char *definition);
 static void settle_unsent(Fill *fill, Lane *lane, const Due *due);
 static Flight *find_flight(Drain *drain, const QueueRow *row);
 static void note_time(Drain *drain, int64 microseconds);
@@ -387,6 +388,7 @@ fill_room(Fill *fill, Lane *lane, const Account *account)
 {
 	Drain	   *drain = fill->drain;
 	int			room = lane->held ? 1 : account->max_connections - count_flights(drain, lane);
+	char	   *definition = account_definition(lane->server, lane->role);
 	Waiting		row;
 
 	for (int nlooks = 0; room > 0; nlooks++)
@@ -408,7 +410,7 @@ fill_room(Fill *fill, Lane *lane, const Account *account)
 			note_time(drain, left);
 			return;
 		}
-		if (send_customer(fill, lane, row, account))
+		if (send_customer(fill, lane, row, account, definition))
 		{
 			(void) rate_claim(account->serverid, account->rate_limit);
 			room--;
@@ -499,7 +501,8 @@ count_flights(const Drain *drain, const Lane *lane)
  * none now.
  */
 static bool
-send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account)
+send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
+			  const char *definition)
 {
 	Drain	   *drain = fill->drain;
 	MemoryContext context;
@@ -527,7 +530,7 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account)
 			settle_unsent(fill, lane, &due);
 		if (due.parts != NIL)
 		{
-			flight = flight_make(context, lane, &due, account);
+			flight = flight_make(context, lane, &due, account, definition);
 			claim_fly(flight->tag);
 			dlist_push_tail(&drain->ready, &flight->node);
 			lane->nflights++;
@@ -551,7 +554,7 @@ settle_unsent(Fill *fill, Lane *lane, const Due *due)
 	else if (due->has_keeps)
 	{
 		CommandCounterIncrement();	/* that was of this very command */
-		due_forget_keeps(&fill->waiting, &due->customer);
+		flight_forget_keeps(lane, &due->customer, &fill->waiting);
 	}
 }
 
