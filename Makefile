@@ -23,6 +23,7 @@ OBJS = \
 	src/http.o \
 	src/inbox.o \
 	src/lane.o \
+	src/launcher.o \
 	src/names.o \
 	src/option.o \
 	src/outcome.o \
@@ -33,10 +34,12 @@ OBJS = \
 	src/rate.o \
 	src/remove.o \
 	src/settings.o \
+	src/shared.o \
 	src/statement.o \
 	src/store.o \
 	src/testing.o \
-	src/trigger.o
+	src/trigger.o \
+	src/worker.o
 
 EXTENSION = doubletick
 DATA = sql/doubletick--1.0.0.sql

@@ -81,7 +81,6 @@ CREATE TABLE @extschema@.dt_waiting (
 	last_error text
 ) USING heap;
 
-CREATE INDEX dt_waiting_xact ON @extschema@.dt_waiting (xact, id);
 CREATE INDEX dt_waiting_customer ON @extschema@.dt_waiting (customer);
 
 COMMENT ON TABLE @extschema@.dt_waiting IS
@@ -94,6 +93,11 @@ COMMENT ON COLUMN @extschema@.dt_waiting.customer IS
 'The phone''s digits as a number.';
 COMMENT ON COLUMN @extschema@.dt_waiting.alone IS
 'True when the row was refused together with others and goes by itself.';
+
+COMMENT ON SEQUENCE @extschema@.dt_waiting_id_seq IS
+'The ids of dt_queue and dt_history, and the order of removals and keeps.';
+COMMENT ON INDEX @extschema@.dt_waiting_customer IS
+'How what waits for a customer is found.';
 
 CREATE TABLE @extschema@.dt_settled (
 	id bigint CONSTRAINT dt_settled_pkey PRIMARY KEY,
@@ -118,6 +122,9 @@ CREATE INDEX dt_settled_settled_at ON @extschema@.dt_settled (settled_at);
 COMMENT ON TABLE @extschema@.dt_settled IS
 'Removals that are settled, for as long as doubletick.history_retention says. Written by the extension alone; read the view dt_history.';
 
+COMMENT ON INDEX @extschema@.dt_settled_settled_at IS
+'How old rows are found, to be deleted, and those of the last hour, to be counted.';
+
 CREATE TABLE @extschema@.dt_hold (
 	server text COLLATE "C",
 	role oid,
@@ -137,7 +144,22 @@ AS 'MODULE_PATHNAME', 'dt_held'
 LANGUAGE C STRICT STABLE PARALLEL RESTRICTED COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_held(text, oid) IS
-'What in this database''s definitions keeps requests of this role to this server from leaving; NULL when nothing does. For the view dt_status: tells only who has the role, or is a member of pg_monitor.';
+'What keeps requests of this role to this server from leaving: something in this database''s definitions, or a pause after HTTP status 429; NULL when nothing does. For the view dt_status: tells only who has the role, or is a member of pg_monitor.';
+
+CREATE FUNCTION @extschema@.dt_worker(
+	OUT pid integer,
+	OUT since timestamptz,
+	OUT state text,
+	OUT in_flight integer,
+	OUT sent_per_minute bigint,
+	OUT failed_per_minute bigint,
+	OUT last_error text)
+RETURNS record
+AS 'MODULE_PATHNAME', 'dt_worker'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10;
+
+COMMENT ON FUNCTION @extschema@.dt_worker() IS
+'The background worker of this database, for the view dt_status: its process, since when it runs, what it does, requests in flight, requests sent and rows failed within the last minute, and the last error that ended it. All null when it does not run.';
 
 CREATE VIEW @extschema@.dt_queue WITH (security_barrier) AS
 SELECT w.id, w.server, pg_get_userbyid(w.role) AS role, w.phone,
@@ -215,7 +237,7 @@ WITH waiting AS (
 ), flying AS (
 	SELECT l.classid, count(*) AS in_flight
 	FROM pg_locks AS l
-	WHERE l.locktype = 'advisory' AND l.objsubid = 54577 AND l.granted
+	WHERE l.locktype = 'advisory' AND l.objsubid = 21809 AND l.granted
 		AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
 	GROUP BY l.classid
 )
@@ -225,13 +247,16 @@ SELECT server, coalesce(waiting.waiting, 0) AS waiting, coalesce(waiting.due, 0)
 	coalesce(settled.failed, 0) AS failed,
 	now() - waiting.oldest AS oldest_age,
 	round(coalesce(settled.rate, 0), 1) AS rate,
-	coalesce(waiting.last_error, settled.last_error) AS last_error,
-	held.held
+	regexp_replace(coalesce(waiting.last_error, settled.last_error), '(HTTP status \d+).*', '\1') AS last_error,
+	held.held,
+	worker.pid AS worker_pid, worker.since AS worker_since, worker.state AS worker_state,
+	worker.sent_per_minute, worker.failed_per_minute, worker.last_error AS worker_error
 FROM waiting FULL JOIN settled USING (server) LEFT JOIN held USING (server)
-LEFT JOIN flying ON flying.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid;
+LEFT JOIN flying ON flying.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid
+CROSS JOIN @extschema@.dt_worker() AS worker;
 
 COMMENT ON VIEW @extschema@.dt_status IS
-'One row per server: removals that wait, that are due, requests in flight; done, done with names that the API could not remove, and failed in the last hour; age of the oldest that waits; settled per second over the last minute; the last error; and why requests are held, if they are. Holds no phones or names; whole for members of pg_monitor, else of the roles that the reader has.';
+'One row per server: removals that wait, that are due, requests in flight; done, done with names that the API could not remove, and failed in the last hour; age of the oldest that waits; settled per second over the last minute; the last error, without the API''s own words; why requests are held, if they are; and the background worker. Holds no phones or names; whole for members of pg_monitor, else of the roles that the reader has.';
 
 GRANT SELECT ON @extschema@.dt_queue, @extschema@.dt_history, @extschema@.dt_status TO PUBLIC;
 

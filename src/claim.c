@@ -25,16 +25,20 @@
 #include "miscadmin.h"
 #include "storage/lock.h"
 
-/* Kinds of locks; dt_status looks for the second in pg_locks. */
-#define LOCK_DRAIN 54576
-#define LOCK_FLIGHT 54577
-#define LOCK_DOOR 54578
+/*
+ * Kinds of locks; dt_status looks for the second in pg_locks, which would show
+ * one above 32767 as negative.
+ */
+#define LOCK_DRAIN 21808
+#define LOCK_FLIGHT 21809
+#define LOCK_DOOR 21810
 
 #define NDOORS 256
 
 static bool acquire(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode,
 					bool session, bool wait);
 static void release(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode);
+static uint32 door_of(int64 phone);
 static uint32 hash_number(const char *number, uint32 seed);
 
 /*
@@ -79,13 +83,19 @@ claim_end_drain(void)
 }
 
 /*
- * Takes the door of a customer until the transaction ends.  False when somebody
- * is taking something back there.
+ * Takes the door of a phone's customers until the transaction ends.  False when
+ * somebody is taking something back there.
  */
 bool
-claim_pick(CustomerTag tag)
+claim_pick(int64 phone)
 {
-	return acquire(tag.customer % NDOORS, 0, LOCK_DOOR, ExclusiveLock, false, false);
+	return acquire(door_of(phone), 0, LOCK_DOOR, ExclusiveLock, false, false);
+}
+
+static uint32
+door_of(int64 phone)
+{
+	return DatumGetUInt32(hash_any((const unsigned char *) &phone, sizeof(phone))) % NDOORS;
 }
 
 /*
@@ -111,9 +121,11 @@ claim_land(CustomerTag tag)
  * when a request of it is out.
  */
 bool
-claim_withhold(CustomerTag tag)
+claim_withhold(const QueueRow *row)
 {
-	(void) acquire(tag.customer % NDOORS, 0, LOCK_DOOR, ShareLock, false, true);
+	CustomerTag tag = claim_tag(row);
+
+	(void) acquire(door_of(row->customer), 0, LOCK_DOOR, ShareLock, false, true);
 	if (!acquire(tag.server, tag.customer, LOCK_FLIGHT, ShareLock, true, false))
 		return false;
 	release(tag.server, tag.customer, LOCK_FLIGHT, ShareLock);

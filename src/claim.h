@@ -21,9 +21,9 @@ extern CustomerTag claim_tag(const QueueRow *row);
 
 extern bool claim_drain(void);
 extern void claim_end_drain(void);
-extern bool claim_pick(CustomerTag tag);
+extern bool claim_pick(int64 phone);
 extern void claim_fly(CustomerTag tag);
 extern void claim_land(CustomerTag tag);
-extern bool claim_withhold(CustomerTag tag);
+extern bool claim_withhold(const QueueRow *row);
 
 #endif							/* DOUBLETICK_CLAIM_H */

@@ -96,7 +96,6 @@ look_up(const TriggerData *data, MemoryContext context)
 		MemoryContextStrdup(context, *argument(trigger, ARGUMENT_SERVER) == '\0' ?
 							DEFAULT_SERVER : argument(trigger, ARGUMENT_SERVER));
 	definition->requester.role = owner_of(data);
-	queue_hold();
 	return definition;
 }
 

@@ -10,7 +10,10 @@
 #include "compat.h"
 #include "fault_point.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "settings.h"
+#include "shared.h"
+#include "worker.h"
 
 DOUBLETICK_MODULE_MAGIC(DOUBLETICK_VERSION);
 
@@ -23,6 +26,11 @@ void		_PG_init(void);
 void
 _PG_init(void)
 {
-	settings_init();
 	fault_point_init();
+	settings_init();			/* after which there can be no other settings */
+	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
+	{
+		shared_init();
+		launcher_register();
+	}
 }

@@ -16,9 +16,7 @@
  */
 #include "postgres.h"
 
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/pg_authid.h"
 #include "drain.h"
 #include "fault_point.h"
 #include "hold.h"
@@ -26,7 +24,6 @@
 #include "rate.h"
 #include "settings.h"
 #include "utils/memutils.h"
-#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
@@ -40,6 +37,16 @@
 
 /* How long a customer is left alone whose rows somebody takes back, in µs. */
 #define WITHHELD_INTERVAL (100 * INT64CONST(1000))
+
+/*
+ * Answers are settled when they are one of so many in flight, or when none has
+ * come for so long, in µs (test/bench/queue).
+ */
+#define SETTLE_PART 4
+#define QUIET (200 * INT64CONST(1))
+
+/* How long a lane is left alone whose definitions lack something, in µs. */
+#define HELD_INTERVAL USECS_PER_SEC
 
 /* Longest wait in one turn, in µs. */
 #define LONGEST_WAIT (1000 * INT64CONST(1000))
@@ -58,6 +65,7 @@ struct Drain
 	Lane	   *last_lane;		/* found last, for the next row is likely its */
 	int			turn;			/* which lane goes first: each in its turn */
 	Horizon		horizon;
+	bool		finishing;		/* is nothing more to be sent? */
 	bool		at_end;			/* has the last look found all there was? */
 
 	dlist_head	out;			/* flights whose request is out */
@@ -68,6 +76,7 @@ struct Drain
 	int			nanswered;
 
 	/* Times are rate_clock()'s. */
+	int64		answered_at;	/* when the last answer came */
 	int64		look_at;		/* when to look for new rows again */
 	int64		fill_at;		/* when slots could be filled, even without an
 								 * answer; PG_INT64_MAX: not before one */
@@ -81,32 +90,33 @@ struct Drain
 typedef struct Fill
 {
 	Drain	   *drain;
-	Relation	rel;			/* dt_waiting */
 	TimestampTz now;
-	Store		waiting;		/* open when "is_open" */
+	Store		waiting;
 	Store		settled;
-	bool		is_open;
 	bool		hungry;			/* could more have been sent? */
 	int			nfound;			/* rows found by the last look */
 } Fill;
 
+static void begin(Drain *drain);
 static void commit(Drain *drain);
 static Lane *find_lane(Drain *drain, const char *server, Oid role);
 static Lane *load_hold(void *arg, const char *server, Oid role);
-static void discovered(void *arg, int64 id, const char *server, Oid role);
+static void discovered(void *arg, const QueueRow *place);
 static void collect_answers(Drain *drain);
 static bool is_settling_worth_it(const Drain *drain);
-static void settle_and_fill(Drain *drain);
+static bool settle_and_fill(Drain *drain);
+static void look_and_fill(Fill *fill);
 static void settle_answered(Fill *fill);
 static void fill_slots(Fill *fill);
 static void fill_lane(Fill *fill, Lane *lane);
+static void fill_room(Fill *fill, Lane *lane, const Account *account);
 static void fail_lane(Fill *fill, Lane *lane);
 static void expire_lane(Fill *fill, Lane *lane, double retry_for);
 static int	count_flights(const Drain *drain, const Lane *lane);
-static bool send_customer(Fill *fill, Lane *lane, int64 id, const Account *account);
+static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
+						  const char *definition);
+static void settle_unsent(Fill *fill, Lane *lane, const Due *due);
 static Flight *find_flight(Drain *drain, const QueueRow *row);
-static void open_stores(Fill *fill);
-static void close_stores(Fill *fill);
 static void note_time(Drain *drain, int64 microseconds);
 static bool may_look(Drain *drain);
 static void look(Fill *fill);
@@ -136,8 +146,7 @@ drain_start(MemoryContext parent, const DrainTransactions *transactions)
 	dlist_init(&drain->answered);
 	dlist_init(&drain->settled);
 	dlist_init(&drain->ready);
-	drain->horizon.capacity = 64;
-	drain->horizon.running = MemoryContextAlloc(context, sizeof(int64) * 64);
+	drain->horizon.context = context;
 	drain->prune_from = DT_NOBEGIN;
 	return drain;
 }
@@ -151,14 +160,31 @@ drain_turn(Drain *drain)
 	int64		left = Max(drain->fill_at - rate_clock(), 0);
 
 	if (drain->nout > 0)
-		http_turn((int) (Min(left, LONGEST_WAIT) / 1000));
+		http_turn(drain->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
 	else if (drain->waits_for_turn)
 		rate_sleep(Min(left, LONGEST_WAIT));
 	collect_answers(drain);
 
-	if (is_settling_worth_it(drain) || rate_clock() >= drain->fill_at || drain->nout == 0)
-		settle_and_fill(drain);
+	if (drain->nout == 0 || is_settling_worth_it(drain) ||
+		(drain->nanswered == 0 && rate_clock() >= drain->fill_at))
+	{
+		if (!settle_and_fill(drain))
+			return DRAIN_GONE;
+	}
 	return drain->nout > 0 || drain->waits_for_turn || !drain->at_end ? DRAIN_BUSY : DRAIN_IDLE;
+}
+
+/*
+ * The same, but sends nothing more.
+ */
+DrainState
+drain_finish(Drain *drain)
+{
+	drain->finishing = true;
+	drain->fill_at = PG_INT64_MAX;
+	drain->waits_for_turn = false;
+	drain->at_end = true;
+	return drain_turn(drain);
 }
 
 static void
@@ -176,62 +202,88 @@ collect_answers(Drain *drain)
 		dlist_push_tail(&drain->answered, &flight->node);
 		drain->nout--;
 		drain->nanswered++;
+		drain->answered_at = rate_clock();
 	}
 }
 
 /*
  * A transaction costs much the same for one answer as for many, but while
- * answers wait their slots are empty.
+ * answers wait their slots are empty.  So: when a good part of the slots is, or
+ * when no more answers come at once.
  */
 static bool
 is_settling_worth_it(const Drain *drain)
 {
-	return drain->nanswered > 0;
+	return drain->nanswered * SETTLE_PART >= drain->nout + drain->nanswered ||
+		(drain->nanswered > 0 && rate_clock() - drain->answered_at >= QUIET);
 }
 
 /*
  * One transaction, and then what it has made ready leaves.
  */
-static void
+static bool
 settle_and_fill(Drain *drain)
 {
 	MemoryContext caller;
 	Fill		fill = {.drain = drain};
 
 	FAULT_POINT("before settling");
-	drain->transactions->begin();
+	begin(drain);
+	if (!store_exists())
+	{
+		commit(drain);
+		return false;
+	}
 	caller = MemoryContextSwitchTo(drain->turn_context);
-	fill.rel = table_open(store_oid(STORE_WAITING), AccessShareLock);
+	store_open(&fill.waiting, STORE_WAITING);
+	store_open(&fill.settled, STORE_SETTLED);
 	fill.now = GetCurrentTimestamp();
 	if (drain->lanes == NIL)
 		hold_load(load_hold, drain);
 
 	settle_answered(&fill);
-	drain->fill_at = PG_INT64_MAX;
-	drain->waits_for_turn = false;
-	fill_slots(&fill);
-	while (may_look(drain))
-	{
-		look(&fill);
-		if (fill.nfound == 0)
-			break;
-		fill_slots(&fill);
-		if (!fill.hungry)
-			break;
-	}
-	if (!drain->at_end)
-		note_time(drain, 0);
-	else if (fill.hungry || drain->lanes == NIL)
-		note_time(drain, drain->look_at - rate_clock());
-
-	close_stores(&fill);
-	table_close(fill.rel, NoLock);
+	if (!drain->finishing)
+		look_and_fill(&fill);
+	store_close(&fill.settled);
+	store_close(&fill.waiting);
 	FAULT_POINT("after reading");
 	MemoryContextSwitchTo(caller);
 	commit(drain);
 	land_settled(drain);
 	launch_ready(drain);
 	FAULT_POINT("after sending");
+	return true;
+}
+
+static void
+look_and_fill(Fill *fill)
+{
+	Drain	   *drain = fill->drain;
+
+	drain->fill_at = PG_INT64_MAX;
+	drain->waits_for_turn = false;
+	fill_slots(fill);
+	while (may_look(drain))
+	{
+		look(fill);
+		if (fill->nfound == 0)
+			break;
+		fill_slots(fill);
+		if (!fill->hungry)
+			break;
+	}
+	if (!drain->at_end)
+		note_time(drain, 0);
+	else if (fill->hungry && (drain->nout > 0 || !dlist_is_empty(&drain->ready)))
+		note_time(drain, drain->look_at - rate_clock());
+}
+
+/* Rows are read as they are now, but parts out of line need a snapshot. */
+static void
+begin(Drain *drain)
+{
+	drain->transactions->begin();
+	PushActiveSnapshot(GetTransactionSnapshot());
 }
 
 /* What is settled must be so even if the machine fails, whatever the session's settings. */
@@ -240,6 +292,7 @@ commit(Drain *drain)
 {
 	if (!dlist_is_empty(&drain->settled))
 		ForceSyncCommit();
+	PopActiveSnapshot();
 	drain->transactions->commit();
 	MemoryContextReset(drain->turn_context);
 	if (!dlist_is_empty(&drain->settled))
@@ -257,9 +310,9 @@ settle_answered(Fill *fill)
 
 		dlist_push_tail(&drain->settled, &flight->node);
 		drain->nanswered--;
-		open_stores(fill);
 		flight_settle(flight, &fill->waiting, &fill->settled, &drain->tally);
 		flight->lane->nflights--;
+		drain->tally.sent++;
 	}
 	/* What follows may touch the same rows. */
 	CommandCounterIncrement();
@@ -287,17 +340,21 @@ fill_lane(Fill *fill, Lane *lane)
 {
 	Drain	   *drain = fill->drain;
 	TimestampTz next_due = lane_next_due(lane);
-	bool		is_time = !lane->held || fill->now >= lane->probe_at;
 	Account		account;
 	Fault	   *fault;
-	int64		id;
-	int			room;
 
-	if (lane->nids == 0 && next_due > fill->now)
+	if (lane->nrows == 0 && next_due > fill->now)
 	{
 		fill->hungry = fill->hungry || !lane->held;
 		if (next_due != DT_NOEND)
 			note_time(drain, next_due - fill->now);
+		else if (drain->at_end && lane->nflights == 0)
+			hold_drop(lane);
+		return;
+	}
+	if (lane->held && fill->now < lane->look_at)
+	{
+		note_time(drain, lane->probe_at - fill->now);
 		return;
 	}
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(lane->role)))
@@ -307,8 +364,11 @@ fill_lane(Fill *fill, Lane *lane)
 	}
 
 	fault = account_get(lane->server, lane->role, &account);
-	if (fault && is_time)
+	if (fault)
+	{
 		expire_lane(fill, lane, account.retry_for);
+		lane->look_at = fill->now + HELD_INTERVAL;
+	}
 	if (!hold_check(lane, fault, fill->now))
 	{
 		note_time(drain, lane->probe_at - fill->now);
@@ -319,15 +379,24 @@ fill_lane(Fill *fill, Lane *lane)
 		note_time(drain, rate_paused(account.serverid));
 		return;
 	}
+	fill_room(fill, lane, &account);
+}
 
-	room = lane->held ? 1 : account.max_connections - count_flights(drain, lane);
+/* As many as there are slots, and turns of the rate. */
+static void
+fill_room(Fill *fill, Lane *lane, const Account *account)
+{
+	Drain	   *drain = fill->drain;
+	int			room = lane->held ? 1 : account->max_connections - count_flights(drain, lane);
+	char	   *definition = account_definition(lane->server, lane->role);
+	Waiting		row;
+
 	for (int nlooks = 0; room > 0; nlooks++)
 	{
-		int64		left = rate_left(account.serverid, account.rate_limit);
+		int64		left = rate_left(account->serverid, account->rate_limit);
 
 		CHECK_FOR_INTERRUPTS();
-		id = lane_pop(lane, fill->now);
-		if (id == 0)
+		if (!lane_pop(lane, fill->now, &row))
 		{
 			fill->hungry = fill->hungry || !lane->held;
 			if (lane_next_due(lane) != DT_NOEND)
@@ -336,15 +405,17 @@ fill_lane(Fill *fill, Lane *lane)
 		}
 		if (left > 0 || nlooks == LOOKS_PER_FILL)
 		{
-			lane_push_front(lane, id);
+			lane_push_front(lane, row);
 			drain->waits_for_turn = true;
 			note_time(drain, left);
 			return;
 		}
-		if (send_customer(fill, lane, id, &account))
+		if (send_customer(fill, lane, row, account, definition))
 		{
-			(void) rate_claim(account.serverid, account.rate_limit);
+			(void) rate_claim(account->serverid, account->rate_limit);
 			room--;
+			if (lane->held)
+				hold_probe(lane);
 		}
 	}
 }
@@ -353,54 +424,56 @@ fill_lane(Fill *fill, Lane *lane)
 static void
 fail_lane(Fill *fill, Lane *lane)
 {
-	QueueRow	row;
-	int64		id;
+	Waiting		place;
 
-	open_stores(fill);
-	while ((id = lane_pop(lane, DT_NOEND)) != 0)
+	while (lane_pop(lane, DT_NOEND, &place))
 	{
+		QueueRow	row;
+
 		CHECK_FOR_INTERRUPTS();
-		if (!store_find_waiting(fill->rel, id, SnapshotSelf, &row) ||
+		if (!store_find_waiting(&fill->waiting, place.id, &row) ||
 			find_flight(fill->drain, &row) != NULL)
 			continue;
+		if (!claim_pick(place.customer))
+		{
+			/* The others can wait as well: nobody waits for them. */
+			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
+			note_time(fill->drain, WITHHELD_INTERVAL);
+			return;
+		}
 		if (row.keep)
 			(void) store_delete(&fill->waiting, &row.tid, true);
 		else
-			settle_failed(&row, "role does not exist any more", &fill->waiting,
-						  &fill->settled, &fill->drain->tally);
+			(void) settle_failed(&row, "role does not exist any more", &fill->waiting,
+								 &fill->settled, &fill->drain->tally);
 	}
-	if (lane->held)
-		hold_lift(lane);
+	hold_lift(lane);
 }
 
 /* Rows age while they are held, too; the oldest come first. */
 static void
 expire_lane(Fill *fill, Lane *lane, double retry_for)
 {
-	for (int i = 0; i < EXPIRE_BATCH; i++)
+	Waiting		place;
+
+	for (int i = 0; i < EXPIRE_BATCH && lane_pop(lane, fill->now, &place); i++)
 	{
-		int64		id = lane_pop(lane, fill->now);
 		Due			due;
-		QueueRow	row;
 
 		CHECK_FOR_INTERRUPTS();
-		if (id == 0)
-			return;
-		if (!store_find_waiting(fill->rel, id, SnapshotSelf, &row) ||
-			find_flight(fill->drain, &row) != NULL)
-			continue;
-		if (!claim_pick(claim_tag(&row)))
+		if (!claim_pick(place.customer))
 		{
-			lane_push_later(lane, id, fill->now + WITHHELD_INTERVAL);
+			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
 			continue;
 		}
-		due_read(fill->rel, &row, fill->now, retry_for, &due);
-		open_stores(fill);
+		if (!due_read(&fill->waiting, place, fill->now, retry_for, &due) ||
+			find_flight(fill->drain, &due.customer) != NULL)
+			continue;
 		settle_without_request(&due, &fill->waiting, &fill->settled, &fill->drain->tally);
 		if (due.parts != NIL || due.more_id != 0)
 		{
-			lane_push_front(lane, due.more_id ? due.more_id :
-							((DuePart *) linitial(due.parts))->row.id);
+			place.id = due.parts != NIL ? ((DuePart *) linitial(due.parts))->row.id : due.more_id;
+			lane_push_front(lane, place);
 			return;
 		}
 	}
@@ -428,58 +501,61 @@ count_flights(const Drain *drain, const Lane *lane)
  * none now.
  */
 static bool
-send_customer(Fill *fill, Lane *lane, int64 id, const Account *account)
+send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
+			  const char *definition)
 {
 	Drain	   *drain = fill->drain;
 	MemoryContext context;
-	QueueRow	row;
 	Flight	   *flight;
 	Due			due;
 
-	if (!store_find_waiting(fill->rel, id, SnapshotSelf, &row))
-		return false;			/* it went with another row of its customer */
-	flight = find_flight(drain, &row);
-	if (flight)
+	if (!claim_pick(place.customer))
 	{
-		if (!flight_carries(flight, id))
-			flight->again_id = id;
-		return false;
-	}
-	if (!claim_pick(claim_tag(&row)))
-	{
-		lane_push_later(lane, id, fill->now + WITHHELD_INTERVAL);
+		lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
 		return false;
 	}
 
-	context = AllocSetContextCreate(drain->context, "doubletick flight", ALLOCSET_SMALL_SIZES);
+	context = AllocSetContextCreate(drain->context, "doubletick flight", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(context);
-	due_read(fill->rel, &row, fill->now, account->retry_for, &due);
-	if (due.parts != NIL)
+	if (due_read(&fill->waiting, place, fill->now, account->retry_for, &due))
 	{
-		flight = flight_make(context, lane, &due, account);
-		claim_fly(flight->tag);
-		dlist_push_tail(&drain->ready, &flight->node);
-		lane->nflights++;
-	}
-	MemoryContextSwitchTo(drain->turn_context);
-
-	if (due.expired != NIL || due.kept != NIL || (due.parts == NIL && due.has_keeps))
-	{
-		open_stores(fill);
-		settle_without_request(&due, &fill->waiting, &fill->settled, &drain->tally);
-		if (due.has_keeps)
+		flight = find_flight(drain, &due.customer);
+		if (flight)
 		{
-			CommandCounterIncrement();
-			due_forget_keeps(&fill->waiting, &row);
+			if (!flight_carries(flight, place.id))
+				flight->again_id = place.id;
+			due.parts = NIL;
+		}
+		else
+			settle_unsent(fill, lane, &due);
+		if (due.parts != NIL)
+		{
+			flight = flight_make(context, lane, &due, account, definition);
+			claim_fly(flight->tag);
+			dlist_push_tail(&drain->ready, &flight->node);
+			lane->nflights++;
 		}
 	}
-	if (due.parts == NIL)
-	{
-		if (due.more_id != 0)
-			lane_push_later(lane, due.more_id, due.due_at);
+	MemoryContextSwitchTo(drain->turn_context);
+	if (due.parts == NIL)		/* also when the row went with another one */
 		MemoryContextDelete(context);
-	}
 	return due.parts != NIL;
+}
+
+/* What of a customer needs no request, or must wait for its time. */
+static void
+settle_unsent(Fill *fill, Lane *lane, const Due *due)
+{
+	settle_without_request(due, &fill->waiting, &fill->settled, &fill->drain->tally);
+	if (due->parts != NIL)
+		return;
+	if (due->more_id != 0)
+		lane_push_later(lane, (Waiting) {due->more_id, due->customer.customer}, due->due_at);
+	else if (due->has_keeps)
+	{
+		CommandCounterIncrement();	/* that was of this very command */
+		flight_forget_keeps(lane, &due->customer, &fill->waiting);
+	}
 }
 
 /* The request of the row's customer that is not settled yet; NULL: none. */
@@ -520,16 +596,17 @@ look(Fill *fill)
 	Drain	   *drain = fill->drain;
 
 	fill->nfound = 0;
-	drain->at_end = !due_discover(fill->rel, &drain->horizon, DISCOVER_BATCH, discovered, fill);
+	drain->at_end = !due_discover(&fill->waiting, &drain->horizon, DISCOVER_BATCH, discovered, fill);
 	drain->look_at = rate_clock() + LOOK_INTERVAL;
 }
 
 static void
-discovered(void *arg, int64 id, const char *server, Oid role)
+discovered(void *arg, const QueueRow *place)
 {
 	Fill	   *fill = arg;
 
-	lane_push(find_lane(fill->drain, server, role), id);
+	lane_push(find_lane(fill->drain, place->server, place->role),
+			  (Waiting) {place->id, place->customer});
 	fill->nfound++;
 }
 
@@ -562,26 +639,6 @@ find_lane(Drain *drain, const char *server, Oid role)
 	drain->lanes = lappend(drain->lanes, drain->last_lane);
 	MemoryContextSwitchTo(caller);
 	return drain->last_lane;
-}
-
-/* Only what changes something needs a lock for it, and an xid. */
-static void
-open_stores(Fill *fill)
-{
-	if (fill->is_open)
-		return;
-	store_open(&fill->waiting, STORE_WAITING);
-	store_open(&fill->settled, STORE_SETTLED);
-	fill->is_open = true;
-}
-
-static void
-close_stores(Fill *fill)
-{
-	if (!fill->is_open)
-		return;
-	store_close(&fill->waiting);
-	store_close(&fill->settled);
 }
 
 /* There may be something to fill in so many microseconds. */
@@ -643,6 +700,42 @@ drain_idle_time(const Drain *drain, long longest)
 	return (long) Max(Min(left / 1000 + 1, longest), 0);
 }
 
+/*
+ * When there will be something to do, even if nothing new comes; DT_NOEND:
+ * never.
+ */
+TimestampTz
+drain_next_due(const Drain *drain)
+{
+	if (drain->fill_at == PG_INT64_MAX)
+		return DT_NOEND;
+	return GetCurrentTimestamp() + Max(drain->fill_at - rate_clock(), 0);
+}
+
+/*
+ * Requests that are out, or whose answer is not settled.
+ */
+int
+drain_in_flight(const Drain *drain)
+{
+	return drain->nout + drain->nanswered;
+}
+
+/*
+ * Warns of rows that were given up for their age, if there are any.
+ */
+void
+drain_warn_of_expired(int64 nexpired)
+{
+	if (nexpired > 0)
+		ereport(WARNING,
+				(errmsg_plural("gave up " INT64_FORMAT " removal for its age",
+							   "gave up " INT64_FORMAT " removals for their age",
+							   (unsigned long) nexpired, nexpired),
+				 errdetail("The server's option \"retry_for\" says how long they may wait."),
+				 errhint("See dt_history; dt_retry sends one again.")));
+}
+
 const Tally *
 drain_tally(const Drain *drain)
 {
@@ -650,19 +743,27 @@ drain_tally(const Drain *drain)
 }
 
 /*
- * Removals that wait, in flight or not.
+ * Removals that wait, in flight or not.  When all have been found the drainer
+ * need not look, but keeps, and what is settled already, may be among them.
  */
 int64
-drain_count_waiting(Drain *drain)
+drain_count_waiting(Drain *drain, bool exactly)
 {
-	Relation	rel;
-	int64		nrows;
+	Store		waiting;
+	int64		nrows = drain_in_flight(drain);
+	ListCell   *cell;
 
-	drain->transactions->begin();
-	rel = table_open(store_oid(STORE_WAITING), AccessShareLock);
-	nrows = store_count_waiting(rel);
-	table_close(rel, NoLock);
-	drain->transactions->commit();
+	if (drain->at_end && !exactly)
+	{
+		foreach(cell, drain->lanes)
+			nrows += lane_count(lfirst(cell));
+		return nrows;
+	}
+	begin(drain);
+	store_open(&waiting, STORE_WAITING);
+	nrows = store_count_waiting(&waiting);
+	store_close(&waiting);
+	commit(drain);
 	return nrows;
 }
 
@@ -679,11 +780,11 @@ drain_prune(Drain *drain)
 	if (setting_history_retention < 0)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
-	drain->transactions->begin();
+	begin(drain);
 	store_open(&settled, STORE_SETTLED);
 	npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
 	store_close(&settled);
-	drain->transactions->commit();
+	commit(drain);
 	return npruned == PRUNE_BATCH;
 }
 

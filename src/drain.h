@@ -26,18 +26,24 @@ typedef struct DrainTransactions
 	void		(*commit) (void);
 } DrainTransactions;
 
+/* What came of a turn. */
 typedef enum DrainState
 {
 	DRAIN_BUSY,					/* call again at once: it waits by itself */
-	DRAIN_IDLE					/* nothing is due, see drain_next_due() */
+	DRAIN_IDLE,					/* nothing is due, see drain_idle_time() */
+	DRAIN_GONE					/* the extension is not there (any more) */
 } DrainState;
 
 extern Drain *drain_start(MemoryContext parent, const DrainTransactions *transactions);
 extern DrainState drain_turn(Drain *drain);
+extern DrainState drain_finish(Drain *drain);
 extern void drain_wake(Drain *drain);
 extern const Tally *drain_tally(const Drain *drain);
-extern int64 drain_count_waiting(Drain *drain);
+extern int64 drain_count_waiting(Drain *drain, bool exactly);
+extern int	drain_in_flight(const Drain *drain);
+extern TimestampTz drain_next_due(const Drain *drain);
 extern long drain_idle_time(const Drain *drain, long longest);
+extern void drain_warn_of_expired(int64 nexpired);
 extern bool drain_prune(Drain *drain);
 extern void drain_end(Drain *drain);
 

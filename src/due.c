@@ -3,33 +3,34 @@
  * due.c
  *		What is due: which rows wait, and what of a customer's goes out next.
  *
- * Rows are found in the order of (xact, id), from where the last look ended:
- * so nobody walks over the dead rows of what has been drained, as many as they
- * may be while an old snapshot keeps them.  A row that appears behind that
- * place must belong to a transaction that was under way when we passed: the
- * snapshot says which those were, and each is looked up when it has ended.
+ * Rows are found in the order of their ids, from where the last look ended: so
+ * nobody walks over the dead rows of what has been drained, as many as they may
+ * be while an old snapshot keeps them.  A row that appears behind that place
+ * must belong to a transaction that was under way when we passed.  The snapshot
+ * says which those were; since a transaction gets its xid before its first id,
+ * its rows have ids above those that were seen before it began.  When one of
+ * them has ended, what lies between is looked through again, for its rows.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/genam.h"
-#include "access/transam.h"
 #include "due.h"
+#include "miscadmin.h"
 #include "names.h"
 #include "utils/fmgroids.h"
-#include "utils/rel.h"
+#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-static int	walk(Relation waiting, Relation index, Snapshot snapshot, ScanKey keys, int nkeys,
-				 int limit, DueCallback callback, void *arg, Horizon *horizon);
-static void look_up_ended(Relation waiting, Relation index, Snapshot snapshot, Horizon *horizon,
-						  DueCallback callback, void *arg);
-static void remember_running(Horizon *horizon, Snapshot snapshot);
-static bool is_running(Snapshot snapshot, int64 xact);
-static int64 widen(TransactionId xid, FullTransactionId next);
-static List *read_customer(Relation waiting, const QueueRow *customer, List **keeps);
+static int	walk(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *runners,
+				 int limit, DueCallback callback, void *arg);
+static void note_ended(Horizon *horizon, Snapshot snapshot);
+static void note_running(Horizon *horizon, Snapshot snapshot);
+static bool is_running(Snapshot snapshot, TransactionId xid);
+static bool has_runner(List *runners, TransactionId xid);
+static List *read_customer(Store *waiting, Waiting place, Due *due, List **keeps);
 static int	compare_ids(const ListCell *a, const ListCell *b);
 static void take_back(DuePart *part, List *keeps);
 static TimestampTz latest_due(List *parts);
@@ -37,151 +38,150 @@ static List *choose(List *parts, int64 *more_id);
 static size_t bytes_of(const DuePart *part);
 
 /*
- * Finds rows that have not been seen yet, about "limit" of them, and tells the
- * callback.  False when there were no more.  Needs a transaction, not a
- * snapshot.
+ * Finds rows that have not been seen yet, looking through about "limit" of them,
+ * and tells the callback.  False when there were no more.  Needs a transaction,
+ * not a snapshot.
  */
 bool
-due_discover(Relation waiting, Horizon *horizon, int limit, DueCallback callback, void *arg)
+due_discover(Store *waiting, Horizon *horizon, int limit, DueCallback callback, void *arg)
 {
-	Relation	index = index_open(store_oid(STORE_WAITING_XACT), AccessShareLock);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	ScanKeyData keys[2];
-	int			nfound;
+	int			nseen = 0;
 
-	look_up_ended(waiting, index, snapshot, horizon, callback, arg);
-
-	/* The rest of the transaction where the last walk ended, then the next. */
-	ScanKeyInit(&keys[0], WAITING_XACT, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(horizon->xact));
-	ScanKeyInit(&keys[1], WAITING_ID, BTGreaterStrategyNumber, F_INT8GT, Int64GetDatum(horizon->id));
-	nfound = walk(waiting, index, snapshot, keys, 2, limit, callback, arg, horizon);
-	if (nfound < limit)
+	note_ended(horizon, snapshot);
+	note_running(horizon, snapshot);
+	if (horizon->ended != NIL)
 	{
-		ScanKeyInit(&keys[0], WAITING_XACT, BTGreaterStrategyNumber, F_INT8GT,
-					Int64GetDatum(horizon->xact));
-		nfound += walk(waiting, index, snapshot, keys, 1, limit - nfound, callback, arg, horizon);
+		nseen = walk(waiting, snapshot, &horizon->again_from, horizon->again_to,
+					 horizon->ended, limit, callback, arg);
+		if (nseen < limit)
+		{
+			list_free_deep(horizon->ended);
+			horizon->ended = NIL;
+		}
 	}
-	remember_running(horizon, snapshot);
-
+	if (nseen < limit)
+		nseen += walk(waiting, snapshot, &horizon->id, PG_INT64_MAX, NIL,
+					  limit - nseen, callback, arg);
 	UnregisterSnapshot(snapshot);
-	index_close(index, AccessShareLock);
-	return nfound == limit;
+	return nseen >= limit;
 }
 
-/* Tells of up to "limit" rows, and moves the horizon, if given, to the last. */
+/*
+ * Looks through up to "limit" rows with ids above "from", which it moves, and
+ * not above "to"; tells of those that the runners made, if any are given.
+ */
 static int
-walk(Relation waiting, Relation index, Snapshot snapshot, ScanKey keys, int nkeys,
-	 int limit, DueCallback callback, void *arg, Horizon *horizon)
+walk(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *runners,
+	 int limit, DueCallback callback, void *arg)
 {
-	SysScanDesc scan = systable_beginscan_ordered(waiting, index, snapshot, nkeys, keys);
-	int			nfound = 0;
+	ScanKeyData keys[2];
+	SysScanDesc scan;
 	HeapTuple	tuple;
+	int			nseen = 0;
 
-	while (nfound < limit &&
-		   HeapTupleIsValid(tuple = systable_getnext_ordered(scan, ForwardScanDirection)))
+	ScanKeyInit(&keys[0], WAITING_ID, BTGreaterStrategyNumber, F_INT8GT, Int64GetDatum(*from));
+	ScanKeyInit(&keys[1], WAITING_ID, BTLessEqualStrategyNumber, F_INT8LE, Int64GetDatum(to));
+	scan = store_scan(waiting, BY_ID, snapshot, 2, keys);
+	while (nseen < limit && HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		QueueRow	row;
 
 		store_read_place(waiting, tuple, &row);
-		callback(arg, row.id, row.server, row.role);
-		nfound++;
-		if (horizon)
-		{
-			horizon->xact = row.xact;
-			horizon->id = row.id;
-		}
+		if (runners == NIL || has_runner(runners, (TransactionId) row.xact))
+			callback(arg, &row);
+		*from = row.id;
+		nseen++;
 	}
-	systable_endscan_ordered(scan);
-	return nfound;
+	store_end_scan(scan);
+	return nseen;
 }
 
-/*
- * Rows of transactions that were under way at an earlier look and have ended
- * since.  Those behind the horizon are told of; the others are still to come,
- * and to tell of one twice does no harm.
- */
+/* Runners that have ended since the last look are to be looked for. */
 static void
-look_up_ended(Relation waiting, Relation index, Snapshot snapshot, Horizon *horizon,
-			  DueCallback callback, void *arg)
+note_ended(Horizon *horizon, Snapshot snapshot)
 {
-	int			nleft = 0;
+	ListCell   *cell;
 
-	for (int i = 0; i < horizon->nrunning; i++)
+	foreach(cell, horizon->runners)
 	{
-		ScanKeyData key;
+		Runner	   *runner = lfirst(cell);
+		MemoryContext caller;
 
-		if (is_running(snapshot, horizon->running[i]))
-		{
-			horizon->running[nleft++] = horizon->running[i];
+		if (is_running(snapshot, runner->xid))
 			continue;
-		}
-		ScanKeyInit(&key, WAITING_XACT, BTEqualStrategyNumber, F_INT8EQ,
-					Int64GetDatum(horizon->running[i]));
-		(void) walk(waiting, index, snapshot, &key, 1, PG_INT32_MAX, callback, arg, NULL);
+		if (horizon->ended == NIL)
+			horizon->again_from = runner->floor;
+		horizon->again_from = Min(horizon->again_from, runner->floor);
+		horizon->again_to = horizon->id;
+		caller = MemoryContextSwitchTo(horizon->context);
+		horizon->ended = lappend(horizon->ended, runner);
+		MemoryContextSwitchTo(caller);
+		horizon->runners = foreach_delete_current(horizon->runners, cell);
 	}
-	horizon->nrunning = nleft;
 }
 
-/* Those of the snapshot are either remembered already, or new. */
+/* New ones began after the last look, so their ids are above what it has seen. */
 static void
-remember_running(Horizon *horizon, Snapshot snapshot)
+note_running(Horizon *horizon, Snapshot snapshot)
 {
-	FullTransactionId next = ReadNextFullTransactionId();
-	int			nold = horizon->nrunning;
+	MemoryContext caller = MemoryContextSwitchTo(horizon->context);
 
-	if (horizon->capacity < nold + (int) snapshot->xcnt)
-	{
-		horizon->capacity = 2 * (nold + snapshot->xcnt);
-		horizon->running = repalloc(horizon->running, sizeof(int64) * horizon->capacity);
-	}
 	for (uint32 i = 0; i < snapshot->xcnt; i++)
 	{
-		int64		xact = widen(snapshot->xip[i], next);
-		bool		known = false;
+		Runner	   *runner;
 
-		for (int j = 0; j < nold && !known; j++)
-			known = horizon->running[j] == xact;
-		if (!known)
-			horizon->running[horizon->nrunning++] = xact;
+		if (has_runner(horizon->runners, snapshot->xip[i]))
+			continue;
+		runner = palloc(sizeof(Runner));
+		runner->xid = snapshot->xip[i];
+		runner->floor = horizon->id;
+		horizon->runners = lappend(horizon->runners, runner);
 	}
+	MemoryContextSwitchTo(caller);
 }
 
 static bool
-is_running(Snapshot snapshot, int64 xact)
+is_running(Snapshot snapshot, TransactionId xid)
 {
 	for (uint32 i = 0; i < snapshot->xcnt; i++)
 	{
-		if (snapshot->xip[i] == (TransactionId) xact)
+		if (snapshot->xip[i] == xid)
 			return true;
 	}
 	return false;
 }
 
-/* The 64-bit number of a transaction that is not older than 2^31 others. */
-static int64
-widen(TransactionId xid, FullTransactionId next)
+static bool
+has_runner(List *runners, TransactionId xid)
 {
-	uint64		epoch = EpochFromFullTransactionId(next);
+	ListCell   *cell;
 
-	if (xid > XidFromFullTransactionId(next))
-		epoch--;
-	return (int64) ((epoch << 32) | xid);
+	foreach(cell, runners)
+	{
+		if (((Runner *) lfirst(cell))->xid == xid)
+			return true;
+	}
+	return false;
 }
 
 /*
- * Reads what waits for a customer, of which one row is given, and decides what
- * is to be done with it now: see Due.  "retry_for" is in ms.  All is allocated
- * in the current memory context.
+ * Reads what waits for the customer of a row, and decides what is to be done
+ * with it now: see Due.  False when the row is gone.  "retry_for" is in ms.  All
+ * is allocated in the current memory context.
  */
-void
-due_read(Relation waiting, const QueueRow *customer, TimestampTz now, double retry_for, Due *due)
+bool
+due_read(Store *waiting, Waiting place, TimestampTz now, double retry_for, Due *due)
 {
 	List	   *keeps;
-	List	   *all = read_customer(waiting, customer, &keeps);
+	List	   *all;
 	List	   *live = NIL;
 	ListCell   *cell;
 
 	memset(due, 0, sizeof(Due));
+	all = read_customer(waiting, place, due, &keeps);
+	if (due->customer.id == 0)
+		return false;
 	due->has_keeps = keeps != NIL;
 	foreach(cell, all)
 	{
@@ -196,7 +196,7 @@ due_read(Relation waiting, const QueueRow *customer, TimestampTz now, double ret
 			live = lappend(live, part);
 	}
 	if (live == NIL)
-		return;
+		return true;
 
 	/* While one of a customer's requests backs off, the customer does. */
 	due->due_at = latest_due(live);
@@ -204,28 +204,45 @@ due_read(Relation waiting, const QueueRow *customer, TimestampTz now, double ret
 		due->more_id = ((DuePart *) linitial(live))->row.id;
 	else
 		due->parts = choose(live, &due->more_id);
+	return true;
 }
 
-/* The customer's removals in the order of their ids, and its keeps. */
+/*
+ * The customer's removals in the order of their ids, and its keeps; and in "due"
+ * the row that was asked for.  Rows of its phone may be other customers'.
+ */
 static List *
-read_customer(Relation waiting, const QueueRow *customer, List **keeps)
+read_customer(Store *waiting, Waiting place, Due *due, List **keeps)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	List	   *all = NIL;
 	List	   *parts = NIL;
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
+	ListCell   *cell;
 
-	*keeps = NIL;
 	ScanKeyInit(&key, WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
-				Int64GetDatum(customer->customer));
-	scan = systable_beginscan(waiting, store_oid(STORE_WAITING_CUSTOMER), true, snapshot, 1, &key);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+				Int64GetDatum(place.customer));
+	scan = store_scan(waiting, BY_CUSTOMER, snapshot, 1, &key);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		DuePart    *part = palloc(sizeof(DuePart));
 
 		store_read_waiting(waiting, tuple, &part->row);
-		if (!store_is_same_customer(&part->row, customer))
+		if (part->row.id == place.id)
+			due->customer = part->row;
+		all = lappend(all, part);
+	}
+	store_end_scan(scan);
+	UnregisterSnapshot(snapshot);
+
+	*keeps = NIL;
+	foreach(cell, all)
+	{
+		DuePart    *part = lfirst(cell);
+
+		if (due->customer.id == 0 || !store_is_same_customer(&part->row, &due->customer))
 			continue;
 		part->tags = names_of_array(part->row.tags, &part->ntags);
 		part->fields = names_of_array(part->row.fields, &part->nfields);
@@ -234,8 +251,6 @@ read_customer(Relation waiting, const QueueRow *customer, List **keeps)
 		else
 			parts = lappend(parts, part);
 	}
-	systable_endscan(scan);
-	UnregisterSnapshot(snapshot);
 	list_sort(parts, compare_ids);
 	return parts;
 }
@@ -331,9 +346,10 @@ bytes_of(const DuePart *part)
 
 /*
  * Deletes a customer's keeps if they have nothing left to keep: no removal, not
- * even one of a transaction under way.
+ * even one of a transaction under way.  Returns a keep that stays, perhaps only
+ * for one of those, to be looked at again; 0: there is none.
  */
-void
+int64
 due_forget_keeps(Store *waiting, const QueueRow *customer)
 {
 	SnapshotData dirty;
@@ -342,30 +358,40 @@ due_forget_keeps(Store *waiting, const QueueRow *customer)
 	HeapTuple	tuple;
 	List	   *keeps = NIL;
 	bool		needed = false;
+	bool		may_go = false;
 	ListCell   *cell;
 
 	InitDirtySnapshot(dirty);
 	ScanKeyInit(&key, WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
 				Int64GetDatum(customer->customer));
-	scan = systable_beginscan(waiting->rel, store_oid(STORE_WAITING_CUSTOMER), true, &dirty, 1, &key);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	scan = store_scan(waiting, BY_CUSTOMER, &dirty, 1, &key);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		QueueRow   *row = palloc(sizeof(QueueRow));
-		bool		in_progress = TransactionIdIsValid(dirty.xmin);
+		bool		is_new = TransactionIdIsValid(dirty.xmin);
+		bool		is_going = TransactionIdIsValid(dirty.xmax);
 
-		store_read_waiting(waiting->rel, tuple, row);
+		store_read_waiting(waiting, tuple, row);
 		if (!store_is_same_customer(row, customer))
 			continue;
-		if (!row->keep || in_progress)
-			needed = needed || !row->keep;
-		else
+		if (!row->keep)
+		{
+			needed = true;
+			may_go = may_go || is_new || is_going;
+		}
+		else if (!is_new)
 			keeps = lappend(keeps, row);
 	}
-	systable_endscan(scan);
+	store_end_scan(scan);
 
 	foreach(cell, keeps)
 	{
+		QueueRow   *keep = lfirst(cell);
+
 		if (!needed)
-			(void) store_delete(waiting, &((QueueRow *) lfirst(cell))->tid, false);
+			(void) store_delete(waiting, &keep->tid, false);
+		else if (may_go)
+			return keep->id;
 	}
+	return 0;
 }

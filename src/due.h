@@ -8,22 +8,34 @@
 #ifndef DOUBLETICK_DUE_H
 #define DOUBLETICK_DUE_H
 
+#include "lane.h"
 #include "nodes/pg_list.h"
 #include "payload.h"
 #include "store.h"
 
-/* How far the waiting rows have been seen, by this process. */
+/* A transaction under way: its rows have ids above "floor". */
+typedef struct Runner
+{
+	TransactionId xid;
+	int64		floor;
+} Runner;
+
+/* Which waiting rows have been seen, by this process. */
 typedef struct Horizon
 {
-	int64		xact;			/* the last row seen: its transaction, */
-	int64		id;				/* and its id */
-	int64	   *running;		/* transactions that may still show rows before it */
-	int			nrunning;
-	int			capacity;
+	int64		id;				/* all up to this one, but for those of runners */
+	List	   *runners;		/* Runner, in the context below */
+
+	/* Rows to look through again, for those of transactions that have ended. */
+	int64		again_from;		/* above this id, */
+	int64		again_to;		/* up to this one */
+	List	   *ended;			/* Runner */
+
+	MemoryContext context;
 } Horizon;
 
 /* Told of each row, removal or keep, that is seen for the first time. */
-typedef void (*DueCallback) (void *arg, int64 id, const char *server, Oid role);
+typedef void (*DueCallback) (void *arg, const QueueRow *place);
 
 /* A row that goes out, or has no need to. */
 typedef struct DuePart
@@ -38,6 +50,7 @@ typedef struct DuePart
 /* What there is to do for one customer. */
 typedef struct Due
 {
+	QueueRow	customer;		/* the row that was asked for */
 	List	   *parts;			/* DuePart: go out as one request */
 	List	   *expired;		/* DuePart: older than retry_for */
 	List	   *kept;			/* DuePart: wholly taken back */
@@ -46,10 +59,10 @@ typedef struct Due
 	TimestampTz due_at;			/* if "parts" is empty: when that is due */
 } Due;
 
-extern bool due_discover(Relation waiting, Horizon *horizon, int limit,
+extern bool due_discover(Store *waiting, Horizon *horizon, int limit,
 						 DueCallback callback, void *arg);
-extern void due_read(Relation waiting, const QueueRow *customer, TimestampTz now,
-					 double retry_for, Due *due);
-extern void due_forget_keeps(Store *waiting, const QueueRow *customer);
+extern bool due_read(Store *waiting, Waiting place, TimestampTz now, double retry_for,
+					 Due *due);
+extern int64 due_forget_keeps(Store *waiting, const QueueRow *customer);
 
 #endif							/* DOUBLETICK_DUE_H */

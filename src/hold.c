@@ -15,15 +15,14 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_collation.h"
 #include "fmgr.h"
 #include "hold.h"
 #include "miscadmin.h"
+#include "rate.h"
 #include "store.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -58,7 +57,8 @@ PG_FUNCTION_INFO_V1(dt_held);
 /*
  * dt_held(server text, role oid) returns text
  *
- * Why requests cannot leave by the definitions as they are now.
+ * Why requests cannot leave by the definitions as they are now, or by the pause
+ * of the server, as far as this process knows of it.
  */
 Datum
 dt_held(PG_FUNCTION_ARGS)
@@ -67,6 +67,7 @@ dt_held(PG_FUNCTION_ARGS)
 	Oid			role = PG_GETARG_OID(1);
 	Account		account;
 	Fault	   *fault;
+	int64		paused;
 
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
 		PG_RETURN_NULL();
@@ -74,9 +75,13 @@ dt_held(PG_FUNCTION_ARGS)
 		!has_privs_of_role(GetUserId(), ROLE_PG_MONITOR))
 		PG_RETURN_NULL();
 	fault = account_get(server, role, &account);
-	if (fault == NULL)
-		PG_RETURN_NULL();
-	PG_RETURN_TEXT_P(cstring_to_text(fault->message));
+	if (fault)
+		PG_RETURN_TEXT_P(cstring_to_text(fault->message));
+	paused = rate_paused(account.serverid);
+	if (paused > 0)
+		PG_RETURN_TEXT_P(cstring_to_text(psprintf("paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429",
+												  (paused + USECS_PER_SEC - 1) / USECS_PER_SEC)));
+	PG_RETURN_NULL();
 }
 
 /*
@@ -85,17 +90,19 @@ dt_held(PG_FUNCTION_ARGS)
 void
 hold_load(HoldCallback callback, void *arg)
 {
-	Relation	rel = table_open(store_oid(STORE_HOLD), AccessShareLock);
-	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, SnapshotSelf, 0, NULL);
+	Store		hold;
+	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	store_open(&hold, STORE_HOLD);
+	scan = store_scan(&hold, BY_SERVER_AND_ROLE, SnapshotSelf, 0, NULL);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		Datum		values[HOLD_NCOLUMNS];
 		bool		nulls[HOLD_NCOLUMNS];
 		Lane	   *lane;
 
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		heap_deform_tuple(tuple, RelationGetDescr(hold.rel), values, nulls);
 		lane = callback(arg, TextDatumGetCString(values[HOLD_SERVER - 1]),
 						DatumGetObjectId(values[HOLD_ROLE - 1]));
 		set_reason(lane, TextDatumGetCString(values[HOLD_REASON - 1]),
@@ -103,8 +110,8 @@ hold_load(HoldCallback callback, void *arg)
 		lane->since = DatumGetTimestampTz(values[HOLD_SINCE - 1]);
 		lane->probe_at = DatumGetTimestampTz(values[HOLD_PROBE_AT - 1]);
 	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
+	store_end_scan(scan);
+	store_close(&hold);
 }
 
 /*
@@ -152,10 +159,34 @@ hold_enter(Lane *lane, const Fault *fault, const char *definition)
 }
 
 /*
+ * A held lane's probe leaves: the next one may a minute later, whatever becomes
+ * of this one.
+ */
+void
+hold_probe(Lane *lane)
+{
+	lane->probe_at = GetCurrentTimestamp() + PROBE_INTERVAL;
+	write_hold(lane);
+}
+
+/*
  * Lets the lane go on.
  */
 void
 hold_lift(Lane *lane)
+{
+	if (lane->held)
+		ereport(LOG,
+				(errmsg("requests of role \"%s\" to server \"%s\" go on",
+						GetUserNameFromId(lane->role, true), lane->server)));
+	hold_drop(lane);
+}
+
+/*
+ * Forgets the hold of a lane, in which perhaps nothing waits any more.
+ */
+void
+hold_drop(Lane *lane)
 {
 	Store		hold;
 
@@ -165,9 +196,6 @@ hold_lift(Lane *lane)
 	erase_hold(&hold, lane);
 	store_close(&hold);
 	lane->held = false;
-	ereport(LOG,
-			(errmsg("requests of role \"%s\" to server \"%s\" go on",
-					GetUserNameFromId(lane->role, true), lane->server)));
 }
 
 static void
@@ -189,7 +217,6 @@ write_hold(const Lane *lane)
 	Datum		values[HOLD_NCOLUMNS];
 	bool		nulls[HOLD_NCOLUMNS] = {false};
 	Store		hold;
-	HeapTuple	tuple;
 
 	values[HOLD_SERVER - 1] = CStringGetTextDatum(lane->server);
 	values[HOLD_ROLE - 1] = ObjectIdGetDatum(lane->role);
@@ -200,9 +227,7 @@ write_hold(const Lane *lane)
 
 	store_open(&hold, STORE_HOLD);
 	erase_hold(&hold, lane);
-	tuple = heap_form_tuple(RelationGetDescr(hold.rel), values, nulls);
-	CatalogTupleInsertWithInfo(hold.rel, tuple, hold.indexes);
-	heap_freetuple(tuple);
+	store_insert(&hold, heap_form_tuple(RelationGetDescr(hold.rel), values, nulls));
 	store_close(&hold);
 }
 
@@ -217,8 +242,8 @@ erase_hold(Store *hold, const Lane *lane)
 	ScanKeyEntryInitialize(&keys[0], 0, HOLD_SERVER, BTEqualStrategyNumber, InvalidOid,
 						   C_COLLATION_OID, F_TEXTEQ, CStringGetTextDatum(lane->server));
 	ScanKeyInit(&keys[1], HOLD_ROLE, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(lane->role));
-	scan = systable_beginscan(hold->rel, store_oid(STORE_HOLD_PKEY), true, SnapshotSelf, 2, keys);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	scan = store_scan(hold, BY_SERVER_AND_ROLE, SnapshotSelf, 2, keys);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
 		(void) store_delete(hold, &tuple->t_self, true);
-	systable_endscan(scan);
+	store_end_scan(scan);
 }

@@ -3,8 +3,8 @@
  * lane.c
  *		What waits for one server by one role, as the drainer knows it.
  *
- * Only ids: a row is read when it can be sent, so that a cancel or a keep
- * reaches it until then.  An id may be here twice, or be settled already.
+ * Only where they are: a row is read when it can be sent, so that a cancel or a
+ * keep reaches it until then.  A row may be here twice, or be settled already.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,7 +20,7 @@ typedef struct LaterRow
 {
 	pairingheap_node node;
 	TimestampTz when;
-	int64		id;
+	Waiting		row;
 } LaterRow;
 
 static void make_room(Lane *lane);
@@ -39,7 +39,7 @@ lane_make(MemoryContext parent, const char *server, Oid role)
 	lane->server = pstrdup(server);
 	lane->role = role;
 	lane->capacity = FIRST_CAPACITY;
-	lane->ids = palloc(sizeof(int64) * lane->capacity);
+	lane->rows = palloc(sizeof(Waiting) * lane->capacity);
 	lane->later = pairingheap_allocate(compare_later, NULL);
 	MemoryContextSwitchTo(caller);
 	return lane;
@@ -49,22 +49,22 @@ lane_make(MemoryContext parent, const char *server, Oid role)
  * Puts a row last.
  */
 void
-lane_push(Lane *lane, int64 id)
+lane_push(Lane *lane, Waiting row)
 {
 	make_room(lane);
-	lane->ids[(lane->first + lane->nids++) % lane->capacity] = id;
+	lane->rows[(lane->first + lane->nrows++) % lane->capacity] = row;
 }
 
 /*
  * Puts a row first.
  */
 void
-lane_push_front(Lane *lane, int64 id)
+lane_push_front(Lane *lane, Waiting row)
 {
 	make_room(lane);
 	lane->first = (lane->first + lane->capacity - 1) % lane->capacity;
-	lane->nids++;
-	lane->ids[lane->first] = id;
+	lane->nrows++;
+	lane->rows[lane->first] = row;
 }
 
 /* With a million rows the array is larger than what palloc gives by itself. */
@@ -73,50 +73,50 @@ make_room(Lane *lane)
 {
 	size_t		old = lane->capacity;
 
-	if (lane->nids < old)
+	if (lane->nrows < old)
 		return;
 	lane->capacity = 2 * old;
-	lane->ids = repalloc_huge(lane->ids, sizeof(int64) * lane->capacity);
-	memcpy(lane->ids + old, lane->ids, sizeof(int64) * lane->first);
+	lane->rows = repalloc_huge(lane->rows, sizeof(Waiting) * lane->capacity);
+	memcpy(lane->rows + old, lane->rows, sizeof(Waiting) * lane->first);
 }
 
 /*
  * Puts a row aside until a time.
  */
 void
-lane_push_later(Lane *lane, int64 id, TimestampTz when)
+lane_push_later(Lane *lane, Waiting row, TimestampTz when)
 {
-	LaterRow   *row = MemoryContextAlloc(lane->context, sizeof(LaterRow));
+	LaterRow   *later = MemoryContextAlloc(lane->context, sizeof(LaterRow));
 
-	row->id = id;
-	row->when = when;
-	pairingheap_add(lane->later, &row->node);
+	later->row = row;
+	later->when = when;
+	pairingheap_add(lane->later, &later->node);
+	lane->nlater++;
 }
 
 /*
- * The next row to look at, 0 when there is none now.  Those that were put aside
- * and whose time has come go before the others.
+ * The next row to look at; false when there is none now.  Those that were put
+ * aside and whose time has come go before the others.
  */
-int64
-lane_pop(Lane *lane, TimestampTz now)
+bool
+lane_pop(Lane *lane, TimestampTz now, Waiting *row)
 {
-	int64		id = 0;
-
-	if (lane_next_due(lane) <= now)
+	if (!pairingheap_is_empty(lane->later) && lane_next_due(lane) <= now)
 	{
-		LaterRow   *row = pairingheap_container(LaterRow, node,
-												pairingheap_remove_first(lane->later));
+		LaterRow   *later = pairingheap_container(LaterRow, node,
+												  pairingheap_remove_first(lane->later));
 
-		id = row->id;
-		pfree(row);
+		*row = later->row;
+		pfree(later);
+		lane->nlater--;
+		return true;
 	}
-	else if (lane->nids > 0)
-	{
-		id = lane->ids[lane->first];
-		lane->first = (lane->first + 1) % lane->capacity;
-		lane->nids--;
-	}
-	return id;
+	if (lane->nrows == 0)
+		return false;
+	*row = lane->rows[lane->first];
+	lane->first = (lane->first + 1) % lane->capacity;
+	lane->nrows--;
+	return true;
 }
 
 /*
@@ -128,6 +128,15 @@ lane_next_due(Lane *lane)
 	if (pairingheap_is_empty(lane->later))
 		return DT_NOEND;
 	return pairingheap_container(LaterRow, node, pairingheap_first(lane->later))->when;
+}
+
+/*
+ * Rows that wait here, those that are settled already included.
+ */
+int64
+lane_count(const Lane *lane)
+{
+	return (int64) lane->nrows + lane->nlater;
 }
 
 /* The heap's first is its largest: the earliest. */

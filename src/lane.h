@@ -12,24 +12,33 @@
 #include "datatype/timestamp.h"
 #include "lib/pairingheap.h"
 
+/* A row to look at: removals and keeps that are settled may be among them. */
+typedef struct Waiting
+{
+	int64		id;
+	int64		customer;		/* the phone's digits, by which to find it */
+} Waiting;
+
 typedef struct Lane
 {
 	MemoryContext context;		/* where all of it lives */
 	const char *server;
 	Oid			role;
 
-	/* Rows to look at, by id, in a ring: eight bytes for each that waits. */
-	int64	   *ids;
+	/* Rows to look at, in a ring: sixteen bytes for each that waits. */
+	Waiting    *rows;
 	size_t		first;
-	size_t		nids;
+	size_t		nrows;
 	size_t		capacity;
 
 	pairingheap *later;			/* rows not to be looked at before a time */
+	int64		nlater;
 
 	/* Requests that are out, or whose answer is not yet settled. */
 	int			nflights;
 
 	/* See hold.c. */
+	TimestampTz look_at;		/* when to look again what its definitions lack */
 	bool		held;
 	const char *reason;
 	const char *definition;
@@ -38,10 +47,11 @@ typedef struct Lane
 } Lane;
 
 extern Lane *lane_make(MemoryContext parent, const char *server, Oid role);
-extern void lane_push(Lane *lane, int64 id);
-extern void lane_push_front(Lane *lane, int64 id);
-extern void lane_push_later(Lane *lane, int64 id, TimestampTz when);
-extern int64 lane_pop(Lane *lane, TimestampTz now);
+extern void lane_push(Lane *lane, Waiting row);
+extern void lane_push_front(Lane *lane, Waiting row);
+extern void lane_push_later(Lane *lane, Waiting row, TimestampTz when);
+extern bool lane_pop(Lane *lane, TimestampTz now, Waiting *row);
 extern TimestampTz lane_next_due(Lane *lane);
+extern int64 lane_count(const Lane *lane);
 
 #endif							/* DOUBLETICK_LANE_H */

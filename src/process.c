@@ -13,6 +13,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "rate.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
 
@@ -23,7 +24,6 @@ static void begin_transaction(void);
 static void check_callable(FunctionCallInfo fcinfo);
 static void process(Drain *drain);
 static void report(Drain *drain, int64 started, bool is_last);
-static void warn_of_expired(const Tally *tally);
 static char *format_duration(double seconds);
 
 PG_FUNCTION_INFO_V1(dt_process_queue);
@@ -82,12 +82,14 @@ check_callable(FunctionCallInfo fcinfo)
 }
 
 /*
- * SPI has begun it already.  At a stricter level, users' serializable
- * transactions could fail for what we do.
+ * SPI has begun it already, perhaps long ago: what was dropped since must be
+ * known.  At a stricter level, users' serializable transactions could fail for
+ * what we do.
  */
 static void
 begin_transaction(void)
 {
+	AcceptInvalidationMessages();
 	XactIsoLevel = XACT_READ_COMMITTED;
 }
 
@@ -108,7 +110,7 @@ process(Drain *drain)
 	}
 	while (drain_prune(drain))
 		CHECK_FOR_INTERRUPTS();
-	warn_of_expired(drain_tally(drain));
+	drain_warn_of_expired(drain_tally(drain)->expired);
 	report(drain, started, true);
 }
 
@@ -117,7 +119,7 @@ static void
 report(Drain *drain, int64 started, bool is_last)
 {
 	const Tally *tally = drain_tally(drain);
-	int64		left = drain_count_waiting(drain);
+	int64		left = drain_count_waiting(drain, is_last);
 	double		seconds = Max((double) (rate_clock() - started) / USECS_PER_SEC, 0.001);
 	double		rate = (double) (tally->done + tally->failed) / seconds;
 
@@ -130,16 +132,6 @@ report(Drain *drain, int64 started, bool is_last)
 					   tally->errored) : 0,
 			 is_last && left > 0 ?
 			 errhint("What is left is not due, or is held: see dt_status.") : 0));
-}
-
-static void
-warn_of_expired(const Tally *tally)
-{
-	if (tally->expired > 0)
-		ereport(WARNING,
-				(errmsg("gave up " INT64_FORMAT " removals for their age", tally->expired),
-				 errdetail("The server's option \"retry_for\" says how long they may wait."),
-				 errhint("See dt_history; dt_retry sends one again.")));
 }
 
 static char *

@@ -15,8 +15,6 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/table.h"
 #include "access/xact.h"
 #include "claim.h"
 #include "fmgr.h"
@@ -24,24 +22,23 @@
 #include "names.h"
 #include "queue.h"
 #include "settings.h"
-#include "storage/lmgr.h"
 #include "store.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/memutils.h"
-#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "worker.h"
 
 static void fill_row(QueueRow *row, const Requester *requester, const Removal *removal);
-static void find_rows(const QueueRow *customer, List **removals, List **keeps);
+static void find_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps);
 static int	bring_forward(const char **names, int nfound, int nnames, const QueueRow *removal,
 						  List *keeps, ArrayType *(*names_of) (const QueueRow *row));
 static ArrayType *tags_of(const QueueRow *row);
 static ArrayType *fields_of(const QueueRow *row);
 static void check_writable(const char *command);
 static bool find_withheld(Store *waiting, int64 id, QueueRow *row);
+static void put_back(QueueRow *row);
 static void check_sendable(const QueueRow *row);
 
 PG_FUNCTION_INFO_V1(dt_enqueue_remove_tags_custom_fields);
@@ -56,17 +53,11 @@ Datum
 dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 {
 #define ARGUMENT(n, get) (PG_ARGISNULL(n) ? NULL : get(n))
-	MemoryContext caller = CurrentMemoryContext;
-	MemoryContext context;
 	Requester	requester;
 	Removal		removal;
 	Fault	   *fault;
-	int64		id;
 
 	check_writable("dt_enqueue_remove_tags_custom_fields()");
-
-	context = AllocSetContextCreate(caller, "doubletick enqueue", ALLOCSET_DEFAULT_SIZES);
-	MemoryContextSwitchTo(context);
 	fault = payload_check(ARGUMENT(0, PG_GETARG_TEXT_PP),
 						  ARGUMENT(1, PG_GETARG_ARRAYTYPE_P),
 						  ARGUMENT(2, PG_GETARG_ARRAYTYPE_P),
@@ -77,29 +68,8 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 	requester.server = setting_server;
 	requester.role = GetUserId();
 	requester.enqueued_by = GetOuterUserId();
-	id = queue_remove(&requester, &removal);
-
-	MemoryContextSwitchTo(caller);
-	MemoryContextDelete(context);
-	PG_RETURN_INT64(id);
+	PG_RETURN_INT64(queue_remove(&requester, &removal));
 #undef ARGUMENT
-}
-
-/*
- * Called by who is about to enter many rows one by one: with a lock on them
- * until the transaction ends, the indexes are opened and closed again at little
- * cost.
- */
-void
-queue_hold(void)
-{
-	static const StoreObject indexes[] = {
-		STORE_WAITING_PKEY, STORE_WAITING_XACT, STORE_WAITING_CUSTOMER
-	};
-
-	for (int i = 0; i < (int) lengthof(indexes); i++)
-		LockRelationOid(store_oid(indexes[i]), RowExclusiveLock);
-	LockRelationOid(store_oid(STORE_WAITING_CUSTOMER), AccessShareLock);
 }
 
 /*
@@ -115,6 +85,7 @@ queue_remove(const Requester *requester, const Removal *removal)
 	fill_row(&row, requester, removal);
 	store_insert_waiting(&waiting, &row);
 	store_close(&waiting);
+	worker_wake_at_commit();
 	return row.id;
 }
 
@@ -131,6 +102,7 @@ queue_remove(const Requester *requester, const Removal *removal)
 void
 queue_keep(const Requester *requester, Removal *names)
 {
+	Store		waiting;
 	QueueRow	keep = {0};
 	List	   *removals;
 	List	   *keeps;
@@ -143,8 +115,9 @@ queue_keep(const Requester *requester, Removal *names)
 	keep.customer = payload_digits(names->phone);
 	keep.phone = names->phone;
 	keep.waba = names->waba;
-	find_rows(&keep, &removals, &keeps);
 
+	store_open(&waiting, STORE_WAITING);
+	find_rows(&waiting, &keep, &removals, &keeps);
 	foreach(cell, removals)
 	{
 		QueueRow   *row = lfirst(cell);
@@ -156,21 +129,17 @@ queue_keep(const Requester *requester, Removal *names)
 	names->nfields = nfields;
 	if (ntags > 0 || nfields > 0)
 	{
-		Store		waiting;
-
-		store_open(&waiting, STORE_WAITING);
 		fill_row(&keep, requester, names);
 		keep.keep = true;
 		store_insert_waiting(&waiting, &keep);
-		store_close(&waiting);
 	}
+	store_close(&waiting);
 }
 
 /* What waits for a customer: removals, and the keeps that are sure to count. */
 static void
-find_rows(const QueueRow *customer, List **removals, List **keeps)
+find_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps)
 {
-	Relation	rel = table_open(store_oid(STORE_WAITING), RowExclusiveLock);
 	SnapshotData dirty;
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -180,13 +149,13 @@ find_rows(const QueueRow *customer, List **removals, List **keeps)
 	InitDirtySnapshot(dirty);
 	ScanKeyInit(&key, WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
 				Int64GetDatum(customer->customer));
-	scan = systable_beginscan(rel, store_oid(STORE_WAITING_CUSTOMER), true, &dirty, 1, &key);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	scan = store_scan(waiting, BY_CUSTOMER, &dirty, 1, &key);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		bool		is_of_other = TransactionIdIsValid(dirty.xmin);
 		QueueRow   *row = palloc(sizeof(QueueRow));
 
-		store_read_waiting(rel, tuple, row);
+		store_read_waiting(waiting, tuple, row);
 		if (!store_is_same_customer(row, customer))
 			continue;
 		if (!row->keep)
@@ -194,8 +163,7 @@ find_rows(const QueueRow *customer, List **removals, List **keeps)
 		else if (!is_of_other)
 			*keeps = lappend(*keeps, row);
 	}
-	systable_endscan(scan);
-	table_close(rel, NoLock);
+	store_end_scan(scan);
 }
 
 /*
@@ -274,6 +242,8 @@ static void
 fill_row(QueueRow *row, const Requester *requester, const Removal *removal)
 {
 	memset(row, 0, sizeof(QueueRow));
+	/* In this order: whoever has the lower xid may still have a lower id. */
+	row->xact = (int64) U64FromFullTransactionId(GetTopFullTransactionId());
 	row->id = store_next_id();
 	row->ord = row->id;
 	row->customer = payload_digits(removal->phone);
@@ -324,10 +294,10 @@ static bool
 find_withheld(Store *waiting, int64 id, QueueRow *row)
 {
 	/* Once to see which door to hold, and again when it is held. */
-	return store_find_waiting(waiting->rel, id, SnapshotSelf, row) &&
+	return store_find_waiting(waiting, id, row) &&
 		!row->keep && has_privs_of_role(GetUserId(), row->role) &&
-		claim_withhold(claim_tag(row)) &&
-		store_find_waiting(waiting->rel, id, SnapshotSelf, row);
+		claim_withhold(row) &&
+		store_find_waiting(waiting, id, row);
 }
 
 /*
@@ -338,7 +308,6 @@ dt_retry(PG_FUNCTION_ARGS)
 {
 	int64		id = PG_GETARG_INT64(0);
 	Store		settled;
-	Store		waiting;
 	QueueRow	row;
 	char	   *state;
 	bool		found;
@@ -347,24 +316,43 @@ dt_retry(PG_FUNCTION_ARGS)
 
 	CommandCounterIncrement();
 	store_open(&settled, STORE_SETTLED);
-	found = store_find_settled(settled.rel, id, SnapshotSelf, &row, &state) &&
+	found = store_find_settled(&settled, id, &row, &state) &&
 		strcmp(state, STATE_FAILED) == 0 && has_privs_of_role(GetUserId(), row.role);
 	if (found)
 		check_sendable(&row);
 	found = found && store_delete(&settled, &row.tid, true);
 	if (found)
-	{
-		/* Names that came back before now are to be removed all the same. */
-		row.ord = store_next_id();
-		row.customer = payload_digits(row.phone);
-		row.enqueued_at = GetCurrentTimestamp();
-		row.due_at = row.enqueued_at;
-		store_open(&waiting, STORE_WAITING);
-		store_insert_waiting(&waiting, &row);
-		store_close(&waiting);
-	}
+		put_back(&row);
 	store_close(&settled);
 	PG_RETURN_BOOL(found);
+}
+
+/*
+ * Enters a row again, under its old id.  The drainer, which goes by the ids, is
+ * told of it by an empty keep with a new one.  That is also the row's place in
+ * the order of removals and keeps: names that came back before now are to be
+ * removed all the same.
+ */
+static void
+put_back(QueueRow *row)
+{
+	Requester	requester = {row->server, row->role, row->enqueued_by};
+	Removal		nothing = {.phone = row->phone, .waba = row->waba};
+	QueueRow	news;
+	Store		waiting;
+
+	fill_row(&news, &requester, &nothing);
+	news.keep = true;
+	row->ord = news.id;
+	row->xact = news.xact;
+	row->customer = news.customer;
+	row->enqueued_at = row->due_at = news.enqueued_at;
+
+	store_open(&waiting, STORE_WAITING);
+	store_insert_waiting(&waiting, row);
+	store_insert_waiting(&waiting, &news);
+	store_close(&waiting);
+	worker_wake_at_commit();
 }
 
 /* The trigger's failed rows may hold what no request can. */

@@ -18,7 +18,6 @@ typedef struct Requester
 	Oid			enqueued_by;
 } Requester;
 
-extern void queue_hold(void);
 extern int64 queue_remove(const Requester *requester, const Removal *removal);
 extern void queue_keep(const Requester *requester, Removal *names);
 extern int64 queue_fail(const Requester *requester, const Removal *removal, const char *error);

@@ -4,8 +4,8 @@
  *		The pace at which requests may leave for a server, and its pauses.
  *
  * In no window of a second may a server receive more than rate_limit requests
- * plus one.  Requests are spaced evenly; a process that comes late, since it
- * was at other work, may catch up by a BURST.  What leaves evenly does not
+ * plus one.  Requests are spaced evenly, but may leave up to BURST before their
+ * time, for the drainer has other work between two of them.  What leaves evenly does not
  * arrive evenly, least of all over new connections.  Both are paid for by going
  * a little slower than the limit: a window of a second has SLOWDOWN * (1 + BURST)
  * of it, 98 %, and what is left allows for 20 ms of unevenness on the way.
@@ -17,8 +17,8 @@
 #include "miscadmin.h"
 #include "portability/instr_time.h"
 #include "rate.h"
+#include "shared.h"
 #include "storage/latch.h"
-#include "utils/hsearch.h"
 #include "utils/wait_event.h"
 
 #include "compat.h"
@@ -29,17 +29,17 @@
 /* Longest pause that is kept, in µs (DESIGN.md: Retry-After, clamped to 1 h). */
 #define MAX_PAUSE (60 * 60 * USECS_PER_SEC)
 
-typedef struct RateEntry
-{
-	Oid			serverid;		/* hash key */
-	int64		last;			/* when the last request was to leave, by
-								 * rate_clock() and even spacing; 0: never */
-	int64		paused_until;	/* by rate_clock(), 0: not paused */
-} RateEntry;
+/*
+ * In shared memory, when there is any: then a pace holds over all sessions
+ * together.  Else in this process.
+ */
+static RateEntry local_rates[SHARED_MAX_RATES];
 
-static HTAB *rates = NULL;
-
-static RateEntry *find_entry(Oid serverid);
+static RateEntry *lock_entry(Oid serverid);
+static void unlock_entry(void);
+static RateEntry *find_entry(RateEntry *rates, Oid serverid);
+static int64 left_of(const RateEntry *entry, double per_second);
+static int64 interval_of(double per_second);
 
 /*
  * How long until the next request may leave for the server, in microseconds.
@@ -49,13 +49,13 @@ static RateEntry *find_entry(Oid serverid);
 int64
 rate_left(Oid serverid, double per_second)
 {
-	RateEntry  *entry = find_entry(serverid);
-	int64		interval;
+	int64		left;
 
-	if (per_second <= 0 || entry->last == 0)
+	if (per_second <= 0)
 		return 0;
-	interval = (int64) (USECS_PER_SEC / (per_second * SLOWDOWN));
-	return Max(entry->last + interval - BURST - rate_clock(), 0);
+	left = left_of(lock_entry(serverid), per_second);
+	unlock_entry();
+	return left;
 }
 
 /*
@@ -65,17 +65,29 @@ rate_left(Oid serverid, double per_second)
 int64
 rate_claim(Oid serverid, double per_second)
 {
-	int64		left = rate_left(serverid, per_second);
+	RateEntry  *entry;
+	int64		left;
 
-	if (left == 0 && per_second > 0)
-	{
-		RateEntry  *entry = find_entry(serverid);
-		int64		interval = (int64) (USECS_PER_SEC / (per_second * SLOWDOWN));
-
-		entry->last = entry->last == 0 ? rate_clock() :
-			Max(entry->last + interval, rate_clock() - BURST);
-	}
+	if (per_second <= 0)
+		return 0;
+	entry = lock_entry(serverid);
+	left = left_of(entry, per_second);
+	if (left == 0)
+		entry->last = Max(entry->last + interval_of(per_second), rate_clock());
+	unlock_entry();
 	return left;
+}
+
+static int64
+left_of(const RateEntry *entry, double per_second)
+{
+	return Max(entry->last + interval_of(per_second) - BURST - rate_clock(), 0);
+}
+
+static int64
+interval_of(double per_second)
+{
+	return (int64) (USECS_PER_SEC / (per_second * SLOWDOWN));
 }
 
 /*
@@ -100,10 +112,11 @@ rate_wait(Oid serverid, double per_second)
 void
 rate_pause(Oid serverid, int64 microseconds)
 {
-	RateEntry  *entry = find_entry(serverid);
+	RateEntry  *entry = lock_entry(serverid);
 
 	entry->paused_until = Max(entry->paused_until,
 							  rate_clock() + Min(microseconds, MAX_PAUSE));
+	unlock_entry();
 }
 
 /*
@@ -112,28 +125,52 @@ rate_pause(Oid serverid, int64 microseconds)
 int64
 rate_paused(Oid serverid)
 {
-	return Max(find_entry(serverid)->paused_until - rate_clock(), 0);
+	int64		left = lock_entry(serverid)->paused_until - rate_clock();
+
+	unlock_entry();
+	return Max(left, 0);
 }
 
 static RateEntry *
-find_entry(Oid serverid)
+lock_entry(Oid serverid)
 {
-	RateEntry  *entry;
-	bool		found;
+	if (shared == NULL)
+		return find_entry(local_rates, serverid);
+	LWLockAcquire(shared->rate_lock, LW_EXCLUSIVE);
+	return find_entry(shared->rates, serverid);
+}
 
-	if (rates == NULL)
+static void
+unlock_entry(void)
+{
+	if (shared)
+		LWLockRelease(shared->rate_lock);
+}
+
+/* A new server takes a free entry, or that which has been idle longest. */
+static RateEntry *
+find_entry(RateEntry *rates, Oid serverid)
+{
+	RateEntry  *oldest = &rates[0];
+
+	for (int i = 0; i < SHARED_MAX_RATES; i++)
 	{
-		HASHCTL		ctl;
+		RateEntry  *entry = &rates[i];
 
-		ctl.keysize = sizeof(Oid);
-		ctl.entrysize = sizeof(RateEntry);
-		rates = hash_create("doubletick rates", 8, &ctl, HASH_ELEM | HASH_BLOBS);
+		if (entry->server == serverid && entry->database == MyDatabaseId)
+			return entry;
+		if (Max(entry->last, entry->paused_until) < Max(oldest->last, oldest->paused_until))
+			oldest = entry;
+		if (!OidIsValid(entry->server))
+		{
+			oldest = entry;
+			break;				/* behind it there are only free ones */
+		}
 	}
-
-	entry = hash_search(rates, &serverid, HASH_ENTER, &found);
-	if (!found)
-		entry->last = entry->paused_until = 0;
-	return entry;
+	oldest->database = MyDatabaseId;
+	oldest->server = serverid;
+	oldest->last = oldest->paused_until = 0;
+	return oldest;
 }
 
 /* Sleeps for so many microseconds, if any; can be interrupted. */

@@ -16,6 +16,7 @@
 char	   *setting_server;
 bool		setting_enabled;
 int			setting_history_retention;
+int			setting_worker_idle_timeout;
 
 static bool check_server(char **newval, void **extra, GucSource source);
 
@@ -62,6 +63,18 @@ settings_init(void)
 							-1, INT_MAX,
 							PGC_SUSET,
 							GUC_UNIT_S,
+							NULL,
+							NULL,
+							NULL);
+
+	DefineCustomIntVariable("doubletick.worker_idle_timeout",
+							"Sets how long a worker stays that has nothing to do.",
+							NULL,
+							&setting_worker_idle_timeout,
+							60 * 1000,
+							10, INT_MAX,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
 							NULL,
 							NULL,
 							NULL);

@@ -13,6 +13,8 @@ extern char *setting_server;	/* doubletick.server: name of the server to
 extern bool setting_enabled;	/* doubletick.enabled: may anything leave? */
 extern int	setting_history_retention;	/* doubletick.history_retention, in s;
 										 * -1: for ever */
+extern int	setting_worker_idle_timeout;	/* doubletick.worker_idle_timeout,
+											 * in ms */
 
 extern void settings_init(void);
 

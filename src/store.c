@@ -6,8 +6,9 @@
  * Tuples are read and written directly, as PostgreSQL does with its catalogs.
  * So there is no SQL here that a search_path, a role, a rule or a setting could
  * bend, no role to change to and back, and a row costs little more than what
- * the heap and the indexes need.  The tables have no constraint that
- * CatalogTupleInsert() would not see to, and are always heaps.
+ * the heap and the indexes need.  The tables are always heaps; they have no
+ * constraints but NOT NULL and their primary keys, no triggers, and no indexes
+ * but plain ones of columns.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,9 +20,12 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/indexing.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "commands/sequence.h"
+#include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "store.h"
 #include "utils/array.h"
@@ -30,6 +34,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -37,7 +42,6 @@ static const char *const object_names[STORE_NOBJECTS] = {
 	[STORE_WAITING] = "dt_waiting",
 	[STORE_WAITING_ID] = "dt_waiting_id_seq",
 	[STORE_WAITING_PKEY] = "dt_waiting_pkey",
-	[STORE_WAITING_XACT] = "dt_waiting_xact",
 	[STORE_WAITING_CUSTOMER] = "dt_waiting_customer",
 	[STORE_SETTLED] = "dt_settled",
 	[STORE_SETTLED_PKEY] = "dt_settled_pkey",
@@ -50,19 +54,21 @@ static const char *const object_names[STORE_NOBJECTS] = {
 static Oid	object_oids[STORE_NOBJECTS];
 static bool oids_known = false;
 
+/* How to enter a tuple into an index of theirs; NULL: not known yet. */
+static IndexInfo *index_infos[STORE_NOBJECTS];
+
+static Oid	oid_of(StoreObject object);
+static void raise_undefined(void) pg_attribute_noreturn();
 static bool find_objects(void);
 static Oid	extension_schema(void);
 static void forget_objects(Datum arg, Oid relid);
-static bool find_by_id(Relation rel, Oid index, int64 id, Snapshot snapshot,
-					   void (*read) (Relation rel, HeapTuple tuple, QueueRow *row, char **state),
-					   QueueRow *row, char **state);
-static void read_waiting(Relation rel, HeapTuple tuple, QueueRow *row, char **state);
-static void read_settled(Relation rel, HeapTuple tuple, QueueRow *row, char **state);
+static IndexInfo *info_of(Relation index);
+static void insert_index_entry(Store *store, int place, HeapTuple tuple);
+static bool find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple);
 static bool is_same_number(const char *number, const char *other);
 static char *read_text(Datum value, bool isnull);
-static ArrayType *read_array(Datum value);
 static void set_text(Datum *values, bool *nulls, int column, const char *string);
-static HeapTuple form_waiting(Relation rel, const QueueRow *row);
+static HeapTuple form_waiting(Store *waiting, const QueueRow *row);
 
 /*
  * Is the extension there, in this database?
@@ -77,14 +83,20 @@ store_exists(void)
  * The OID of one of the extension's objects; undefined_table when the extension
  * is not there, or not whole.
  */
-Oid
-store_oid(StoreObject object)
+static Oid
+oid_of(StoreObject object)
 {
 	if (!store_exists())
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("the tables of extension \"doubletick\" do not exist in this database")));
+		raise_undefined();
 	return object_oids[object];
+}
+
+static void
+raise_undefined(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("the tables of extension \"doubletick\" do not exist in this database")));
 }
 
 /* Objects of the same names elsewhere are not ours: they lie in another schema. */
@@ -96,6 +108,7 @@ find_objects(void)
 
 	if (!OidIsValid(schema))
 		return false;
+	memset(index_infos, 0, sizeof(index_infos));	/* few, and seldom */
 	if (!registered)
 	{
 		CacheRegisterRelcacheCallback(forget_objects, (Datum) 0);
@@ -148,19 +161,29 @@ forget_objects(Datum arg pg_attribute_unused(), Oid relid)
 }
 
 /*
- * Opens a table for change; the lock lasts until the transaction ends.
+ * Opens a table and its indexes; the locks last until the transaction ends, so
+ * that to open it again costs little.  The table may be gone by the time that
+ * its lock is there: a drain's transaction does not begin with a statement.
  */
 void
 store_open(Store *store, StoreObject table)
 {
-	store->rel = table_open(store_oid(table), RowExclusiveLock);
-	store->indexes = CatalogOpenIndexes(store->rel);
+	store->rel = try_table_open(oid_of(table), RowExclusiveLock);
+	if (store->rel == NULL)
+		raise_undefined();
+	store->nindexes = 0;
+	for (int i = table + 1; i < STORE_NOBJECTS && i != STORE_SETTLED && i != STORE_HOLD; i++)
+	{
+		if (i != STORE_WAITING_ID)
+			store->indexes[store->nindexes++] = index_open(object_oids[i], RowExclusiveLock);
+	}
 }
 
 void
 store_close(Store *store)
 {
-	CatalogCloseIndexes(store->indexes);
+	for (int i = 0; i < store->nindexes; i++)
+		index_close(store->indexes[i], NoLock);
 	table_close(store->rel, NoLock);
 }
 
@@ -171,21 +194,61 @@ store_close(Store *store)
 int64
 store_next_id(void)
 {
-	return nextval_internal(store_oid(STORE_WAITING_ID), false);
+	return nextval_internal(oid_of(STORE_WAITING_ID), false);
 }
 
 /*
- * Enters a row as this transaction's; fills in "xact".
+ * Enters a tuple, and frees it.
  */
 void
-store_insert_waiting(Store *waiting, QueueRow *row)
+store_insert(Store *store, HeapTuple tuple)
 {
-	HeapTuple	tuple;
-
-	row->xact = (int64) U64FromFullTransactionId(GetTopFullTransactionId());
-	tuple = form_waiting(waiting->rel, row);
-	CatalogTupleInsertWithInfo(waiting->rel, tuple, waiting->indexes);
+	simple_heap_insert(store->rel, tuple);
+	for (int i = 0; i < store->nindexes; i++)
+		insert_index_entry(store, i, tuple);
 	heap_freetuple(tuple);
+}
+
+static void
+insert_index_entry(Store *store, int place, HeapTuple tuple)
+{
+	Relation	index = store->indexes[place];
+	IndexInfo  *info = info_of(index);
+	Datum		values[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS];
+
+	for (int i = 0; i < info->ii_NumIndexKeyAttrs; i++)
+		values[i] = heap_getattr(tuple, info->ii_IndexAttrNumbers[i],
+								 RelationGetDescr(store->rel), &nulls[i]);
+	(void) index_insert(index, values, nulls, &tuple->t_self, store->rel,
+						info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
+}
+
+/* Kept for as long as the index is the same. */
+static IndexInfo *
+info_of(Relation index)
+{
+	int			object = 0;
+
+	while (object_oids[object] != RelationGetRelid(index))
+		object++;
+	if (index_infos[object] == NULL)
+	{
+		MemoryContext caller = MemoryContextSwitchTo(TopMemoryContext);
+
+		index_infos[object] = BuildIndexInfo(index);
+		MemoryContextSwitchTo(caller);
+	}
+	return index_infos[object];
+}
+
+/*
+ * Enters a row.
+ */
+void
+store_insert_waiting(Store *waiting, const QueueRow *row)
+{
+	store_insert(waiting, form_waiting(waiting, row));
 }
 
 /*
@@ -194,10 +257,10 @@ store_insert_waiting(Store *waiting, QueueRow *row)
 void
 store_update_waiting(Store *waiting, const QueueRow *row)
 {
-	HeapTuple	tuple = form_waiting(waiting->rel, row);
+	HeapTuple	tuple = form_waiting(waiting, row);
 
 	tuple->t_self = row->tid;
-	CatalogTupleUpdateWithInfo(waiting->rel, &tuple->t_self, tuple, waiting->indexes);
+	CatalogTupleUpdate(waiting->rel, &tuple->t_self, tuple);
 	heap_freetuple(tuple);
 }
 
@@ -225,7 +288,6 @@ store_insert_settled(Store *settled, const QueueRow *row, const char *state,
 {
 	Datum		values[SETTLED_NCOLUMNS];
 	bool		nulls[SETTLED_NCOLUMNS] = {false};
-	HeapTuple	tuple;
 
 	values[SETTLED_ID - 1] = Int64GetDatum(row->id);
 	values[SETTLED_ENQUEUED_AT - 1] = TimestampTzGetDatum(row->enqueued_at);
@@ -245,51 +307,108 @@ store_insert_settled(Store *settled, const QueueRow *row, const char *state,
 	nulls[SETTLED_ANSWER - 1] = answer == NULL;
 	set_text(values, nulls, SETTLED_ERROR, error);
 
-	tuple = heap_form_tuple(RelationGetDescr(settled->rel), values, nulls);
-	CatalogTupleInsertWithInfo(settled->rel, tuple, settled->indexes);
-	heap_freetuple(tuple);
+	store_insert(settled, heap_form_tuple(RelationGetDescr(settled->rel), values, nulls));
 }
 
 /*
- * The waiting row with this id, as the snapshot sees it; false when there is
- * none.
+ * A scan in the order of an index.  Keys name columns of the table.
+ */
+SysScanDesc
+store_scan(Store *store, int index, Snapshot snapshot, int nkeys, ScanKey keys)
+{
+	return systable_beginscan_ordered(store->rel, store->indexes[index], snapshot, nkeys, keys);
+}
+
+HeapTuple
+store_next(SysScanDesc scan)
+{
+	return systable_getnext_ordered(scan, ForwardScanDirection);
+}
+
+void
+store_end_scan(SysScanDesc scan)
+{
+	systable_endscan_ordered(scan);
+}
+
+/*
+ * The waiting row with this id, committed or of this transaction; false when
+ * there is none.
  */
 bool
-store_find_waiting(Relation waiting, int64 id, Snapshot snapshot, QueueRow *row)
+store_find_waiting(Store *waiting, int64 id, QueueRow *row)
 {
-	return find_by_id(waiting, store_oid(STORE_WAITING_PKEY), id, snapshot,
-					  read_waiting, row, NULL);
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found = find_by_id(waiting, id, &scan, &tuple);
+
+	if (found)
+		store_read_waiting(waiting, tuple, row);
+	store_end_scan(scan);
+	return found;
 }
 
 /*
  * The settled row with this id, and its state.
  */
 bool
-store_find_settled(Relation settled, int64 id, Snapshot snapshot, QueueRow *row, char **state)
+store_find_settled(Store *settled, int64 id, QueueRow *row, char **state)
 {
-	return find_by_id(settled, store_oid(STORE_SETTLED_PKEY), id, snapshot,
-					  read_settled, row, state);
-}
-
-static bool
-find_by_id(Relation rel, Oid index, int64 id, Snapshot snapshot,
-		   void (*read) (Relation rel, HeapTuple tuple, QueueRow *row, char **state),
-		   QueueRow *row, char **state)
-{
-	ScanKeyData key;
+	Datum		values[SETTLED_NCOLUMNS];
+	bool		nulls[SETTLED_NCOLUMNS];
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	bool		found;
+	bool		found = find_by_id(settled, id, &scan, &tuple);
+
+	memset(row, 0, sizeof(QueueRow));
+	if (found)
+	{
+		heap_deform_tuple(tuple, RelationGetDescr(settled->rel), values, nulls);
+		row->id = id;
+		row->enqueued_at = DatumGetTimestampTz(values[SETTLED_ENQUEUED_AT - 1]);
+		row->role = DatumGetObjectId(values[SETTLED_ROLE - 1]);
+		row->enqueued_by = DatumGetObjectId(values[SETTLED_ENQUEUED_BY - 1]);
+		row->server = read_text(values[SETTLED_SERVER - 1], false);
+		row->phone = read_text(values[SETTLED_PHONE - 1], false);
+		row->waba = read_text(values[SETTLED_WABA - 1], nulls[SETTLED_WABA - 1]);
+		row->tags = DatumGetArrayTypePCopy(values[SETTLED_TAGS - 1]);
+		row->fields = DatumGetArrayTypePCopy(values[SETTLED_FIELDS - 1]);
+		row->tid = tuple->t_self;
+		*state = read_text(values[SETTLED_STATE - 1], false);
+	}
+	store_end_scan(scan);
+	return found;
+}
+
+/* The scan must be ended in any case. */
+static bool
+find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple)
+{
+	ScanKeyData key;
 
 	StaticAssertStmt((int) WAITING_ID == (int) SETTLED_ID, "both keys are the first column");
 	ScanKeyInit(&key, WAITING_ID, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
-	scan = systable_beginscan(rel, index, true, snapshot, 1, &key);
-	tuple = systable_getnext(scan);
-	found = HeapTupleIsValid(tuple);
-	if (found)
-		read(rel, tuple, row, state);
-	systable_endscan(scan);
-	return found;
+	*scan = store_scan(store, BY_ID, SnapshotSelf, 1, &key);
+	*tuple = store_next(*scan);
+	return HeapTupleIsValid(*tuple);
+}
+
+/*
+ * Of a tuple of dt_waiting only what tells where it is: "id", "xact", "role",
+ * "customer" and "server".
+ */
+void
+store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row)
+{
+	Datum		values[WAITING_NCOLUMNS];
+	bool		nulls[WAITING_NCOLUMNS];
+
+	heap_deform_tuple(tuple, RelationGetDescr(waiting->rel), values, nulls);
+	row->id = DatumGetInt64(values[WAITING_ID - 1]);
+	row->xact = DatumGetInt64(values[WAITING_XACT - 1]);
+	row->customer = DatumGetInt64(values[WAITING_CUSTOMER - 1]);
+	row->role = DatumGetObjectId(values[WAITING_ROLE - 1]);
+	row->server = read_text(values[WAITING_SERVER - 1], false);
 }
 
 /*
@@ -297,18 +416,12 @@ find_by_id(Relation rel, Oid index, int64 id, Snapshot snapshot,
  * memory context.
  */
 void
-store_read_waiting(Relation waiting, HeapTuple tuple, QueueRow *row)
-{
-	read_waiting(waiting, tuple, row, NULL);
-}
-
-static void
-read_waiting(Relation rel, HeapTuple tuple, QueueRow *row, char **state pg_attribute_unused())
+store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
 {
 	Datum		values[WAITING_NCOLUMNS];
 	bool		nulls[WAITING_NCOLUMNS];
 
-	heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+	heap_deform_tuple(tuple, RelationGetDescr(waiting->rel), values, nulls);
 	row->id = DatumGetInt64(values[WAITING_ID - 1]);
 	row->ord = DatumGetInt64(values[WAITING_ORD - 1]);
 	row->xact = DatumGetInt64(values[WAITING_XACT - 1]);
@@ -325,61 +438,39 @@ read_waiting(Relation rel, HeapTuple tuple, QueueRow *row, char **state pg_attri
 	row->server = read_text(values[WAITING_SERVER - 1], false);
 	row->phone = read_text(values[WAITING_PHONE - 1], false);
 	row->waba = read_text(values[WAITING_WABA - 1], nulls[WAITING_WABA - 1]);
-	row->tags = read_array(values[WAITING_TAGS - 1]);
-	row->fields = read_array(values[WAITING_FIELDS - 1]);
+	row->tags = DatumGetArrayTypePCopy(values[WAITING_TAGS - 1]);
+	row->fields = DatumGetArrayTypePCopy(values[WAITING_FIELDS - 1]);
 	row->last_error = read_text(values[WAITING_LAST_ERROR - 1], nulls[WAITING_LAST_ERROR - 1]);
 	row->tid = tuple->t_self;
+	row->filenode = waiting->rel->rd_rel->relfilenode;
 }
 
 /*
- * Of a tuple of dt_waiting only where it is and whose: "id", "xact", "role" and
- * "server".
+ * Is a row that was read in an earlier transaction still as it was then, and at
+ * its place?  Nobody but superusers with SQL of their own can have changed that,
+ * and VACUUM FULL.
  */
-void
-store_read_place(Relation waiting, HeapTuple tuple, QueueRow *row)
+bool
+store_is_still(Store *waiting, const QueueRow *row)
 {
-	Datum		values[WAITING_NCOLUMNS];
-	bool		nulls[WAITING_NCOLUMNS];
+	TupleTableSlot *slot;
+	ItemPointerData place = row->tid;
+	bool		isnull;
+	bool		still;
 
-	heap_deform_tuple(tuple, RelationGetDescr(waiting), values, nulls);
-	row->id = DatumGetInt64(values[WAITING_ID - 1]);
-	row->xact = DatumGetInt64(values[WAITING_XACT - 1]);
-	row->role = DatumGetObjectId(values[WAITING_ROLE - 1]);
-	row->server = read_text(values[WAITING_SERVER - 1], false);
-}
-
-static void
-read_settled(Relation rel, HeapTuple tuple, QueueRow *row, char **state)
-{
-	Datum		values[SETTLED_NCOLUMNS];
-	bool		nulls[SETTLED_NCOLUMNS];
-
-	heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-	memset(row, 0, sizeof(QueueRow));
-	row->id = DatumGetInt64(values[SETTLED_ID - 1]);
-	row->enqueued_at = DatumGetTimestampTz(values[SETTLED_ENQUEUED_AT - 1]);
-	row->role = DatumGetObjectId(values[SETTLED_ROLE - 1]);
-	row->enqueued_by = DatumGetObjectId(values[SETTLED_ENQUEUED_BY - 1]);
-	row->server = read_text(values[SETTLED_SERVER - 1], false);
-	row->phone = read_text(values[SETTLED_PHONE - 1], false);
-	row->waba = read_text(values[SETTLED_WABA - 1], nulls[SETTLED_WABA - 1]);
-	row->tags = read_array(values[SETTLED_TAGS - 1]);
-	row->fields = read_array(values[SETTLED_FIELDS - 1]);
-	row->tid = tuple->t_self;
-	*state = read_text(values[SETTLED_STATE - 1], false);
+	if (row->filenode != waiting->rel->rd_rel->relfilenode)
+		return false;
+	slot = table_slot_create(waiting->rel, NULL);
+	still = table_tuple_fetch_row_version(waiting->rel, &place, SnapshotSelf, slot) &&
+		DatumGetInt64(slot_getattr(slot, WAITING_ID, &isnull)) == row->id;
+	ExecDropSingleTupleTableSlot(slot);
+	return still;
 }
 
 static char *
 read_text(Datum value, bool isnull)
 {
 	return isnull ? NULL : TextDatumGetCString(value);
-}
-
-/* A copy: the tuple may lie in a buffer that is let go. */
-static ArrayType *
-read_array(Datum value)
-{
-	return DatumGetArrayTypePCopy(value);
 }
 
 static void
@@ -391,7 +482,7 @@ set_text(Datum *values, bool *nulls, int column, const char *string)
 }
 
 static HeapTuple
-form_waiting(Relation rel, const QueueRow *row)
+form_waiting(Store *waiting, const QueueRow *row)
 {
 	Datum		values[WAITING_NCOLUMNS];
 	bool		nulls[WAITING_NCOLUMNS] = {false};
@@ -415,16 +506,16 @@ form_waiting(Relation rel, const QueueRow *row)
 	values[WAITING_TAGS - 1] = PointerGetDatum(row->tags);
 	values[WAITING_FIELDS - 1] = PointerGetDatum(row->fields);
 	set_text(values, nulls, WAITING_LAST_ERROR, row->last_error);
-	return heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	return heap_form_tuple(RelationGetDescr(waiting->rel), values, nulls);
 }
 
 /*
  * How many removals wait.
  */
 int64
-store_count_waiting(Relation waiting)
+store_count_waiting(Store *waiting)
 {
-	SysScanDesc scan = systable_beginscan(waiting, InvalidOid, false, SnapshotSelf, 0, NULL);
+	SysScanDesc scan = systable_beginscan(waiting->rel, InvalidOid, false, SnapshotSelf, 0, NULL);
 	int64		nrows = 0;
 	HeapTuple	tuple;
 
@@ -433,7 +524,7 @@ store_count_waiting(Relation waiting)
 		bool		isnull;
 
 		CHECK_FOR_INTERRUPTS();
-		if (!DatumGetBool(heap_getattr(tuple, WAITING_KEEP, RelationGetDescr(waiting), &isnull)))
+		if (!DatumGetBool(heap_getattr(tuple, WAITING_KEEP, RelationGetDescr(waiting->rel), &isnull)))
 			nrows++;
 	}
 	systable_endscan(scan);
@@ -448,7 +539,6 @@ store_count_waiting(Relation waiting)
 int
 store_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)
 {
-	Relation	index = index_open(store_oid(STORE_SETTLED_AT), AccessShareLock);
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
@@ -458,9 +548,8 @@ store_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)
 				TimestampTzGetDatum(*from));
 	ScanKeyInit(&keys[1], SETTLED_SETTLED_AT, BTLessStrategyNumber, F_TIMESTAMPTZ_LT,
 				TimestampTzGetDatum(before));
-	scan = systable_beginscan_ordered(settled->rel, index, SnapshotSelf, 2, keys);
-	while (npruned < limit &&
-		   HeapTupleIsValid(tuple = systable_getnext_ordered(scan, ForwardScanDirection)))
+	scan = store_scan(settled, BY_SETTLED_AT, SnapshotSelf, 2, keys);
+	while (npruned < limit && HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		bool		isnull;
 
@@ -470,8 +559,7 @@ store_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)
 												 RelationGetDescr(settled->rel), &isnull));
 		npruned++;
 	}
-	systable_endscan_ordered(scan);
-	index_close(index, AccessShareLock);
+	store_end_scan(scan);
 	return npruned;
 }
 

@@ -10,7 +10,6 @@
 
 #include "access/genam.h"
 #include "access/htup.h"
-#include "catalog/indexing.h"
 #include "compat.h"
 #include "datatype/timestamp.h"
 #include "utils/relcache.h"
@@ -22,7 +21,6 @@ typedef enum StoreObject
 	STORE_WAITING,
 	STORE_WAITING_ID,			/* the sequence of its ids */
 	STORE_WAITING_PKEY,			/* (id) */
-	STORE_WAITING_XACT,			/* (xact, id) */
 	STORE_WAITING_CUSTOMER,		/* (customer) */
 	STORE_SETTLED,
 	STORE_SETTLED_PKEY,			/* (id) */
@@ -31,6 +29,12 @@ typedef enum StoreObject
 	STORE_HOLD_PKEY,			/* (server, role) */
 	STORE_NOBJECTS
 } StoreObject;
+
+/* Places of the indexes in Store. */
+#define BY_ID 0					/* of dt_waiting and dt_settled */
+#define BY_CUSTOMER 1
+#define BY_SETTLED_AT 1
+#define BY_SERVER_AND_ROLE 0
 
 /* Columns of dt_waiting. */
 typedef enum WaitingColumn
@@ -98,7 +102,8 @@ typedef struct QueueRow
 	ArrayType  *tags;			/* text[], perhaps empty */
 	ArrayType  *fields;			/* the same */
 	const char *last_error;		/* NULL: none */
-	ItemPointerData tid;		/* where it was read; good in that transaction */
+	ItemPointerData tid;		/* where it was read, */
+	Oid			filenode;		/* in which file of the table */
 } QueueRow;
 
 /* States of a settled row. */
@@ -106,32 +111,37 @@ typedef struct QueueRow
 #define STATE_FAILED "failed"
 #define STATE_CANCELLED "cancelled"
 
-/* A table open for change. */
+/* A table that is open, with its indexes. */
 typedef struct Store
 {
 	Relation	rel;
-	CatalogIndexState indexes;
+	Relation	indexes[2];
+	int			nindexes;
 } Store;
 
 extern bool store_exists(void);
-extern Oid	store_oid(StoreObject object);
 extern void store_open(Store *store, StoreObject table);
 extern void store_close(Store *store);
 
 extern int64 store_next_id(void);
-extern void store_insert_waiting(Store *waiting, QueueRow *row);
+extern void store_insert(Store *store, HeapTuple tuple);
+extern void store_insert_waiting(Store *waiting, const QueueRow *row);
 extern void store_update_waiting(Store *waiting, const QueueRow *row);
 extern bool store_delete(Store *store, const ItemPointerData *tid, bool wait);
 extern void store_insert_settled(Store *settled, const QueueRow *row, const char *state,
 								 Jsonb *answer, const char *error);
 
-extern bool store_find_waiting(Relation waiting, int64 id, Snapshot snapshot, QueueRow *row);
-extern bool store_find_settled(Relation settled, int64 id, Snapshot snapshot,
-							   QueueRow *row, char **state);
-extern int64 store_count_waiting(Relation waiting);
-extern int	store_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit);
+extern SysScanDesc store_scan(Store *store, int index, Snapshot snapshot, int nkeys, ScanKey keys);
+extern HeapTuple store_next(SysScanDesc scan);
+extern void store_end_scan(SysScanDesc scan);
+extern void store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row);
+extern void store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row);
+extern bool store_find_waiting(Store *waiting, int64 id, QueueRow *row);
+extern bool store_find_settled(Store *settled, int64 id, QueueRow *row, char **state);
+extern bool store_is_still(Store *waiting, const QueueRow *row);
 extern bool store_is_same_customer(const QueueRow *row, const QueueRow *other);
-extern void store_read_place(Relation waiting, HeapTuple tuple, QueueRow *row);
-extern void store_read_waiting(Relation waiting, HeapTuple tuple, QueueRow *row);
+
+extern int64 store_count_waiting(Store *waiting);
+extern int	store_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit);
 
 #endif							/* DOUBLETICK_STORE_H */

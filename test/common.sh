@@ -71,10 +71,10 @@ start_cluster() {
 	export PGHOST=$work PGDATABASE=postgres PGOPTIONS=
 }
 
-# The sandbox; sets $sandbox_http, $sandbox_https and $sandbox_ca.
+# The sandbox, with further arguments; sets $sandbox_http, $sandbox_https and $sandbox_ca.
 start_sandbox() {
 	local i
-	as_postgres "$tree/test/sandbox/sandbox" --dir "$work/sandbox" >"$work/sandbox.log" 2>&1 &
+	as_postgres "$tree/test/sandbox/sandbox" --dir "$work/sandbox" "$@" >"$work/sandbox.log" 2>&1 &
 	for i in $(seq 200); do
 		grep -q '^ready' "$work/sandbox.log" && break
 		kill -0 $! 2>/dev/null && [ "$i" != 200 ] ||

@@ -11,14 +11,12 @@
  *
  *-------------------------------------------------------------------------
  */
-#include <curl/curl.h>
-#include <libpq-fe.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "bench.h"
 
 #define ROUNDS 25				/* of each side, taking turns */
 #define CALLS 1000				/* in a round */
@@ -33,19 +31,12 @@
 #define CLOSING_PHONE "919876543211"	/* answers, then closes the connection */
 #define HANGING_PHONE "919876543212"	/* never answers */
 
-static void die(const char *what, const char *why);
-static double now(void);
-static int	compare(const void *a, const void *b);
-static double median(double *values, int n);
-static CURL *plain_handle(const char *url, const char *ca_file, const char *key);
 static double plain_round(CURL *curl, const char *phone, int calls);
 static double sql_round(PGconn *conn, const char *phone, int calls);
-static void run(PGconn *conn, const char *sql);
 static void compare_calls(PGconn *conn, CURL *curl, const char *what,
 						  const char *phone, int calls);
 static void first_connection(const char *conninfo);
 static void cancel_latency(PGconn *conn, PGconn *other);
-static size_t discard(char *data, size_t size, size_t nitems, void *arg);
 
 int
 main(int argc, char **argv)
@@ -56,9 +47,7 @@ main(int argc, char **argv)
 
 	if (argc != 6)
 		die("usage", "call CONNINFO URL CA_FILE BUNDLE API_KEY");
-	conn = PQconnectdb(argv[1]);
-	if (PQstatus(conn) != CONNECTION_OK)
-		die("connect", PQerrorMessage(conn));
+	conn = connect_to(argv[1]);
 	curl_global_init(CURL_GLOBAL_DEFAULT);
 
 	/* To compile a statement that runs once is no part of a call. */
@@ -74,7 +63,7 @@ main(int argc, char **argv)
 	first_connection(argv[1]);
 
 	run(conn, "SET doubletick.server = doubletick");
-	other = PQconnectdb(argv[1]);
+	other = connect_to(argv[1]);
 	cancel_latency(conn, other);
 	PQfinish(other);
 	PQfinish(conn);
@@ -110,7 +99,7 @@ first_connection(const char *conninfo)
 
 	for (int i = 0; i < ROUNDS; i++)
 	{
-		PGconn	   *conn = PQconnectdb(conninfo);
+		PGconn	   *conn = connect_to(conninfo);
 
 		run(conn, "LOAD 'doubletick'");
 		run(conn, "SET doubletick.server = bundle");
@@ -155,30 +144,6 @@ cancel_latency(PGconn *conn, PGconn *other)
 		   latency[CANCELS / 2] * 1e3, latency[CANCELS - 1] * 1e3, CANCELS);
 }
 
-/* The plain side: one easy handle, one kept connection, the answer discarded. */
-static CURL *
-plain_handle(const char *url, const char *ca_file, const char *key)
-{
-	CURL	   *curl = curl_easy_init();
-	struct curl_slist *headers = NULL;
-	char		line[512];
-
-	snprintf(line, sizeof(line), "Authorization: %s", key);
-	headers = curl_slist_append(headers, line);
-	headers = curl_slist_append(headers, "Content-Type: application/json");
-	headers = curl_slist_append(headers, "Accept: application/json");
-	headers = curl_slist_append(headers, "Expect:");
-	curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
-	curl_easy_setopt(curl, CURLOPT_URL, url);
-	curl_easy_setopt(curl, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1);
-	curl_easy_setopt(curl, CURLOPT_CAPATH, NULL);
-	curl_easy_setopt(curl, CURLOPT_CAINFO, ca_file);
-	curl_easy_setopt(curl, CURLOPT_ACCEPT_ENCODING, "");
-	curl_easy_setopt(curl, CURLOPT_USERAGENT, "doubletick/1.0.0");
-	curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, discard);
-	return curl;
-}
-
 static double
 plain_round(CURL *curl, const char *phone, int calls)
 {
@@ -208,57 +173,4 @@ sql_round(PGconn *conn, const char *phone, int calls)
 	snprintf(sql, sizeof(sql), QUERY, phone, calls);
 	run(conn, sql);
 	return (now() - start) / calls;
-}
-
-static void
-run(PGconn *conn, const char *sql)
-{
-	PGresult   *result = PQexec(conn, sql);
-
-	if (PQresultStatus(result) != PGRES_TUPLES_OK && PQresultStatus(result) != PGRES_COMMAND_OK)
-		die(sql, PQresultErrorMessage(result));
-	PQclear(result);
-}
-
-static size_t
-discard(char *data, size_t size, size_t nitems, void *arg)
-{
-	(void) data;
-	(void) arg;
-	return size * nitems;
-}
-
-static double
-median(double *values, int n)
-{
-	double		sorted[ROUNDS];
-
-	memcpy(sorted, values, n * sizeof(double));
-	qsort(sorted, n, sizeof(double), compare);
-	return sorted[n / 2];
-}
-
-static int
-compare(const void *a, const void *b)
-{
-	double		x = *(const double *) a;
-	double		y = *(const double *) b;
-
-	return (x > y) - (x < y);
-}
-
-static double
-now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec + t.tv_nsec / 1e9;
-}
-
-static void
-die(const char *what, const char *why)
-{
-	fprintf(stderr, "%s: %s\n", what, why);
-	exit(1);
 }

@@ -1,0 +1,433 @@
+/*-------------------------------------------------------------------------
+ *
+ * launcher.c
+ *		Starts a worker for each database whose queue has work.
+ *
+ * The launcher is connected to no database, so that it is in nobody's way; it
+ * reads pg_database alone.  It learns from shared memory which databases have
+ * work: from the sessions that enqueue, and from a worker that leaves while rows
+ * wait for their time.  When the server starts nobody has told it anything yet,
+ * and so every database is looked at once.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/twophase.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "settings.h"
+#include "shared.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/ps_status.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "worker.h"
+
+/* Pause before a worker that failed is started again: doubled each time, in ms. */
+#define FIRST_PAUSE 1000
+#define LAST_PAUSE (60 * 1000)
+
+/* Longest sleep, in ms; whoever has news sets the latch. */
+#define LONGEST_SLEEP (60 * 1000L)
+
+/* Workers that look at their databases for the first time, at once. */
+#define MAX_EXPLORING 2
+
+/* A worker that was asked for. */
+typedef struct Started
+{
+	Oid			database;
+	BackgroundWorkerHandle *handle;
+} Started;
+
+PGDLLEXPORT void doubletick_launcher_main(Datum arg);
+
+static void leave(int code, Datum arg);
+static List *list_databases(bool open_only);
+static void explore(List **unexplored);
+static void explore_some(List **unexplored, List *started);
+static void reap(List **started);
+static void note_prepared(void);
+static TimestampTz start_due(List **started);
+static bool is_in(Oid database, List *databases);
+static bool start_worker(Oid database, List **started);
+static void put_off(Oid database, bool *is_first);
+static void forget(Oid database);
+
+/*
+ * Asks the postmaster for the launcher.  Called while it loads the library.
+ */
+void
+launcher_register(void)
+{
+	BackgroundWorker worker;
+
+	memset(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = 1;
+	strlcpy(worker.bgw_library_name, "doubletick", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "doubletick_launcher_main", BGW_MAXLEN);
+	strlcpy(worker.bgw_name, "doubletick launcher", BGW_MAXLEN);
+	strlcpy(worker.bgw_type, "doubletick launcher", BGW_MAXLEN);
+	RegisterBackgroundWorker(&worker);
+}
+
+void
+doubletick_launcher_main(Datum arg pg_attribute_unused())
+{
+	MemoryContext context;
+	List	   *started = NIL;
+	List	   *unexplored = NIL;
+	TimestampTz prepared_at = 0;
+	uint32		wait_event;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	context = AllocSetContextCreate(TopMemoryContext, "doubletick launcher",
+									ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+
+	wait_event = new_wait_event("DoubletickLauncher");
+	before_shmem_exit(leave, (Datum) 0);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->launcher = MyProc;
+	LWLockRelease(shared->lock);
+
+	for (;;)
+	{
+		TimestampTz next;
+		long		sleep;
+
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+
+		reap(&started);
+		explore(&unexplored);
+		if (GetCurrentTimestamp() >= prepared_at)
+		{
+			note_prepared();
+			prepared_at = GetCurrentTimestamp() + setting_worker_idle_timeout * INT64CONST(1000);
+		}
+		explore_some(&unexplored, started);
+		next = start_due(&started);
+
+		sleep = max_prepared_xacts > 0 ? setting_worker_idle_timeout : LONGEST_SLEEP;
+		if (next != DT_NOEND)
+			sleep = Min(sleep, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next) + 1);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Min(sleep, LONGEST_SLEEP), wait_event);
+		ResetLatch(MyLatch);
+	}
+}
+
+static void
+leave(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->launcher = NULL;
+	LWLockRelease(shared->lock);
+}
+
+/* After a start of the server, all databases are to be looked at. */
+static void
+explore(List **unexplored)
+{
+	bool		wanted;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	wanted = shared->explore;
+	shared->explore = false;
+	LWLockRelease(shared->lock);
+	if (wanted)
+	{
+		list_free(*unexplored);
+		*unexplored = list_databases(true);
+	}
+}
+
+/* The databases that are there, or only those that take connections. */
+static List *
+list_databases(bool open_only)
+{
+	MemoryContext context = CurrentMemoryContext;
+	List	   *databases = NIL;
+	Relation	rel;
+	TableScanDesc scan;
+	HeapTuple	tuple;
+
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(rel, 0, NULL);
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
+
+		if (database->datallowconn || !open_only)
+		{
+			MemoryContext caller = MemoryContextSwitchTo(context);
+
+			databases = lappend_oid(databases, database->oid);
+			MemoryContextSwitchTo(caller);
+		}
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return databases;
+}
+
+/* Few at a time: a cluster may have thousands. */
+static void
+explore_some(List **unexplored, List *started)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int n = list_length(started); n < MAX_EXPLORING && *unexplored != NIL; n++)
+	{
+		SharedDatabase *database = shared_find_database(linitial_oid(*unexplored), true);
+
+		if (database)
+			database->wake = true;
+		*unexplored = list_delete_first(*unexplored);
+	}
+	LWLockRelease(shared->lock);
+}
+
+/* Workers that have ended: of their own accord, or for another reason. */
+static void
+reap(List **started)
+{
+	ListCell   *cell;
+
+	foreach(cell, *started)
+	{
+		Started    *worker = lfirst(cell);
+		SharedDatabase *database;
+		pid_t		pid;
+		bool		left = true;
+		bool		is_first;
+
+		if (GetBackgroundWorkerPid(worker->handle, &pid) != BGWH_STOPPED)
+			continue;
+		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+		database = shared_find_database(worker->database, false);
+		if (database)
+		{
+			database->starting = false;
+			database->proc = NULL;
+			database->pid = 0;
+			left = database->left;
+		}
+		LWLockRelease(shared->lock);
+		if (!left)
+		{
+			put_off(worker->database, &is_first);
+			if (is_first)
+				ereport(LOG,
+						(errmsg("doubletick worker of database %u has failed", worker->database),
+						 errdetail("It is started again, after pauses that grow to %d s.",
+								   LAST_PAUSE / 1000)));
+		}
+		pfree(worker->handle);
+		pfree(worker);
+		*started = foreach_delete_current(*started, cell);
+	}
+}
+
+/* Tries again after a pause, which grows with each time. */
+static void
+put_off(Oid oid, bool *is_first)
+{
+	SharedDatabase *database;
+
+	*is_first = false;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(oid, false);
+	if (database)
+	{
+		int64		pause = Min((int64) FIRST_PAUSE << Min(database->failures, 16), LAST_PAUSE);
+
+		*is_first = database->failures++ == 0;
+		database->starting = false;
+		database->wake = true;
+		database->next_try = GetCurrentTimestamp() + pause * 1000;
+	}
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * Who commits a prepared transaction does not know what is in it.  So a database
+ * that had some at the last look, or has, is looked at.
+ */
+static void
+note_prepared(void)
+{
+	bool		has[SHARED_MAX_DATABASES] = {false};
+
+	if (max_prepared_xacts == 0)
+		return;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	LWLockAcquire(ProcArrayLock, LW_SHARED);
+	for (int i = 0; i < max_prepared_xacts; i++)
+	{
+		Oid			oid = PreparedXactProcs[i].databaseId;
+
+		if (OidIsValid(oid) && TransactionIdIsValid(PreparedXactProcs[i].xid))
+		{
+			SharedDatabase *database = shared_find_database(oid, false);
+
+			if (database)
+				has[database - shared->databases] = true;
+		}
+	}
+	LWLockRelease(ProcArrayLock);
+	for (int i = 0; i < shared->ndatabases; i++)
+	{
+		SharedDatabase *database = &shared->databases[i];
+
+		if (database->has_prepared || has[i])
+		{
+			database->wake = true;
+			if (database->proc)
+				SetLatch(&database->proc->procLatch);
+		}
+		database->has_prepared = has[i];
+	}
+	LWLockRelease(shared->lock);
+}
+
+/* Starts workers where there is work.  Returns when to look again. */
+static TimestampTz
+start_due(List **started)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = DT_NOEND;
+	List	   *due = NIL;
+	ListCell   *cell;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared->ndatabases; i++)
+	{
+		SharedDatabase *database = &shared->databases[i];
+		TimestampTz when;
+
+		if (!OidIsValid(database->oid) || database->starting)
+			continue;
+		when = database->wake ? database->next_try :
+			Max(database->next_try, database->wake_at);
+		if (when <= now)
+			due = lappend_oid(due, database->oid);
+		else
+			next = Min(next, when);
+	}
+	LWLockRelease(shared->lock);
+
+	foreach(cell, due)
+	{
+		if (!start_worker(lfirst_oid(cell), started))
+			next = Min(next, now + FIRST_PAUSE * 1000);
+	}
+	list_free(due);
+	return next;
+}
+
+/* False when it could not be started; it is tried again. */
+static bool
+start_worker(Oid oid, List **started)
+{
+	BackgroundWorker worker;
+	BackgroundWorkerHandle *handle;
+	SharedDatabase *database;
+	Started    *entry;
+	bool		is_first;
+
+	if (!is_in(oid, list_databases(false)))
+	{
+		forget(oid);
+		return true;
+	}
+	if (!is_in(oid, list_databases(true)))
+	{
+		put_off(oid, &is_first);
+		if (is_first)
+			ereport(LOG,
+					(errmsg("queue of database %u waits, since the database takes no connections", oid)));
+		return false;
+	}
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(oid, false);
+	database->starting = true;
+	database->left = false;
+	database->wake_at = DT_NOEND;
+	LWLockRelease(shared->lock);
+
+	memset(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker.bgw_library_name, "doubletick", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "doubletick_worker_main", BGW_MAXLEN);
+	snprintf(worker.bgw_name, BGW_MAXLEN, "doubletick worker of database %u", oid);
+	strlcpy(worker.bgw_type, "doubletick worker", BGW_MAXLEN);
+	worker.bgw_main_arg = ObjectIdGetDatum(oid);
+	worker.bgw_notify_pid = MyProcPid;
+	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+	{
+		put_off(oid, &is_first);
+		if (is_first)
+			ereport(WARNING,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("queue of database %u waits, since no background worker is free", oid),
+					 errhint("Raise \"max_worker_processes\".")));
+		return false;
+	}
+	entry = palloc(sizeof(Started));
+	entry->database = oid;
+	entry->handle = handle;
+	*started = lappend(*started, entry);
+	return true;
+}
+
+static bool
+is_in(Oid oid, List *databases)
+{
+	bool		found = list_member_oid(databases, oid);
+
+	list_free(databases);
+	return found;
+}
+
+/* The database was dropped. */
+static void
+forget(Oid oid)
+{
+	SharedDatabase *database;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(oid, false);
+	if (database)
+		database->oid = InvalidOid;
+	LWLockRelease(shared->lock);
+}

@@ -1,0 +1,554 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *		The worker of one database: the drainer with a process around it.
+ *
+ * It is started by the launcher, woken at the commit of whoever enqueues, and
+ * leaves when it has been idle for a while.  It must be in nobody's way: between
+ * transactions it looks whether somebody wants the database to himself, to drop
+ * or rename or copy it, and then leaves at once.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_db_role_setting.h"
+#include "compat.h"
+#include "drain.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "rate.h"
+#include "settings.h"
+#include "shared.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "worker.h"
+
+/* Longest sleep, in ms: how soon it sees that it is in somebody's way. */
+#define LONGEST_SLEEP 250L
+
+/* Time between two looks at what is not urgent, in µs. */
+#define CHORE_INTERVAL (250 * INT64CONST(1000))
+
+/* Time between two prunings of the history, in µs. */
+#define PRUNE_INTERVAL (60 * USECS_PER_SEC)
+
+/* For how long it waits for answers that are out, before it makes way, in µs. */
+#define GRACE (500 * INT64CONST(1000))
+
+/* After that many µs without an error it counts as sound. */
+#define SOUND_AFTER (60 * USECS_PER_SEC)
+
+/* What the worker knows of itself. */
+typedef struct Worker
+{
+	Drain	   *drain;			/* NULL: another session drains */
+	int64		started_at;		/* times by rate_clock() */
+	int64		worked_at;		/* when there was last something to do */
+	int64		chores_at;		/* when to do what is not urgent */
+	int64		prune_at;
+	char	   *settings;		/* what the database's settings came from */
+	Tally		told;			/* what has been counted in shared memory */
+	int64		warned_expired;
+} Worker;
+
+static void attach(Oid database);
+static void detach(int code, Datum arg);
+static void run(Worker *worker);
+static void do_chores(Worker *worker);
+static void wait_for_work(Worker *worker);
+static bool take_wake(void);
+static bool try_to_leave(Worker *worker);
+static bool is_in_the_way(void);
+static char *database_settings(void);
+static void make_way(Worker *worker, const char *why);
+static void tell(Worker *worker, const char *state);
+static void warn_of_expired(Worker *worker);
+static void remember_error(void);
+static void begin_transaction(void);
+static void commit_transaction(void);
+static void xact_ended(XactEvent event, void *arg);
+static void wake_worker(void);
+
+PGDLLEXPORT void doubletick_worker_main(Datum arg);
+
+PG_FUNCTION_INFO_V1(dt_worker);
+
+static const DrainTransactions transactions = {begin_transaction, commit_transaction};
+
+/* Must the worker be woken when this transaction commits? */
+static bool wake_at_commit = false;
+
+/*
+ * The worker's process.  Its argument is the database's OID.
+ */
+void
+doubletick_worker_main(Datum arg)
+{
+	Worker		worker = {0};
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
+	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
+	pgstat_report_appname("doubletick worker");
+	attach(MyDatabaseId);
+
+	worker.started_at = worker.worked_at = rate_clock();
+	PG_TRY();
+	{
+		run(&worker);
+	}
+	PG_CATCH();
+	{
+		remember_error();
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	proc_exit(0);
+}
+
+/* From now on whoever commits work here sets our latch. */
+static void
+attach(Oid oid)
+{
+	SharedDatabase *database;
+
+	before_shmem_exit(detach, (Datum) 0);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(oid, true);
+	if (database == NULL)
+		elog(ERROR, "no room for database %u", oid);
+	database->proc = MyProc;
+	database->pid = MyProcPid;
+	database->since = GetCurrentTimestamp();
+	LWLockRelease(shared->lock);
+}
+
+static void
+detach(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
+{
+	SharedDatabase *database;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(MyDatabaseId, false);
+	if (database && database->pid == MyProcPid)
+	{
+		database->proc = NULL;
+		database->pid = 0;
+		database->in_flight = 0;
+	}
+	LWLockRelease(shared->lock);
+}
+
+static void
+run(Worker *worker)
+{
+	for (;;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			if (worker->drain)
+				drain_wake(worker->drain);
+		}
+		if (rate_clock() >= worker->chores_at)
+			do_chores(worker);
+
+		if (worker->drain == NULL)
+		{
+			worker->drain = drain_start(TopMemoryContext, &transactions);
+			if (worker->drain == NULL)
+				tell(worker, "waiting for another session that drains");
+		}
+		if (worker->drain)
+		{
+			if (take_wake())
+			{
+				drain_wake(worker->drain);
+				worker->worked_at = rate_clock();
+			}
+			switch (drain_turn(worker->drain))
+			{
+				case DRAIN_BUSY:
+					worker->worked_at = rate_clock();
+					continue;
+				case DRAIN_IDLE:
+					break;
+				case DRAIN_GONE:
+					make_way(worker, NULL);
+			}
+		}
+		if (rate_clock() - worker->worked_at >= setting_worker_idle_timeout * INT64CONST(1000) &&
+			try_to_leave(worker))
+			return;
+		wait_for_work(worker);
+	}
+}
+
+/* What need not be done in each turn. */
+static void
+do_chores(Worker *worker)
+{
+	char	   *settings;
+
+	worker->chores_at = rate_clock() + CHORE_INTERVAL;
+	if (is_in_the_way())
+		make_way(worker, "database is wanted by another session");
+
+	settings = database_settings();
+	if (worker->settings && strcmp(worker->settings, settings) != 0)
+		make_way(worker, "settings of the database have changed");
+	if (worker->settings)
+		pfree(worker->settings);
+	worker->settings = settings;
+
+	if (worker->drain == NULL)
+		return;
+	tell(worker, "sending");
+	if (rate_clock() >= worker->prune_at && !drain_prune(worker->drain))
+	{
+		worker->prune_at = rate_clock() + PRUNE_INTERVAL;
+		warn_of_expired(worker);
+	}
+}
+
+static void
+wait_for_work(Worker *worker)
+{
+	static uint32 wait_event = 0;
+	long		timeout = worker->drain ? drain_idle_time(worker->drain, LONGEST_SLEEP) : LONGEST_SLEEP;
+
+	if (wait_event == 0)
+		wait_event = new_wait_event("DoubletickWorker");
+	if (worker->drain)
+		tell(worker, "idle");
+	pgstat_report_activity(STATE_IDLE, NULL);
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout, wait_event);
+	ResetLatch(MyLatch);
+}
+
+/* Has somebody committed work since the last call? */
+static bool
+take_wake(void)
+{
+	SharedDatabase *database;
+	bool		wake;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(MyDatabaseId, false);
+	wake = database && database->wake;
+	if (wake)
+		database->wake = false;
+	LWLockRelease(shared->lock);
+	return wake;
+}
+
+/*
+ * Leaves, unless work has come in this moment.  Tells the launcher when rows
+ * that wait for their time want a worker again.
+ */
+static bool
+try_to_leave(Worker *worker)
+{
+	SharedDatabase *database;
+	TimestampTz next = DT_NOEND;
+	bool		may_leave;
+
+	if (worker->drain == NULL)
+		next = GetCurrentTimestamp() + setting_worker_idle_timeout * INT64CONST(1000);
+	else
+		next = drain_next_due(worker->drain);
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(MyDatabaseId, false);
+	may_leave = database == NULL || !database->wake;
+	if (may_leave && database)
+	{
+		database->left = true;
+		database->failures = 0;
+		database->proc = NULL;
+		database->pid = 0;
+		database->wake_at = next;
+		strlcpy(database->state, "", sizeof(database->state));
+	}
+	LWLockRelease(shared->lock);
+	return may_leave;
+}
+
+/*
+ * Does somebody want the database to himself?  He holds a lock on it that keeps
+ * new sessions out, and waits for those that are there to leave.
+ */
+static bool
+is_in_the_way(void)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
+	if (LockAcquire(&tag, RowExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
+		return true;
+	LockRelease(&tag, RowExclusiveLock, true);
+	return false;
+}
+
+/*
+ * Where the database's own settings stand, as text that is another one after
+ * each ALTER DATABASE ... SET: a session has them from its beginning, and no
+ * news of them.
+ */
+static char *
+database_settings(void)
+{
+	Relation	rel;
+	ScanKeyData keys[1];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	char		text[100] = "";
+
+	begin_transaction();
+	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
+	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(MyDatabaseId));
+	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 1, keys);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		if (((Form_pg_db_role_setting) GETSTRUCT(tuple))->setrole == InvalidOid)
+			snprintf(text, sizeof(text), "%u (%u,%u)", HeapTupleHeaderGetRawXmin(tuple->t_data),
+					 ItemPointerGetBlockNumber(&tuple->t_self),
+					 ItemPointerGetOffsetNumber(&tuple->t_self));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	commit_transaction();
+	return MemoryContextStrdup(TopMemoryContext, text);
+}
+
+/*
+ * Ends the process, so that the database is free; another one is started as soon
+ * as it can be, if there is work.  Answers that come soon are still settled.
+ */
+static void
+make_way(Worker *worker, const char *why)
+{
+	SharedDatabase *database;
+	int64		until = rate_clock() + GRACE;
+
+	if (why)
+	{
+		ereport(LOG, (errmsg("doubletick worker makes way: %s", why)));
+		while (worker->drain && rate_clock() < until && drain_finish(worker->drain) == DRAIN_BUSY)
+			CHECK_FOR_INTERRUPTS();
+	}
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(MyDatabaseId, false);
+	if (database)
+	{
+		database->left = true;
+		database->proc = NULL;
+		database->pid = 0;
+		database->wake = why != NULL;
+		database->next_try = GetCurrentTimestamp();
+		strlcpy(database->state, "", sizeof(database->state));
+	}
+	LWLockRelease(shared->lock);
+	proc_exit(0);
+}
+
+/* Tells dt_status and pg_stat_activity. */
+static void
+tell(Worker *worker, const char *state)
+{
+	int64		number = (int64) time(NULL) / SHARED_SPAN;
+	SharedDatabase *database;
+
+	pgstat_report_activity(STATE_RUNNING, state);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(MyDatabaseId, false);
+	if (database)
+	{
+		SharedSpan *span = &database->spans[number % SHARED_NSPANS];
+
+		if (span->number != number)
+			memset(span, 0, sizeof(SharedSpan));
+		span->number = number;
+		strlcpy(database->state, state, sizeof(database->state));
+		if (worker->drain)
+		{
+			const Tally *tally = drain_tally(worker->drain);
+
+			span->sent += tally->sent - worker->told.sent;
+			span->failed += tally->failed - worker->told.failed;
+			worker->told = *tally;
+			database->in_flight = drain_in_flight(worker->drain);
+		}
+		if (rate_clock() - worker->started_at > SOUND_AFTER)
+			database->failures = 0;
+	}
+	LWLockRelease(shared->lock);
+}
+
+static void
+warn_of_expired(Worker *worker)
+{
+	int64		nexpired = drain_tally(worker->drain)->expired;
+
+	drain_warn_of_expired(nexpired - worker->warned_expired);
+	worker->warned_expired = nexpired;
+}
+
+/* For dt_status; the server's log has it, too. */
+static void
+remember_error(void)
+{
+	MemoryContext caller = MemoryContextSwitchTo(TopMemoryContext);
+	ErrorData  *error = CopyErrorData();
+	SharedDatabase *database;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(MyDatabaseId, false);
+	if (database)
+		strlcpy(database->last_error, error->message, sizeof(database->last_error));
+	LWLockRelease(shared->lock);
+	MemoryContextSwitchTo(caller);
+}
+
+static void
+begin_transaction(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	XactIsoLevel = XACT_READ_COMMITTED;
+}
+
+static void
+commit_transaction(void)
+{
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+/*
+ * Wakes the worker of this database when the transaction commits.  A prepared
+ * transaction's commit is somebody else's: see launcher.c.
+ */
+void
+worker_wake_at_commit(void)
+{
+	static bool registered = false;
+
+	if (shared == NULL)
+		return;
+	if (!registered)
+		RegisterXactCallback(xact_ended, NULL);
+	registered = true;
+	wake_at_commit = true;
+}
+
+static void
+xact_ended(XactEvent event, void *arg pg_attribute_unused())
+{
+	if (!wake_at_commit)
+		return;
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+			wake_at_commit = false;
+			wake_worker();
+			break;
+		case XACT_EVENT_PREPARE:
+		case XACT_EVENT_ABORT:
+			wake_at_commit = false;
+			break;
+		default:
+			break;
+	}
+}
+
+/* After the commit: no error may be raised here. */
+static void
+wake_worker(void)
+{
+	SharedDatabase *database;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(MyDatabaseId, true);
+	if (database)
+	{
+		database->wake = true;
+		if (database->proc)
+			SetLatch(&database->proc->procLatch);
+		else if (shared->launcher)
+			SetLatch(&shared->launcher->procLatch);
+	}
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * dt_worker() returns record (pid int, since timestamptz, state text,
+ * in_flight int, sent_per_minute bigint, failed_per_minute bigint,
+ * last_error text)
+ *
+ * The worker of this database; all null when it does not run.
+ */
+Datum
+dt_worker(PG_FUNCTION_ARGS)
+{
+	Datum		values[7] = {0};
+	bool		nulls[7];
+	TupleDesc	tupdesc;
+	SharedDatabase database = {0};
+	int64		sent = 0;
+	int64		failed = 0;
+
+	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	if (shared)
+	{
+		SharedDatabase *found;
+
+		LWLockAcquire(shared->lock, LW_SHARED);
+		found = shared_find_database(MyDatabaseId, false);
+		if (found)
+			database = *found;
+		LWLockRelease(shared->lock);
+	}
+	for (int i = 0; i < SHARED_NSPANS; i++)
+	{
+		if (database.spans[i].number <= (int64) time(NULL) / SHARED_SPAN - SHARED_NSPANS)
+			continue;
+		sent += database.spans[i].sent;
+		failed += database.spans[i].failed;
+	}
+
+	memset(nulls, database.pid == 0, sizeof(nulls));
+	values[0] = Int32GetDatum(database.pid);
+	values[1] = TimestampTzGetDatum(database.since);
+	values[2] = CStringGetTextDatum(database.state);
+	values[3] = Int32GetDatum(database.in_flight);
+	values[4] = Int64GetDatum(sent);
+	values[5] = Int64GetDatum(failed);
+	values[6] = CStringGetTextDatum(database.last_error);
+	nulls[6] = database.last_error[0] == '\0';
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls)));
+}
