@@ -306,7 +306,7 @@ static int
 names_of_elements(Column *column, ArrayType *array, const char ***names)
 {
 	int			nitems = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
-	bits8	   *bitmap = ARR_NULLBITMAP(array);
+	uint8	   *bitmap = ARR_NULLBITMAP(array);
 	char	   *item = ARR_DATA_PTR(array);
 	int			nnames = 0;
 
