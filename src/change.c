@@ -25,7 +25,7 @@ static bool is_empty(const Removal *names);
 static const char *reason(const char *what, const char *number);
 static void fail_unsendable(const Requester *requester, Removal *lost);
 static int	split_unsendable(const char **names, int nnames, const char **unsendable, int *nunsendable);
-static void enter_in_parts(const Requester *requester, const Removal *lost);
+static void enter_in_parts(Queue *queue, const Requester *requester, const Removal *lost);
 static int	fit(const char **names, int nnames, int *room, size_t *nbytes);
 
 /* Numbers are compared without a leading "+". */
@@ -36,7 +36,7 @@ static int	fit(const char **names, int nnames, int *room, size_t *nbytes);
  * is none.  Both are used up.  "owned": has this transaction made the old row?
  */
 void
-change_row(const Requester *requester, Removal *old, Removal *new, bool owned)
+change_row(Queue *queue, const Requester *requester, Removal *old, Removal *new, bool owned)
 {
 	Removal		nothing = {0};
 	Removal		gained;
@@ -53,11 +53,11 @@ change_row(const Requester *requester, Removal *old, Removal *new, bool owned)
 		change_subtract(old, new);
 	}
 	if (!is_empty(new))
-		change_keep(requester, new, &gained);
+		change_keep(queue, requester, new, &gained);
 	if (!is_empty(old))
 	{
 		gains_cover(requester, old, owned);
-		change_remove(requester, old);
+		change_remove(queue, requester, old);
 	}
 }
 
@@ -102,7 +102,7 @@ change_copy(const Removal *names)
  * of them is taken back.
  */
 void
-change_keep(const Requester *requester, const Removal *now, const Removal *gained)
+change_keep(Queue *queue, const Requester *requester, const Removal *now, const Removal *gained)
 {
 	Removal		kept = {0};
 
@@ -110,7 +110,7 @@ change_keep(const Requester *requester, const Removal *now, const Removal *gaine
 	{
 		kept = change_copy(now);
 		PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
-		queue_keep(requester, &kept);
+		queue_keep(queue, requester, &kept);
 	}
 	gains_remember(requester, gained, &kept);
 }
@@ -119,7 +119,7 @@ change_keep(const Requester *requester, const Removal *now, const Removal *gaine
  * A customer has lost these names.
  */
 void
-change_remove(const Requester *requester, Removal *lost)
+change_remove(Queue *queue, const Requester *requester, Removal *lost)
 {
 	if (is_empty(lost))
 		return;
@@ -131,7 +131,7 @@ change_remove(const Requester *requester, Removal *lost)
 	else
 	{
 		fail_unsendable(requester, lost);
-		enter_in_parts(requester, lost);
+		enter_in_parts(queue, requester, lost);
 	}
 }
 
@@ -194,7 +194,7 @@ split_unsendable(const char **names, int nnames, const char **unsendable, int *n
 
 /* As many rows as it takes for each to fit into one request. */
 static void
-enter_in_parts(const Requester *requester, const Removal *lost)
+enter_in_parts(Queue *queue, const Requester *requester, const Removal *lost)
 {
 	Removal		left = *lost;
 
@@ -206,7 +206,7 @@ enter_in_parts(const Requester *requester, const Removal *lost)
 
 		part.ntags = fit(left.tags, left.ntags, &room, &nbytes);
 		part.nfields = part.ntags < left.ntags ? 0 : fit(left.fields, left.nfields, &room, &nbytes);
-		(void) queue_remove(requester, &part);
+		(void) queue_remove(queue, requester, &part);
 		left.tags += part.ntags;
 		left.ntags -= part.ntags;
 		left.fields += part.nfields;

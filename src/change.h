@@ -10,9 +10,9 @@
 
 #include "queue.h"
 
-extern void change_row(const Requester *requester, Removal *old, Removal *new, bool owned);
-extern void change_keep(const Requester *requester, const Removal *now, const Removal *gained);
-extern void change_remove(const Requester *requester, Removal *lost);
+extern void change_row(Queue *queue, const Requester *requester, Removal *old, Removal *new, bool owned);
+extern void change_keep(Queue *queue, const Requester *requester, const Removal *now, const Removal *gained);
+extern void change_remove(Queue *queue, const Requester *requester, Removal *lost);
 extern bool change_is_same_customer(const Removal *row, const Removal *other);
 extern void change_subtract(Removal *names, const Removal *others);
 extern Removal change_copy(const Removal *names);

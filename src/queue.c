@@ -15,21 +15,53 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "claim.h"
+#include "common/hashfn.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "names.h"
 #include "queue.h"
 #include "settings.h"
+#include "storage/bufmgr.h"
 #include "store.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "worker.h"
 
+/* A customer with rows that wait. */
+typedef struct Busy
+{
+	int64		customer;
+	char		status;
+} Busy;
+
+#define SH_PREFIX busy
+#define SH_ELEMENT_TYPE Busy
+#define SH_KEY_TYPE int64
+#define SH_KEY customer
+#define SH_HASH_KEY(tb, key) murmurhash32((uint32) ((key) ^ ((key) >> 32)))
+#define SH_EQUAL(tb, a, b) ((a) == (b))
+#define SH_SCOPE static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
+
+/* Keeps that are worth reading one block of the table for. */
+#define KEEPS_PER_BLOCK 16
+
+struct Queue
+{
+	Store		waiting;
+	busy_hash  *busy;			/* NULL: anybody may be */
+};
+
+static void find_busy(Queue *queue);
 static void fill_row(QueueRow *row, const Requester *requester, const Removal *removal);
 static void find_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps);
 static int	bring_forward(const char **names, int nfound, int nnames, const QueueRow *removal,
@@ -56,6 +88,8 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 	Requester	requester;
 	Removal		removal;
 	Fault	   *fault;
+	Queue	   *queue;
+	int64		id;
 
 	check_writable("dt_enqueue_remove_tags_custom_fields()");
 	fault = payload_check(ARGUMENT(0, PG_GETARG_TEXT_PP),
@@ -68,23 +102,75 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 	requester.server = setting_server;
 	requester.role = GetUserId();
 	requester.enqueued_by = GetOuterUserId();
-	PG_RETURN_INT64(queue_remove(&requester, &removal));
+	queue = queue_open(0);
+	id = queue_remove(queue, &requester, &removal);
+	queue_close(queue);
+	PG_RETURN_INT64(id);
 #undef ARGUMENT
 }
 
 /*
- * Enters a removal that payload_check() has passed.  Returns its id.
+ * Opens the queue for removals and keeps, of which there will be so many.
+ *
+ * Who has more than a few keeps had better know beforehand which customers they
+ * could be for: if the table is small beside them, it is read once.
+ */
+Queue *
+queue_open(int64 nkeeps)
+{
+	Queue	   *queue = palloc0(sizeof(Queue));
+
+	store_open(&queue->waiting, STORE_WAITING);
+	if (nkeeps / KEEPS_PER_BLOCK > RelationGetNumberOfBlocks(queue->waiting.rel))
+		find_busy(queue);
+	return queue;
+}
+
+void
+queue_close(Queue *queue)
+{
+	store_close(&queue->waiting);
+	if (queue->busy)
+		busy_destroy(queue->busy);
+	pfree(queue);
+}
+
+/* The customers with removals that wait, as queue_keep() would find them. */
+static void
+find_busy(Queue *queue)
+{
+	TupleDesc	desc = RelationGetDescr(queue->waiting.rel);
+	SnapshotData dirty;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	queue->busy = busy_create(CurrentMemoryContext, 64, NULL);
+	InitDirtySnapshot(dirty);
+	scan = systable_beginscan(queue->waiting.rel, InvalidOid, false, &dirty, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+		bool		found;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!DatumGetBool(heap_getattr(tuple, WAITING_KEEP, desc, &isnull)))
+			(void) busy_insert(queue->busy,
+							   DatumGetInt64(heap_getattr(tuple, WAITING_CUSTOMER, desc, &isnull)),
+							   &found);
+	}
+	systable_endscan(scan);
+}
+
+/*
+ * Enters a removal that payload_check() has passed, or could.  Returns its id.
  */
 int64
-queue_remove(const Requester *requester, const Removal *removal)
+queue_remove(Queue *queue, const Requester *requester, const Removal *removal)
 {
-	Store		waiting;
 	QueueRow	row;
 
-	store_open(&waiting, STORE_WAITING);
 	fill_row(&row, requester, removal);
-	store_insert_waiting(&waiting, &row);
-	store_close(&waiting);
+	store_insert_waiting(&queue->waiting, &row);
 	worker_wake_at_commit();
 	return row.id;
 }
@@ -100,9 +186,8 @@ queue_remove(const Requester *requester, const Removal *removal)
  * transaction fail.
  */
 void
-queue_keep(const Requester *requester, Removal *names)
+queue_keep(Queue *queue, const Requester *requester, Removal *names)
 {
-	Store		waiting;
 	QueueRow	keep = {0};
 	List	   *removals;
 	List	   *keeps;
@@ -116,8 +201,10 @@ queue_keep(const Requester *requester, Removal *names)
 	keep.phone = names->phone;
 	keep.waba = names->waba;
 
-	store_open(&waiting, STORE_WAITING);
-	find_rows(&waiting, &keep, &removals, &keeps);
+	if (queue->busy == NULL || busy_lookup(queue->busy, keep.customer) != NULL)
+		find_rows(&queue->waiting, &keep, &removals, &keeps);
+	else
+		removals = keeps = NIL;
 	foreach(cell, removals)
 	{
 		QueueRow   *row = lfirst(cell);
@@ -131,9 +218,8 @@ queue_keep(const Requester *requester, Removal *names)
 	{
 		fill_row(&keep, requester, names);
 		keep.keep = true;
-		store_insert_waiting(&waiting, &keep);
+		store_insert_waiting(&queue->waiting, &keep);
 	}
-	store_close(&waiting);
 }
 
 /* What waits for a customer: removals, and the keeps that are sure to count. */

@@ -18,8 +18,13 @@ typedef struct Requester
 	Oid			enqueued_by;
 } Requester;
 
-extern int64 queue_remove(const Requester *requester, const Removal *removal);
-extern void queue_keep(const Requester *requester, Removal *names);
+/* The queue, open to be changed. */
+typedef struct Queue Queue;
+
+extern Queue *queue_open(int64 nkeeps);
+extern void queue_close(Queue *queue);
+extern int64 queue_remove(Queue *queue, const Requester *requester, const Removal *removal);
+extern void queue_keep(Queue *queue, const Requester *requester, Removal *names);
 extern int64 queue_fail(const Requester *requester, const Removal *removal, const char *error);
 
 #endif							/* DOUBLETICK_QUEUE_H */

@@ -211,6 +211,7 @@ static void
 insert(Statement *statement, Rows *new)
 {
 	Columns    *columns = &statement->definition->columns;
+	Queue	   *queue = queue_open(tuplestore_tuple_count(new->store));
 
 	while (rows_next(new))
 	{
@@ -220,10 +221,11 @@ insert(Statement *statement, Rows *new)
 		CHECK_FOR_INTERRUPTS();
 		columns_read_customer(columns, new->slot, &row);
 		columns_read_names(columns, new->slot, &row);
-		change_row(&statement->definition->requester, NULL, &row, true);
+		change_row(queue, &statement->definition->requester, NULL, &row, true);
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
+	queue_close(queue);
 }
 
 /* Other triggers read the same table, each from a place of its own. */
@@ -375,6 +377,7 @@ static void
 enter(Statement *statement)
 {
 	const Requester *requester = &statement->definition->requester;
+	Queue	   *queue = queue_open(statement->customers->members);
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &statement->order)
@@ -384,11 +387,12 @@ enter(Statement *statement)
 
 		CHECK_FOR_INTERRUPTS();
 		if (customer->new.ntags > 0 || customer->new.nfields > 0)
-			change_keep(requester, &customer->new, &customer->gained);
-		change_remove(requester, &customer->old);
+			change_keep(queue, requester, &customer->new, &customer->gained);
+		change_remove(queue, requester, &customer->old);
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
+	queue_close(queue);
 }
 
 static Customer *

@@ -53,6 +53,7 @@ row_fired(Definition *definition, const TriggerData *data)
 	TupleTableSlot *new = NULL;
 	Removal		had;
 	Removal		has;
+	Queue	   *queue;
 
 	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
 		new = data->tg_trigslot;
@@ -64,8 +65,10 @@ row_fired(Definition *definition, const TriggerData *data)
 		if (columns_equal(&definition->columns, old, new))
 			return;
 	}
-	change_row(&definition->requester, read_row(definition, old, &had), read_row(definition, new, &has),
+	queue = queue_open(1);
+	change_row(queue, &definition->requester, read_row(definition, old, &had), read_row(definition, new, &has),
 			   old && is_ours(data));
+	queue_close(queue);
 }
 
 /*
