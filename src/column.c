@@ -308,20 +308,31 @@ names_of_elements(Column *column, ArrayType *array, const char ***names)
 	int			nitems = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	uint8	   *bitmap = ARR_NULLBITMAP(array);
 	char	   *item = ARR_DATA_PTR(array);
+	char	   *pool = NULL;
 	int			nnames = 0;
 
 	if (nitems == 0)
 		return 0;
-	*names = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(char *) * nitems);
+	*names = names_alloc(nitems);
+	if (column->elem_kind == COLUMN_TEXT)
+		pool = palloc(ARR_SIZE(array));
 	for (int i = 0; i < nitems; i++)
 	{
-		Datum		value;
 		char	   *name;
 
 		if (bitmap && (bitmap[i / BITS_PER_BYTE] & (1 << (i % BITS_PER_BYTE))) == 0)
 			continue;
-		value = fetch_att(item, column->elem_byval, column->elem_len);
-		name = string_of(column, column->elem_kind, value);
+		if (pool)
+		{
+			/* All in one: each is shorter than with the header it had. */
+			name = pool;
+			memcpy(name, VARDATA_ANY(item), VARSIZE_ANY_EXHDR(item));
+			pool += VARSIZE_ANY_EXHDR(item);
+			*pool++ = '\0';
+		}
+		else
+			name = string_of(column, column->elem_kind,
+							 fetch_att(item, column->elem_byval, column->elem_len));
 		if (*name != '\0')
 			(*names)[nnames++] = name;
 		item = att_addlength_pointer(item, column->elem_len, item);
@@ -344,7 +355,7 @@ names_of_jsonb(const Column *column, Jsonb *jsonb, const char ***names)
 
 	if ((!is_array && !is_object) || JB_ROOT_COUNT(jsonb) == 0)
 		return 0;
-	*names = palloc(sizeof(char *) * JB_ROOT_COUNT(jsonb));
+	*names = names_alloc(JB_ROOT_COUNT(jsonb));
 	iterator = JsonbIteratorInit(&jsonb->root);
 	token = JsonbIteratorNext(&iterator, &value, false);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)

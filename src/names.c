@@ -13,10 +13,14 @@
 
 #include "catalog/pg_type.h"
 #include "names.h"
+#include "port/pg_bitutils.h"
 #include "utils/builtins.h"
 
 /* Names from which on it pays to sort them. */
 #define MANY_NAMES 32
+
+/* There is always room for at least so many: a power of two. */
+#define ROOM(nnames) ((Size) pg_nextpower2_32(Max(nnames, 4)))
 
 static int	compare_places(const void *a, const void *b);
 static int	filter(const char **names, int nnames, const char **others, int nothers, bool wanted);
@@ -55,6 +59,37 @@ names_to_array(const char **names, int nnames)
 	for (int i = 0; i < nnames; i++)
 		elements[i] = CStringGetTextDatum(names[i]);
 	return construct_array(elements, nnames, TEXTOID, -1, false, TYPALIGN_INT);
+}
+
+/*
+ * Room for so many names; names_append() may make it more.
+ */
+const char **
+names_alloc(int nnames)
+{
+	return MemoryContextAllocHuge(CurrentMemoryContext, sizeof(char *) * ROOM(nnames));
+}
+
+/*
+ * Appends the others to names that are in room from names_alloc(), as the others
+ * must be: they may be taken over.
+ */
+void
+names_append(const char ***names, int *nnames, const char **others, int nothers)
+{
+	int			total = *nnames + nothers;
+
+	if (nothers == 0)
+		return;
+	if (*nnames == 0)
+		*names = others;
+	else
+	{
+		if ((Size) total > ROOM(*nnames))
+			*names = repalloc_huge(*names, sizeof(char *) * ROOM(total));
+		memcpy(*names + *nnames, others, sizeof(char *) * nothers);
+	}
+	*nnames = total;
 }
 
 /*

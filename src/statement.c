@@ -24,7 +24,6 @@
 #include "lib/ilist.h"
 #include "miscadmin.h"
 #include "names.h"
-#include "port/pg_bitutils.h"
 #include "statement.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -32,9 +31,6 @@
 
 /* Bytes that customers may take before those of a DELETE are entered. */
 #define MOST_MEMORY (64 * 1024 * 1024)
-
-/* Least room for names. */
-#define SOME_NAMES 4
 
 /*
  * What old and new rows say of a customer: repeated names for each row, until
@@ -100,7 +96,6 @@ static bool rows_next(Rows *rows);
 static void rows_rewind(Rows *rows);
 static void rows_close(Rows *rows);
 static void add(Statement *statement, Rows *rows, bool is_new);
-static void append(const char ***names, int *nnames, const char **others, int nothers);
 static void compare(Statement *statement);
 static void subtract_skipped(Statement *statement, Rows *new);
 static void enter(Statement *statement);
@@ -289,29 +284,10 @@ add(Statement *statement, Rows *rows, bool is_new)
 		}
 		customer = customer_of(entry->number);
 		side = is_new ? &customer->new : &customer->old;
-		append(&side->tags, &side->ntags, row.tags, row.ntags);
-		append(&side->fields, &side->nfields, row.fields, row.nfields);
+		names_append(&side->tags, &side->ntags, row.tags, row.ntags);
+		names_append(&side->fields, &side->nfields, row.fields, row.nfields);
 	}
 	MemoryContextSwitchTo(caller);
-}
-
-/* The room for names is always the next power of two. */
-static void
-append(const char ***names, int *nnames, const char **others, int nothers)
-{
-	int			room = *nnames == 0 ? 0 : pg_nextpower2_32(Max(*nnames, SOME_NAMES));
-	int			needed = *nnames + nothers;
-
-	if (nothers == 0)
-		return;
-	if (needed > room)
-	{
-		Size		size = sizeof(char *) * pg_nextpower2_32(Max(needed, SOME_NAMES));
-
-		*names = *nnames == 0 ? palloc_extended(size, MCXT_ALLOC_HUGE) : repalloc_huge(*names, size);
-	}
-	memcpy(*names + *nnames, others, sizeof(char *) * nothers);
-	*nnames = needed;
 }
 
 /* Leaves in "old" what was lost, as far as is known. */
