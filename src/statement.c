@@ -9,8 +9,8 @@
  *
  * An UPDATE's two tables have their rows in the same order, or nearly.  Two rows
  * in the same place that say the same add nothing to what is lost, and are
- * skipped, so that only customers with changed rows take memory: a few hundred
- * bytes each.  If some of those have lost something, a second pass over the new
+ * skipped, so that only customers with changed rows take memory: about a
+ * kilobyte each.  If some of those have lost something, a second pass over the new
  * rows sees what the rows that were skipped have still.
  *
  *-------------------------------------------------------------------------
@@ -97,6 +97,7 @@ static void rows_rewind(Rows *rows);
 static void rows_close(Rows *rows);
 static void add(Statement *statement, Rows *rows, bool is_new);
 static void compare(Statement *statement);
+static Removal gained_by(Statement *statement, const Customer *customer);
 static void subtract_skipped(Statement *statement, Rows *new);
 static void enter(Statement *statement);
 static Customer *customer_of(const Removal *old);
@@ -302,12 +303,8 @@ compare(Statement *statement)
 		Customer   *customer = dlist_container(Customer, node, iter.cur);
 		Removal    *old = &customer->old;
 		Removal    *new = &customer->new;
-		Removal    *gained = &customer->gained;
 
-		*gained = change_copy(new);
-		gained->ntags = names_subtract_each(gained->tags, gained->ntags, old->tags, old->ntags);
-		gained->nfields = names_subtract_each(gained->fields, gained->nfields,
-											  old->fields, old->nfields);
+		customer->gained = gained_by(statement, customer);
 		old->ntags = names_subtract_each(old->tags, old->ntags, new->tags, new->ntags);
 		old->nfields = names_subtract_each(old->fields, old->nfields, new->fields, new->nfields);
 		gains_cover(&statement->definition->requester, old, true);
@@ -320,6 +317,23 @@ compare(Statement *statement)
 		statement->any_lost = statement->any_lost || old->ntags > 0 || old->nfields > 0;
 	}
 	MemoryContextSwitchTo(caller);
+}
+
+/* Most have gained nothing, and take no memory for it. */
+static Removal
+gained_by(Statement *statement, const Customer *customer)
+{
+	MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
+	const Removal *old = &customer->old;
+	Removal		gained = change_copy(&customer->new);
+
+	gained.ntags = names_subtract_each(gained.tags, gained.ntags, old->tags, old->ntags);
+	gained.nfields = names_subtract_each(gained.fields, gained.nfields, old->fields, old->nfields);
+	MemoryContextSwitchTo(caller);
+	if (gained.ntags > 0 || gained.nfields > 0)
+		gained = change_copy(&gained);
+	MemoryContextReset(statement->row_context);
+	return gained;
 }
 
 /* Of new rows those that were skipped matter; the others do no harm. */
