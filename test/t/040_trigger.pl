@@ -323,8 +323,46 @@ is(one("SELECT phone || ' ' || state || ' ' || answer::text FROM dt_history"),
 	"$a done {\"tags\": {\"errored\": [], \"removed\": [\"x\"]}, \"customFields\": {\"errored\": [], \"removed\": [\"f\"]}}",
 	'and the history has the answer');
 
+# A name that goes and comes back before, during and after a drain.
+customers('row', "(1, '$a', '{x,y}', NULL, NULL)");
+$calls->sandbox->clear_journal;
+run("UPDATE customers SET tags = '{y}'", "UPDATE customers SET tags = '{x,y}'", 'CALL dt_process_queue()');
+is_deeply(received(), [], 'before a drain: nothing is sent');
+is(one('SELECT count(*) FROM dt_waiting'), '0', 'and nothing is left in the queue');
+
+$calls->sandbox->rule($a, { delay_ms => 1000, times => 1 });
+run("UPDATE customers SET tags = '{y}'");
+my $drainer = $calls->node->background_psql('postgres', wait => 0);
+$drainer->query_until(qr//, "CALL dt_process_queue();\n\\echo drained\n");
+eventually(sub { $calls->sandbox->stats->{in_flight} > 0 }, 'a request is out');
+run("UPDATE customers SET tags = '{x,y}'", "UPDATE customers SET tags = '{x}'");
+$drainer->query_until(qr/drained/, '');
+$drainer->quit;
+run('CALL dt_process_queue()');
+is_deeply(received(), [ [ 'x' ], [ 'y' ] ], 'during a drain: what is out is out, and what came back is not sent again');
+is(one('SELECT count(*) FROM dt_waiting'), '0', 'nor left');
+
+run("UPDATE customers SET tags = '{}'", 'CALL dt_process_queue()', "UPDATE customers SET tags = '{x}'");
+is(one('SELECT count(*) FROM dt_waiting'), '0', 'after a drain: a name that comes back enters nothing');
+run("UPDATE customers SET tags = '{}'", 'CALL dt_process_queue()');
+is_deeply(received(), [ [ 'x' ], [ 'y' ], [ 'x' ], [ 'x' ] ], 'and is removed anew when it goes again');
+
 $session->quit;
+
+# Names that UTF-8 cannot hold.
+$calls->sql("CREATE DATABASE bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'");
+$calls->sql("CREATE EXTENSION doubletick; CREATE TABLE customers (phone text, tags text[]);"
+	  . sprintf("CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags');", 'customers')
+	  . "INSERT INTO customers VALUES ('$a', ARRAY['x', E'\\xff']); DELETE FROM customers", database => 'bytes');
+is($calls->sql('SELECT tags FROM dt_queue', database => 'bytes'), '{x}', 'a name that is no text is not sent');
+like($calls->sql('SELECT state, encode(tags[1]::bytea, \'hex\'), error FROM dt_history', database => 'bytes'),
+	qr/^failed\|ff\|names cannot be sent: UTF-8 cannot hold them/, 'but is in the history as failed');
+
 done_testing();
+
+# The tags of each request so far.
+sub received { return [ map { $_->{body}{tags} } @{ $calls->sandbox->journal } ]; }
+
 
 # Runs statements in the session; each must succeed.
 sub run
