@@ -303,7 +303,7 @@ SELECT server, coalesce(waiting.waiting, 0) AS waiting, coalesce(waiting.due, 0)
 	coalesce(settled.failed, 0) AS failed,
 	now() - waiting.oldest AS oldest_age,
 	round(coalesce(settled.rate, 0), 1) AS rate,
-	regexp_replace(coalesce(waiting.last_error, settled.last_error), '(HTTP status \d+).*', '\1') AS last_error,
+	regexp_replace(coalesce(waiting.last_error, settled.last_error), '(HTTP status \d+).*|: ".*', '\1') AS last_error,
 	held.held,
 	worker.pid AS worker_pid, worker.since AS worker_since, worker.state AS worker_state,
 	worker.sent_per_minute, worker.failed_per_minute, worker.last_error AS worker_error
@@ -312,7 +312,7 @@ LEFT JOIN flying ON flying.classid = ((hashtext(server)::bigint + 4294967296) % 
 CROSS JOIN @extschema@.dt_worker() AS worker;
 
 COMMENT ON VIEW @extschema@.dt_status IS
-'One row per server: removals that wait, that are due, requests in flight; done, done with names that the API could not remove, and failed in the last hour; age of the oldest that waits; settled per second over the last minute; the last error, without the API''s own words; why requests are held, if they are; and the background worker. Holds no phones or names; whole for members of pg_monitor, else of the roles that the reader has.';
+'One row per server: removals that wait, that are due, requests in flight; done, done with names that the API could not remove, and failed in the last hour; age of the oldest that waits; settled per second over the last minute; the last error, without the API''s own words and what else it quotes; why requests are held, if they are; and the background worker. Holds no phones or names; whole for members of pg_monitor, else of the roles that the reader has.';
 COMMENT ON COLUMN @extschema@.dt_status.server IS
 'The foreign server.';
 COMMENT ON COLUMN @extschema@.dt_status.waiting IS
@@ -332,7 +332,7 @@ COMMENT ON COLUMN @extschema@.dt_status.oldest_age IS
 COMMENT ON COLUMN @extschema@.dt_status.rate IS
 'Removals settled per second, over the last minute.';
 COMMENT ON COLUMN @extschema@.dt_status.last_error IS
-'The last error, without the API''s own words.';
+'The last error, without the API''s own words and what else it quotes.';
 COMMENT ON COLUMN @extschema@.dt_status.held IS
 'What keeps requests from leaving; null when nothing does.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_pid IS

@@ -99,9 +99,9 @@ GRANT USAGE ON FOREIGN SERVER doubletick TO regress_doubletick_caller;
 CALL dt_process_queue();
 CREATE USER MAPPING FOR regress_doubletick_caller SERVER doubletick;
 CALL dt_process_queue();
-ALTER USER MAPPING FOR regress_doubletick_caller SERVER doubletick OPTIONS (ADD api_key 'key_test_1');
-CALL dt_process_queue();
 ALTER SERVER doubletick OPTIONS (DROP database);
+CALL dt_process_queue();
+ALTER USER MAPPING FOR regress_doubletick_caller SERVER doubletick OPTIONS (ADD api_key 'key_test_1');
 SET doubletick.enabled = off;
 CALL dt_process_queue();
 SELECT server, waiting, due, held FROM dt_status;
@@ -109,6 +109,16 @@ RESET doubletick.enabled;
 SELECT dt_cancel(2);
 CALL dt_process_queue();
 SELECT count(*) FROM dt_status WHERE held IS NOT NULL;
+
+-- an error that quotes a phone or an answer does so in the history alone
+INSERT INTO dt_settled
+SELECT -1, now(), now(), 'regress_doubletick_caller'::regrole, 'regress_doubletick_caller'::regrole,
+	0, NULL, 'failed', 'doubletick', '98765', NULL, '{lead}', '{}', NULL, error
+FROM (VALUES ('phone is not a number in international format: "98765"')) AS e(error);
+SELECT error FROM dt_history WHERE state = 'failed';
+SELECT last_error FROM dt_status;
+UPDATE dt_settled SET error = E'request was refused with HTTP status 422: no customer\n919876543210';
+SELECT last_error FROM dt_status;
 
 -- settings
 SHOW doubletick.history_retention;
