@@ -391,6 +391,7 @@ fill_room(Fill *fill, Lane *lane, const Account *account)
 	char	   *definition = account_definition(lane->server, lane->role);
 	Waiting		row;
 
+	room = Min(room, http_capacity() - count_flights(drain, NULL));
 	for (int nlooks = 0; room > 0; nlooks++)
 	{
 		int64		left = rate_left(account->serverid, account->rate_limit);
@@ -479,7 +480,7 @@ expire_lane(Fill *fill, Lane *lane, double retry_for)
 	}
 }
 
-/* Of the lane's server, over all its lanes. */
+/* Of the lane's server, over all its lanes; of all servers without a lane. */
 static int
 count_flights(const Drain *drain, const Lane *lane)
 {
@@ -490,7 +491,7 @@ count_flights(const Drain *drain, const Lane *lane)
 	{
 		const Lane *other = lfirst(cell);
 
-		if (strcmp(other->server, lane->server) == 0)
+		if (lane == NULL || strcmp(other->server, lane->server) == 0)
 			nflights += other->nflights;
 	}
 	return nflights;
