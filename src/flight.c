@@ -22,6 +22,9 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+/* Time between two looks at keeps that may have nothing left to keep, in µs. */
+#define KEEP_INTERVAL USECS_PER_MINUTE
+
 static Removal merge_parts(List *parts);
 static void add_names(const char **to, int *nto, const char **names, int nnames);
 static Facts gather_facts(const Flight *flight, const HttpReply *reply, const Answer *answer);
@@ -36,7 +39,8 @@ static void put_back(Flight *flight, const QueueRow *row, const Outcome *outcome
  * now.  It lives in "context", as "due" must.
  */
 Flight *
-flight_make(MemoryContext context, Lane *lane, const Due *due, const Account *account)
+flight_make(MemoryContext context, Lane *lane, const Due *due, const Account *account,
+			const char *definition)
 {
 	MemoryContext caller = MemoryContextSwitchTo(context);
 	Flight	   *flight = palloc0(sizeof(Flight));
@@ -51,7 +55,7 @@ flight_make(MemoryContext context, Lane *lane, const Due *due, const Account *ac
 	flight->timeout = account->timeout;
 	flight->retry_for = account->retry_for;
 	flight->serverid = account->serverid;
-	flight->definition = account_definition(lane->server, lane->role);
+	flight->definition = pstrdup(definition);
 	MemoryContextSwitchTo(caller);
 	return flight;
 }
@@ -169,7 +173,7 @@ flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally)
 			left = &part->row;
 	}
 	if (flight->due.has_keeps)
-		due_forget_keeps(waiting, customer);
+		flight_forget_keeps(flight->lane, customer, waiting);
 
 	affect_lane(flight, &outcome, &answer, delay);
 	if (flight->again_id != 0)
@@ -180,6 +184,20 @@ flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally)
 		put_back(flight, left, &outcome);
 	http_release(flight->transfer);
 	MemoryContextSwitchTo(caller);
+}
+
+/*
+ * Deletes the keeps of a customer that have nothing left to keep; those that
+ * still may have are looked at again, for what they keep may be rolled back.
+ */
+void
+flight_forget_keeps(Lane *lane, const QueueRow *customer, Store *waiting)
+{
+	int64		id = due_forget_keeps(waiting, customer);
+
+	if (id != 0)
+		lane_push_later(lane, (Waiting) {id, customer->customer},
+						GetCurrentTimestamp() + KEEP_INTERVAL);
 }
 
 /* Of the request; the backoff is that of the row that was sent most often. */
