@@ -159,7 +159,7 @@ AS 'MODULE_PATHNAME', 'dt_worker'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10;
 
 COMMENT ON FUNCTION @extschema@.dt_worker() IS
-'The background worker of this database, for the view dt_status: its process, since when it runs, what it does, requests in flight, requests sent and rows failed within the last minute, and the last error that ended it. All null when it does not run.';
+'The background worker of this database, for the view dt_status: its process, since when it runs, what it does, requests in flight, requests sent and rows failed within the last minute, and the last error that ended one. All but the latter are null when it does not run.';
 
 CREATE VIEW @extschema@.dt_queue WITH (security_barrier) AS
 SELECT w.id, w.server, pg_get_userbyid(w.role) AS role, w.phone,
