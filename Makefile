@@ -44,7 +44,7 @@ OBJS = \
 EXTENSION = doubletick
 DATA = sql/doubletick--1.0.0.sql
 
-REGRESS = options arguments errors privileges
+REGRESS = options arguments errors privileges queue
 REGRESS_OPTS = --inputdir=test --temp-instance=tmp_regress --encoding=UTF8 --no-locale
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl

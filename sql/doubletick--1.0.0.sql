@@ -159,7 +159,7 @@ AS 'MODULE_PATHNAME', 'dt_worker'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10;
 
 COMMENT ON FUNCTION @extschema@.dt_worker() IS
-'The background worker of this database, for the view dt_status: its process, since when it runs, what it does, requests in flight, requests sent and rows failed within the last minute, and the last error that ended it. All null when it does not run.';
+'The background worker of this database, for the view dt_status: its process, since when it runs, what it does, requests in flight, requests sent and rows failed within the last minute, and the last error that ended one. All but the latter are null when it does not run.';
 
 CREATE VIEW @extschema@.dt_queue WITH (security_barrier) AS
 SELECT w.id, w.server, pg_get_userbyid(w.role) AS role, w.phone,
@@ -198,6 +198,32 @@ WHERE NOT w.keep AND pg_has_role(w.role, 'USAGE')
 
 COMMENT ON VIEW @extschema@.dt_queue IS
 'Removals that wait, as they would be sent now: without the names that came back. Shows the rows of roles that the reader has.';
+COMMENT ON COLUMN @extschema@.dt_queue.id IS
+'What dt_enqueue_remove_tags_custom_fields returned.';
+COMMENT ON COLUMN @extschema@.dt_queue.server IS
+'The foreign server that it goes to.';
+COMMENT ON COLUMN @extschema@.dt_queue.role IS
+'Whose request it is: sent with this role''s privileges and user mapping.';
+COMMENT ON COLUMN @extschema@.dt_queue.phone IS
+'The customer''s number, as given.';
+COMMENT ON COLUMN @extschema@.dt_queue.tags IS
+'Tags to remove, without those that came back.';
+COMMENT ON COLUMN @extschema@.dt_queue.fields IS
+'Custom fields to remove, without those that came back.';
+COMMENT ON COLUMN @extschema@.dt_queue.waba IS
+'The WABA number, as given; null means the server''s waba_number.';
+COMMENT ON COLUMN @extschema@.dt_queue.attempts IS
+'Requests made so far.';
+COMMENT ON COLUMN @extschema@.dt_queue.enqueued_at IS
+'When it was enqueued, or put back by dt_retry.';
+COMMENT ON COLUMN @extschema@.dt_queue.due_at IS
+'It is not sent before this time.';
+COMMENT ON COLUMN @extschema@.dt_queue.last_error IS
+'What was wrong with the last request.';
+COMMENT ON COLUMN @extschema@.dt_queue.http_status IS
+'HTTP status of the last request; null when there was none.';
+COMMENT ON COLUMN @extschema@.dt_queue.enqueued_by IS
+'The role that enqueued it, outside of SECURITY DEFINER functions.';
 
 CREATE VIEW @extschema@.dt_history WITH (security_barrier) AS
 SELECT s.id, s.server, pg_get_userbyid(s.role) AS role, s.phone, s.tags, s.fields, s.waba,
@@ -208,6 +234,36 @@ WHERE pg_has_role(s.role, 'USAGE');
 
 COMMENT ON VIEW @extschema@.dt_history IS
 'Removals that are settled: done, failed or cancelled, with the requests made, the last HTTP status and this row''s part of the answer. Shows the rows of roles that the reader has.';
+COMMENT ON COLUMN @extschema@.dt_history.id IS
+'The id that it had in dt_queue.';
+COMMENT ON COLUMN @extschema@.dt_history.server IS
+'The foreign server that it was for.';
+COMMENT ON COLUMN @extschema@.dt_history.role IS
+'Whose request it was.';
+COMMENT ON COLUMN @extschema@.dt_history.phone IS
+'The customer''s number, as given.';
+COMMENT ON COLUMN @extschema@.dt_history.tags IS
+'Tags to remove, as given.';
+COMMENT ON COLUMN @extschema@.dt_history.fields IS
+'Custom fields to remove, as given.';
+COMMENT ON COLUMN @extschema@.dt_history.waba IS
+'The WABA number, as given.';
+COMMENT ON COLUMN @extschema@.dt_history.state IS
+'done, failed or cancelled.';
+COMMENT ON COLUMN @extschema@.dt_history.attempts IS
+'Requests made, the last included.';
+COMMENT ON COLUMN @extschema@.dt_history.http_status IS
+'HTTP status of the last request; null when there was none.';
+COMMENT ON COLUMN @extschema@.dt_history.answer IS
+'The API''s answer about these names when done; {"statusCode", "error", "message"} when the last request failed; else null.';
+COMMENT ON COLUMN @extschema@.dt_history.error IS
+'What was wrong; when done, the names that the API could not remove.';
+COMMENT ON COLUMN @extschema@.dt_history.enqueued_at IS
+'When it was enqueued, or put back by dt_retry.';
+COMMENT ON COLUMN @extschema@.dt_history.settled_at IS
+'When it was done, failed or cancelled.';
+COMMENT ON COLUMN @extschema@.dt_history.enqueued_by IS
+'The role that enqueued it, outside of SECURITY DEFINER functions.';
 
 CREATE VIEW @extschema@.dt_status WITH (security_barrier) AS
 WITH waiting AS (
@@ -247,7 +303,7 @@ SELECT server, coalesce(waiting.waiting, 0) AS waiting, coalesce(waiting.due, 0)
 	coalesce(settled.failed, 0) AS failed,
 	now() - waiting.oldest AS oldest_age,
 	round(coalesce(settled.rate, 0), 1) AS rate,
-	regexp_replace(coalesce(waiting.last_error, settled.last_error), '(HTTP status \d+).*', '\1') AS last_error,
+	regexp_replace(coalesce(waiting.last_error, settled.last_error), '(HTTP status \d+).*|: ".*', '\1') AS last_error,
 	held.held,
 	worker.pid AS worker_pid, worker.since AS worker_since, worker.state AS worker_state,
 	worker.sent_per_minute, worker.failed_per_minute, worker.last_error AS worker_error
@@ -256,7 +312,41 @@ LEFT JOIN flying ON flying.classid = ((hashtext(server)::bigint + 4294967296) % 
 CROSS JOIN @extschema@.dt_worker() AS worker;
 
 COMMENT ON VIEW @extschema@.dt_status IS
-'One row per server: removals that wait, that are due, requests in flight; done, done with names that the API could not remove, and failed in the last hour; age of the oldest that waits; settled per second over the last minute; the last error, without the API''s own words; why requests are held, if they are; and the background worker. Holds no phones or names; whole for members of pg_monitor, else of the roles that the reader has.';
+'One row per server: removals that wait, that are due, requests in flight; done, done with names that the API could not remove, and failed in the last hour; age of the oldest that waits; settled per second over the last minute; the last error, without the API''s own words and what else it quotes; why requests are held, if they are; and the background worker. Holds no phones or names; whole for members of pg_monitor, else of the roles that the reader has.';
+COMMENT ON COLUMN @extschema@.dt_status.server IS
+'The foreign server.';
+COMMENT ON COLUMN @extschema@.dt_status.waiting IS
+'Removals that wait, those in flight included.';
+COMMENT ON COLUMN @extschema@.dt_status.due IS
+'Of those that wait, those whose time has come.';
+COMMENT ON COLUMN @extschema@.dt_status.in_flight IS
+'Requests that are out, or whose answer is not yet settled.';
+COMMENT ON COLUMN @extschema@.dt_status.done IS
+'Removals done in the last hour.';
+COMMENT ON COLUMN @extschema@.dt_status.errored IS
+'Of those done, those with names that the API could not remove.';
+COMMENT ON COLUMN @extschema@.dt_status.failed IS
+'Removals failed in the last hour.';
+COMMENT ON COLUMN @extschema@.dt_status.oldest_age IS
+'How long the oldest that waits has waited.';
+COMMENT ON COLUMN @extschema@.dt_status.rate IS
+'Removals settled per second, over the last minute.';
+COMMENT ON COLUMN @extschema@.dt_status.last_error IS
+'The last error, without the API''s own words and what else it quotes.';
+COMMENT ON COLUMN @extschema@.dt_status.held IS
+'What keeps requests from leaving; null when nothing does.';
+COMMENT ON COLUMN @extschema@.dt_status.worker_pid IS
+'Process id of this database''s background worker; null, as the next four, when it does not run.';
+COMMENT ON COLUMN @extschema@.dt_status.worker_since IS
+'Since when the worker runs.';
+COMMENT ON COLUMN @extschema@.dt_status.worker_state IS
+'What the worker does.';
+COMMENT ON COLUMN @extschema@.dt_status.sent_per_minute IS
+'Requests that the worker sent in the last minute, to all servers.';
+COMMENT ON COLUMN @extschema@.dt_status.failed_per_minute IS
+'Removals that failed with the worker in the last minute, of all servers.';
+COMMENT ON COLUMN @extschema@.dt_status.worker_error IS
+'The error that last ended a worker of this database.';
 
 GRANT SELECT ON @extschema@.dt_queue, @extschema@.dt_history, @extschema@.dt_status TO PUBLIC;
 

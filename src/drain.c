@@ -39,11 +39,15 @@
 #define WITHHELD_INTERVAL (100 * INT64CONST(1000))
 
 /*
- * Answers are settled when they are one of so many in flight, or when none has
- * come for so long, in µs (test/bench/queue).
+ * Answers are settled when they are one of so many in flight, or when they do
+ * not come closer than so, in µs (test/bench/queue).
  */
 #define SETTLE_PART 4
-#define QUIET (200 * INT64CONST(1))
+#define DENSE INT64CONST(300)
+
+/* Memory kept for a transaction, and for each flight, in bytes. */
+#define TURN_MEMORY (128 * 1024)
+#define FLIGHT_MEMORY (16 * 1024)
 
 /* How long a lane is left alone whose definitions lack something, in µs. */
 #define HELD_INTERVAL USECS_PER_SEC
@@ -61,6 +65,8 @@ struct Drain
 	MemoryContext turn_context; /* reset with each transaction */
 	const DrainTransactions *transactions;
 
+	List	   *spares;			/* contexts for flights to come */
+
 	List	   *lanes;
 	Lane	   *last_lane;		/* found last, for the next row is likely its */
 	int			turn;			/* which lane goes first: each in its turn */
@@ -77,6 +83,7 @@ struct Drain
 
 	/* Times are rate_clock()'s. */
 	int64		answered_at;	/* when the last answer came */
+	bool		is_dense;		/* did it come close after the one before? */
 	int64		look_at;		/* when to look for new rows again */
 	int64		fill_at;		/* when slots could be filled, even without an
 								 * answer; PG_INT64_MAX: not before one */
@@ -115,6 +122,8 @@ static void expire_lane(Fill *fill, Lane *lane, double retry_for);
 static int	count_flights(const Drain *drain, const Lane *lane);
 static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 						  const char *definition);
+static MemoryContext take_context(Drain *drain);
+static void give_context(Drain *drain, MemoryContext context);
 static void settle_unsent(Fill *fill, Lane *lane, const Due *due);
 static Flight *find_flight(Drain *drain, const QueueRow *row);
 static void note_time(Drain *drain, int64 microseconds);
@@ -140,7 +149,7 @@ drain_start(MemoryContext parent, const DrainTransactions *transactions)
 	drain = MemoryContextAllocZero(context, sizeof(Drain));
 	drain->context = context;
 	drain->turn_context = AllocSetContextCreate(context, "doubletick turn",
-												ALLOCSET_DEFAULT_SIZES);
+												TURN_MEMORY, TURN_MEMORY, ALLOCSET_DEFAULT_MAXSIZE);
 	drain->transactions = transactions;
 	dlist_init(&drain->out);
 	dlist_init(&drain->answered);
@@ -160,7 +169,7 @@ drain_turn(Drain *drain)
 	int64		left = Max(drain->fill_at - rate_clock(), 0);
 
 	if (drain->nout > 0)
-		http_turn(drain->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
+		http_turn(drain->nanswered > 0 ? 1 : (int) (Min(left, LONGEST_WAIT) / 1000));
 	else if (drain->waits_for_turn)
 		rate_sleep(Min(left, LONGEST_WAIT));
 	collect_answers(drain);
@@ -190,6 +199,8 @@ drain_finish(Drain *drain)
 static void
 collect_answers(Drain *drain)
 {
+	int64		now = rate_clock();
+	int			nbefore = drain->nanswered;
 	dlist_mutable_iter iter;
 
 	dlist_foreach_modify(iter, &drain->out)
@@ -202,20 +213,22 @@ collect_answers(Drain *drain)
 		dlist_push_tail(&drain->answered, &flight->node);
 		drain->nout--;
 		drain->nanswered++;
-		drain->answered_at = rate_clock();
 	}
+	drain->is_dense = now - drain->answered_at < DENSE;
+	if (drain->nanswered > nbefore)
+		drain->answered_at = now;
 }
 
 /*
  * A transaction costs much the same for one answer as for many, but while
  * answers wait their slots are empty.  So: when a good part of the slots is, or
- * when no more answers come at once.
+ * when the next answer is not likely to come at once.
  */
 static bool
 is_settling_worth_it(const Drain *drain)
 {
-	return drain->nanswered * SETTLE_PART >= drain->nout + drain->nanswered ||
-		(drain->nanswered > 0 && rate_clock() - drain->answered_at >= QUIET);
+	return drain->nanswered > 0 &&
+		(drain->nanswered * SETTLE_PART >= drain->nout + drain->nanswered || !drain->is_dense);
 }
 
 /*
@@ -391,6 +404,7 @@ fill_room(Fill *fill, Lane *lane, const Account *account)
 	char	   *definition = account_definition(lane->server, lane->role);
 	Waiting		row;
 
+	room = Min(room, http_capacity() - count_flights(drain, NULL));
 	for (int nlooks = 0; room > 0; nlooks++)
 	{
 		int64		left = rate_left(account->serverid, account->rate_limit);
@@ -479,7 +493,7 @@ expire_lane(Fill *fill, Lane *lane, double retry_for)
 	}
 }
 
-/* Of the lane's server, over all its lanes. */
+/* Of the lane's server, over all its lanes; of all servers without a lane. */
 static int
 count_flights(const Drain *drain, const Lane *lane)
 {
@@ -490,7 +504,7 @@ count_flights(const Drain *drain, const Lane *lane)
 	{
 		const Lane *other = lfirst(cell);
 
-		if (strcmp(other->server, lane->server) == 0)
+		if (lane == NULL || strcmp(other->server, lane->server) == 0)
 			nflights += other->nflights;
 	}
 	return nflights;
@@ -515,7 +529,7 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 		return false;
 	}
 
-	context = AllocSetContextCreate(drain->context, "doubletick flight", ALLOCSET_DEFAULT_SIZES);
+	context = take_context(drain);
 	MemoryContextSwitchTo(context);
 	if (due_read(&fill->waiting, place, fill->now, account->retry_for, &due))
 	{
@@ -538,8 +552,35 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 	}
 	MemoryContextSwitchTo(drain->turn_context);
 	if (due.parts == NIL)		/* also when the row went with another one */
-		MemoryContextDelete(context);
+		give_context(drain, context);
 	return due.parts != NIL;
+}
+
+/*
+ * Memory for one flight.  Contexts are used again, and keep what most flights
+ * need: else memory would go back to the system, and come from it, in each turn.
+ */
+static MemoryContext
+take_context(Drain *drain)
+{
+	MemoryContext context;
+
+	if (drain->spares == NIL)
+		return AllocSetContextCreate(drain->context, "doubletick flight",
+									 FLIGHT_MEMORY, FLIGHT_MEMORY, ALLOCSET_DEFAULT_MAXSIZE);
+	context = llast(drain->spares);
+	drain->spares = list_delete_last(drain->spares);
+	return context;
+}
+
+static void
+give_context(Drain *drain, MemoryContext context)
+{
+	MemoryContext caller = MemoryContextSwitchTo(drain->context);
+
+	MemoryContextReset(context);
+	drain->spares = lappend(drain->spares, context);
+	MemoryContextSwitchTo(caller);
 }
 
 /* What of a customer needs no request, or must wait for its time. */
@@ -651,7 +692,13 @@ note_time(Drain *drain, int64 microseconds)
 static void
 land_settled(Drain *drain)
 {
-	release_flights(&drain->settled);
+	while (!dlist_is_empty(&drain->settled))
+	{
+		Flight	   *flight = dlist_container(Flight, node, dlist_pop_head_node(&drain->settled));
+
+		claim_land(flight->tag);
+		give_context(drain, flight->context);
+	}
 }
 
 static void
@@ -670,13 +717,10 @@ launch_ready(Drain *drain)
 static void
 release_flights(dlist_head *flights)
 {
-	while (!dlist_is_empty(flights))
-	{
-		Flight	   *flight = dlist_container(Flight, node, dlist_pop_head_node(flights));
+	dlist_iter	iter;
 
-		claim_land(flight->tag);
-		MemoryContextDelete(flight->context);
-	}
+	dlist_foreach(iter, flights)
+		claim_land(dlist_container(Flight, node, iter.cur)->tag);
 }
 
 /*

@@ -317,7 +317,8 @@ settle_without_request(const Due *due, Store *waiting, Store *settled, Tally *ta
 
 		tally->expired +=
 			settle_failed(&part->row,
-						  psprintf("given up for its age, after %d attempts%s%s", part->row.attempts,
+						  psprintf("given up for its age, after %d %s%s%s", part->row.attempts,
+								   part->row.attempts == 1 ? "attempt" : "attempts",
 								   last_error ? ": " : "", last_error ? last_error : ""),
 						  waiting, settled, tally);
 	}
@@ -328,7 +329,7 @@ settle_without_request(const Due *due, Store *waiting, Store *settled, Tally *ta
 		if (!store_delete(waiting, &part->row.tid, true))
 			continue;
 		store_insert_settled(settled, &part->row, STATE_CANCELLED, NULL,
-							 "taken back, since the names came back");
+							 "not sent, since its names came back");
 		tally->cancelled++;
 	}
 }

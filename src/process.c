@@ -128,7 +128,7 @@ report(Drain *drain, int64 started, bool is_last)
 					tally->done, tally->failed, left, rate,
 					is_last || rate == 0 ? "" : psprintf(", %s to go", format_duration((double) left / rate))),
 			 tally->errored > 0 ?
-			 errdetail("Of the done, " INT64_FORMAT " with names that DoubleTick could not remove: see error in dt_history.",
+			 errdetail("For " INT64_FORMAT " of those done, DoubleTick could not remove some names: see \"error\" in dt_history.",
 					   tally->errored) : 0,
 			 is_last && left > 0 ?
 			 errhint("What is left is not due, or is held: see dt_status.") : 0));

@@ -5,10 +5,12 @@
 #
 # An HTML comment before a block says what is special about it, any of these:
 #
-#   <!-- test: as ROLE; in DATABASE; error SQLSTATE; at end -->
+#   <!-- test: as ROLE; in DATABASE; error SQLSTATE; numbers differ; preloaded; at end -->
 #
 # "error" is a block that must raise that, "at end" one that is run after all
-# others. What differs from a reader's machine: each CREATE SERVER is followed by
+# others. "numbers differ" lets the output have other numbers. "preloaded" is a
+# block for a server that has preloaded the library: after it nothing may wait
+# that the worker could send. What differs from a reader's machine: each CREATE SERVER is followed by
 # an ALTER that leads to the sandbox, which takes any key; the paths in %stand_in.
 
 use strict;
@@ -39,6 +41,7 @@ my $node = PostgreSQL::Test::Cluster->new('readme');
 $node->init;
 $node->start;
 $node->safe_psql('postgres', 'CREATE DATABASE shop');
+my $preloaded = 0;
 
 # The key file that the README tells to make.
 my $key_file = PostgreSQL::Test::Utils::tempdir() . '/doubletick.key';
@@ -63,11 +66,20 @@ my $reference = section('Reference');
 my $owned = q{pg_depend WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
 	AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'doubletick')};
 
-has_row(qr/`\Q$_\E\(/, "function $_")
+has_row(qr/(?:`[^`|]+`, )*`\Q$_\E\(/, "function $_")
   foreach rows(qq{SELECT DISTINCT proname FROM pg_proc WHERE proname LIKE 'dt\\_%' ORDER BY 1});
 has_row(qr/`\Q$_\E` \|/, "setting $_")
   foreach rows(q{LOAD 'doubletick';
-	SELECT name FROM pg_settings WHERE name LIKE 'doubletick.%' ORDER BY 1});
+	SELECT name FROM pg_settings WHERE name LIKE 'doubletick.%' AND name NOT LIKE '%.fault\_%' ORDER BY 1});
+has_row(qr/`\Q$_\E` \|/, "column $_")
+  foreach rows(q{SELECT attname FROM pg_attribute WHERE attrelid = 'dt_status'::regclass ORDER BY attnum});
+foreach my $view (qw(dt_queue dt_history))
+{
+	foreach my $column (rows("SELECT attname FROM pg_attribute WHERE attrelid = '$view'::regclass ORDER BY attnum"))
+	{
+		has_row(qr/(?:`\w+`, )*`$column`(?:, `\w+`)* \| (?:both|`$view`) \|/, "column $column of $view");
+	}
+}
 
 my @options = $source{'option.c'} =~ /^\t(?:SERVER|MAPPING)_(?:STRING|NUMBER)\((\w+),/mg;
 cmp_ok(scalar @options, '>', 0, 'option.c has a table of options');
@@ -113,9 +125,10 @@ is_deeply(
 	[], 'every object has a comment');
 is_deeply(
 	[ rows(q{SELECT proname, has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc
-		WHERE proname ~ '^dt_(try_)?remove_tags_custom_fields$' ORDER BY 1}) ],
-	[ 'dt_remove_tags_custom_fields|f', 'dt_try_remove_tags_custom_fields|f' ],
-	'EXECUTE on the sending functions is not granted to PUBLIC');
+		WHERE proname ~ '^dt_(.*remove_tags_custom_fields|cancel|retry|process_queue)$' ORDER BY 1}) ],
+	[ map { "$_|f" } qw(dt_cancel dt_enqueue_remove_tags_custom_fields dt_process_queue
+		dt_remove_tags_custom_fields dt_retry dt_try_remove_tags_custom_fields) ],
+	'EXECUTE on what sends, stores or changes is not granted to PUBLIC');
 
 # META.json, by the specification 1.0.0 of PGXN.
 
@@ -169,13 +182,15 @@ sub uniq { my %seen; return grep { !$seen{$_}++ } @_; }
 # The rows of a query in the README's database, as psql -At has them.
 sub rows { return split /\n/, $node->safe_psql('shop', $_[0]); }
 
-# Adjacent literals are one, in C; comments are not looked into.
+# Adjacent literals are one, in C, and a format between them is of one, too;
+# comments are not looked into.
 sub string_literals
 {
 	my ($text) = @_;
 	my @found;
 
 	$text =~ s{/\*.*?\*/}{ }gs;
+	$text =~ s/"\s*INT64_FORMAT\s*"/%ld/g;
 	while ($text =~ /((?:"(?:[^"\\\n]|\\.)*"\s*)+)/g)
 	{
 		(my $joined = $1) =~ s/(?<!\\)"\s*"//g;
@@ -268,6 +283,8 @@ sub obey
 		if (/^as (\w+)$/) { $block->{role} = $1; }
 		elsif (/^in (\w+)$/) { $block->{db} = $1; }
 		elsif (/^error ([0-9A-Z]{5})$/) { $block->{error} = $1; }
+		elsif (/^numbers differ$/) { $block->{numbers_differ} = 1; }
+		elsif (/^preloaded$/) { $block->{preloaded} = 1; }
 		elsif (/^at end$/) { $block->{last} = 1; }
 		else { die "line $block->{line}: \"$_\" is not understood"; }
 	}
@@ -290,11 +307,18 @@ sub run_block
 	$sb->customer($_, [ 'lead', 'team lead', 'vip' ], ['plan'])
 	  foreach qw(919876543210 919876543211);
 
+	preload($block->{preloaded} || 0);
 	my ($output, $raised) = psql($block, $sql);
 	is($raised, $block->{error} || '', "$name: raises " . ($block->{error} || 'nothing'))
 	  or diag("$sql\n$output");
 	ok($output !~ /^WARNING:/m, "$name: warns of nothing") or diag($output);
+	foreach my $text (grep { $block->{numbers_differ} && defined } $output, $block->{output})
+	{
+		$text =~ s/\d+(?:\.\d+)?/N/g;
+	}
 	is($output, tidy($block->{output}), "$name: its output") if defined $block->{output};
+	ok($node->poll_query_until($block->{db}, 'SELECT count(*) = 0 FROM dt_waiting'), "$name: the worker sends")
+	  if $block->{preloaded};
 
 	foreach my $server ($sql =~ /^\s*CREATE SERVER (\w+)/mg)
 	{
@@ -302,6 +326,19 @@ sub run_block
 		$node->safe_psql($block->{db}, "ALTER SERVER $server OPTIONS (ADD base_url '"
 			  . $sb->https . "', ADD ca_file '" . $sb->ca_file . "')");
 	}
+	return;
+}
+
+# Restarts the server when it is to have preloaded the library and has not, or
+# the other way round.
+sub preload
+{
+	my ($wanted) = @_;
+
+	return if $wanted == $preloaded;
+	$node->append_conf('postgresql.conf', "shared_preload_libraries = '" . ($wanted ? 'doubletick' : '') . "'");
+	$node->restart;
+	$preloaded = $wanted;
 	return;
 }
 
