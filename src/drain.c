@@ -379,7 +379,7 @@ fill_lane(Fill *fill, Lane *lane)
 		}
 		if (send_customer(fill, lane, row, &account))
 		{
-			(void) rate_claim(account.serverid, account.rate_limit);
+			rate_take(account.serverid, account.rate_limit);
 			room--;
 		}
 	}

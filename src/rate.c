@@ -35,6 +35,7 @@
  */
 static RateEntry local_rates[SHARED_MAX_RATES];
 
+static void count_request(RateEntry *entry, double per_second);
 static RateEntry *lock_entry(Oid serverid);
 static void unlock_entry(void);
 static RateEntry *find_entry(RateEntry *rates, Oid serverid);
@@ -73,9 +74,28 @@ rate_claim(Oid serverid, double per_second)
 	entry = lock_entry(serverid);
 	left = left_of(entry, per_second);
 	if (left == 0)
-		entry->last = Max(entry->last + interval_of(per_second), rate_clock());
+		count_request(entry, per_second);
 	unlock_entry();
 	return left;
+}
+
+/*
+ * Counts a request that leaves in any case, since rate_left() has said that it
+ * may: if another session has been faster, the next one waits the longer.
+ */
+void
+rate_take(Oid serverid, double per_second)
+{
+	if (per_second <= 0)
+		return;
+	count_request(lock_entry(serverid), per_second);
+	unlock_entry();
+}
+
+static void
+count_request(RateEntry *entry, double per_second)
+{
+	entry->last = Max(entry->last + interval_of(per_second), rate_clock());
 }
 
 static int64
