@@ -59,7 +59,9 @@ static void leave(int code, Datum arg);
 static List *list_databases(bool open_only);
 static void explore(List **unexplored);
 static void explore_some(List **unexplored, List *started);
+static void adopt(void);
 static void reap(List **started);
+static void note_end(Oid oid);
 static void note_prepared(void);
 static TimestampTz start_due(List **started);
 static bool is_in(Oid database, List *databases);
@@ -105,9 +107,7 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 
 	wait_event = new_wait_event("DoubletickLauncher");
 	before_shmem_exit(leave, (Datum) 0);
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	shared->launcher = MyProc;
-	LWLockRelease(shared->lock);
+	adopt();
 
 	for (;;)
 	{
@@ -214,45 +214,81 @@ explore_some(List **unexplored, List *started)
 	LWLockRelease(shared->lock);
 }
 
+/*
+ * Begins to be the launcher.  One that was terminated has left its workers
+ * behind; of their end we are told by themselves alone.
+ */
+static void
+adopt(void)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->launcher = MyProc;
+	for (int i = 0; i < shared->ndatabases; i++)
+	{
+		SharedDatabase *database = &shared->databases[i];
+
+		database->starting = database->adopted = database->proc != NULL;
+	}
+	LWLockRelease(shared->lock);
+}
+
 /* Workers that have ended: of their own accord, or for another reason. */
 static void
 reap(List **started)
 {
+	List	   *ended = NIL;
 	ListCell   *cell;
 
 	foreach(cell, *started)
 	{
 		Started    *worker = lfirst(cell);
-		SharedDatabase *database;
 		pid_t		pid;
-		bool		left = true;
-		bool		is_first;
 
 		if (GetBackgroundWorkerPid(worker->handle, &pid) != BGWH_STOPPED)
 			continue;
-		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-		database = shared_find_database(worker->database, false);
-		if (database)
-		{
-			database->starting = false;
-			database->proc = NULL;
-			database->pid = 0;
-			left = database->left;
-		}
-		LWLockRelease(shared->lock);
-		if (!left)
-		{
-			put_off(worker->database, &is_first);
-			if (is_first)
-				ereport(LOG,
-						(errmsg("doubletick worker of database %u has failed", worker->database),
-						 errdetail("It is started again, after pauses that grow to %d s.",
-								   LAST_PAUSE / 1000)));
-		}
+		ended = lappend_oid(ended, worker->database);
 		pfree(worker->handle);
 		pfree(worker);
 		*started = foreach_delete_current(*started, cell);
 	}
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared->ndatabases; i++)
+	{
+		if (shared->databases[i].adopted && shared->databases[i].proc == NULL)
+			ended = lappend_oid(ended, shared->databases[i].oid);
+	}
+	LWLockRelease(shared->lock);
+
+	foreach(cell, ended)
+		note_end(lfirst_oid(cell));
+	list_free(ended);
+}
+
+static void
+note_end(Oid oid)
+{
+	SharedDatabase *database;
+	bool		failed = false;
+	bool		is_first;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(oid, false);
+	if (database)
+	{
+		/* The one that has ended may have found another one at work. */
+		database->starting = database->adopted = database->proc != NULL;
+		failed = !database->starting && !database->left;
+	}
+	LWLockRelease(shared->lock);
+	if (!failed)
+		return;
+	put_off(oid, &is_first);
+	if (is_first)
+		ereport(LOG,
+				(errmsg("doubletick worker of database %u has failed", oid),
+				 errdetail("It is started again, after pauses that grow to %d s.",
+						   LAST_PAUSE / 1000)));
 }
 
 /* Tries again after a pause, which grows with each time. */

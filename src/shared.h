@@ -48,6 +48,7 @@ typedef struct SharedDatabase
 
 	/* Its worker. */
 	bool		starting;		/* has the launcher asked for it? */
+	bool		adopted;		/* was that an earlier launcher? */
 	PGPROC	   *proc;			/* NULL when it does not run */
 	int			pid;
 	TimestampTz since;

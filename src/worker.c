@@ -125,21 +125,31 @@ doubletick_worker_main(Datum arg)
 	proc_exit(0);
 }
 
-/* From now on whoever commits work here sets our latch. */
+/*
+ * From now on whoever commits work here sets our latch.  A launcher that has
+ * just replaced another one may not know of a worker that is here already; then
+ * this one is not needed.
+ */
 static void
 attach(Oid oid)
 {
 	SharedDatabase *database;
+	bool		attached = false;
 
 	before_shmem_exit(detach, (Datum) 0);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	database = shared_find_database(oid, true);
-	if (database == NULL)
-		elog(ERROR, "no room for database %u", oid);
-	database->proc = MyProc;
-	database->pid = MyProcPid;
-	database->since = GetCurrentTimestamp();
+	if (database && database->proc == NULL)
+	{
+		database->proc = MyProc;
+		database->pid = MyProcPid;
+		database->since = GetCurrentTimestamp();
+		database->left = false;
+		attached = true;
+	}
 	LWLockRelease(shared->lock);
+	if (!attached)
+		proc_exit(0);
 }
 
 static void
@@ -155,6 +165,8 @@ detach(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 		database->pid = 0;
 		database->in_flight = 0;
 	}
+	if (shared->launcher)
+		SetLatch(&shared->launcher->procLatch);
 	LWLockRelease(shared->lock);
 }
 
@@ -367,7 +379,8 @@ make_way(Worker *worker, const char *why)
 		database->left = true;
 		database->proc = NULL;
 		database->pid = 0;
-		database->wake = why != NULL;
+		/* Without a reason, only if somebody has just committed work. */
+		database->wake = database->wake || why != NULL;
 		database->next_try = GetCurrentTimestamp();
 		strlcpy(database->state, "", sizeof(database->state));
 	}
