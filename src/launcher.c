@@ -58,7 +58,7 @@ PGDLLEXPORT void doubletick_launcher_main(Datum arg);
 static void leave(int code, Datum arg);
 static List *list_databases(bool open_only);
 static void explore(List **unexplored);
-static void explore_some(List **unexplored, List *started);
+static void explore_some(List **unexplored);
 static void adopt(void);
 static void reap(List **started);
 static void note_end(Oid oid);
@@ -128,7 +128,7 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 			note_prepared();
 			prepared_at = GetCurrentTimestamp() + setting_worker_idle_timeout * INT64CONST(1000);
 		}
-		explore_some(&unexplored, started);
+		explore_some(&unexplored);
 		next = start_due(&started);
 
 		sleep = max_prepared_xacts > 0 ? setting_worker_idle_timeout : LONGEST_SLEEP;
@@ -200,15 +200,24 @@ list_databases(bool open_only)
 
 /* Few at a time: a cluster may have thousands. */
 static void
-explore_some(List **unexplored, List *started)
+explore_some(List **unexplored)
 {
+	int			nexploring = 0;
+
+	if (*unexplored == NIL)
+		return;
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	for (int n = list_length(started); n < MAX_EXPLORING && *unexplored != NIL; n++)
+	for (int i = 0; i < shared->ndatabases; i++)
+	{
+		if (OidIsValid(shared->databases[i].oid) && shared->databases[i].exploring)
+			nexploring++;
+	}
+	for (; nexploring < MAX_EXPLORING && *unexplored != NIL; nexploring++)
 	{
 		SharedDatabase *database = shared_find_database(linitial_oid(*unexplored), true);
 
 		if (database)
-			database->wake = true;
+			database->wake = database->exploring = true;
 		*unexplored = list_delete_first(*unexplored);
 	}
 	LWLockRelease(shared->lock);
@@ -306,6 +315,7 @@ put_off(Oid oid, bool *is_first)
 
 		*is_first = database->failures++ == 0;
 		database->starting = false;
+		database->exploring = false;	/* others need not wait for it */
 		database->wake = true;
 		database->next_try = GetCurrentTimestamp() + pause * 1000;
 	}

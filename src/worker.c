@@ -63,6 +63,7 @@ typedef struct Worker
 	int64		worked_at;		/* when there was last something to do */
 	int64		chores_at;		/* when to do what is not urgent */
 	int64		prune_at;
+	bool		exploring;		/* has it found nothing to do so far? */
 	char	   *settings;		/* what the database's settings came from */
 	Tally		told;			/* what has been counted in shared memory */
 	int64		warned_expired;
@@ -73,7 +74,8 @@ static void detach(int code, Datum arg);
 static void run(Worker *worker);
 static void do_chores(Worker *worker);
 static void wait_for_work(Worker *worker);
-static bool take_wake(void);
+static bool take_wake(Worker *worker);
+static bool is_idle_for_long(const Worker *worker);
 static bool try_to_leave(Worker *worker);
 static bool is_in_the_way(void);
 static char *database_settings(void);
@@ -194,7 +196,7 @@ run(Worker *worker)
 		}
 		if (worker->drain)
 		{
-			if (take_wake())
+			if (take_wake(worker))
 			{
 				drain_wake(worker->drain);
 				worker->worked_at = rate_clock();
@@ -202,6 +204,7 @@ run(Worker *worker)
 			switch (drain_turn(worker->drain))
 			{
 				case DRAIN_BUSY:
+					worker->exploring = false;
 					worker->worked_at = rate_clock();
 					continue;
 				case DRAIN_IDLE:
@@ -210,8 +213,7 @@ run(Worker *worker)
 					make_way(worker, NULL);
 			}
 		}
-		if (rate_clock() - worker->worked_at >= setting_worker_idle_timeout * INT64CONST(1000) &&
-			try_to_leave(worker))
+		if (is_idle_for_long(worker) && try_to_leave(worker))
 			return;
 		wait_for_work(worker);
 	}
@@ -259,9 +261,12 @@ wait_for_work(Worker *worker)
 	ResetLatch(MyLatch);
 }
 
-/* Has somebody committed work since the last call? */
+/*
+ * Has somebody committed work since the last call?  Perhaps, if it is only that
+ * the launcher wants to know.
+ */
 static bool
-take_wake(void)
+take_wake(Worker *worker)
 {
 	SharedDatabase *database;
 	bool		wake;
@@ -270,9 +275,22 @@ take_wake(void)
 	database = shared_find_database(MyDatabaseId, false);
 	wake = database && database->wake;
 	if (wake)
-		database->wake = false;
+	{
+		worker->exploring = database->exploring;
+		if (database->exploring && shared->launcher)
+			SetLatch(&shared->launcher->procLatch);
+		database->wake = database->exploring = false;
+	}
 	LWLockRelease(shared->lock);
 	return wake;
+}
+
+/* After a start of the server nobody waits in databases without work. */
+static bool
+is_idle_for_long(const Worker *worker)
+{
+	return worker->exploring ||
+		rate_clock() - worker->worked_at >= setting_worker_idle_timeout * INT64CONST(1000);
 }
 
 /*
