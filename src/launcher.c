@@ -131,9 +131,10 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 		explore_some(&unexplored);
 		next = start_due(&started);
 
-		sleep = max_prepared_xacts > 0 ? setting_worker_idle_timeout : LONGEST_SLEEP;
-		if (next != DT_NOEND)
-			sleep = Min(sleep, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next) + 1);
+		if (max_prepared_xacts > 0)
+			next = Min(next, prepared_at);
+		sleep = next == DT_NOEND ? LONGEST_SLEEP :
+			TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next) + 1;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 Min(sleep, LONGEST_SLEEP), wait_event);
 		ResetLatch(MyLatch);
@@ -341,7 +342,7 @@ note_prepared(void)
 
 		if (OidIsValid(oid) && TransactionIdIsValid(PreparedXactProcs[i].xid))
 		{
-			SharedDatabase *database = shared_find_database(oid, false);
+			SharedDatabase *database = shared_find_database(oid, true);
 
 			if (database)
 				has[database - shared->databases] = true;
