@@ -222,7 +222,7 @@ settle_and_fill(Drain *drain)
 
 	FAULT_POINT("before settling");
 	drain->transactions->begin();
-	if (!store_exists())
+	if (!store_lock())
 	{
 		drain->transactions->commit();
 		return false;
@@ -722,15 +722,18 @@ drain_prune(Drain *drain)
 {
 	TimestampTz before;
 	Store		settled;
-	int			npruned;
+	int			npruned = 0;
 
 	if (setting_history_retention < 0)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
 	drain->transactions->begin();
-	store_open(&settled, STORE_SETTLED);
-	npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
-	store_close(&settled);
+	if (store_lock())
+	{
+		store_open(&settled, STORE_SETTLED);
+		npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
+		store_close(&settled);
+	}
 	drain->transactions->commit();
 	return npruned == PRUNE_BATCH;
 }

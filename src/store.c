@@ -27,6 +27,7 @@
 #include "commands/sequence.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "store.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -76,6 +77,26 @@ bool
 store_exists(void)
 {
 	return oids_known || find_objects();
+}
+
+/*
+ * The same, and it stays there until the transaction ends.  Whoever is about to
+ * drop it is waited for.
+ */
+bool
+store_lock(void)
+{
+	while (store_exists())
+	{
+		Oid			waiting = object_oids[STORE_WAITING];
+
+		/* What others have committed is known when the lock is held. */
+		LockRelationOid(waiting, RowExclusiveLock);
+		if (oids_known)
+			return true;
+		UnlockRelationOid(waiting, RowExclusiveLock);
+	}
+	return false;
 }
 
 /*
