@@ -45,7 +45,7 @@
 #define QUIET (200 * INT64CONST(1))
 
 /* Longest wait in one turn, in µs. */
-#define LONGEST_WAIT (1000 * INT64CONST(1000))
+#define LONGEST_WAIT (100 * INT64CONST(1000))
 
 /* Rows of a lane looked at in one transaction, and those that are too old. */
 #define LOOKS_PER_FILL 1000
@@ -155,7 +155,7 @@ drain_turn(Drain *drain)
 	if (drain->nout > 0)
 		http_turn(drain->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
 	else if (drain->waits_for_turn)
-		rate_sleep(Min(left, LONGEST_WAIT));
+		rate_nap(Min(left, LONGEST_WAIT));
 	collect_answers(drain);
 
 	if (drain->nout == 0 || is_settling_worth_it(drain) ||

@@ -193,32 +193,40 @@ find_entry(RateEntry *rates, Oid serverid)
 	return oldest;
 }
 
-/* Sleeps for so many microseconds, if any; can be interrupted. */
+/*
+ * Sleeps for so many microseconds, if any; can be interrupted.
+ */
 void
 rate_sleep(int64 microseconds)
 {
-	static uint32 wait_event = 0;
 	int64		until = rate_clock() + microseconds;
+	int64		left;
+
+	CHECK_FOR_INTERRUPTS();
+	while ((left = until - rate_clock()) > 0)
+		rate_nap(left);
+}
+
+/*
+ * The same, but ends early when the latch is set.
+ */
+void
+rate_nap(int64 microseconds)
+{
+	static uint32 wait_event = 0;
 
 	if (wait_event == 0)
 		wait_event = new_wait_event("DoubletickPace");
 
-	for (;;)
+	if (microseconds < 1000)	/* finer than a latch can wait */
+		pg_usleep((long) microseconds);
+	else
 	{
-		int64		left = until - rate_clock();
-
-		CHECK_FOR_INTERRUPTS();
-		if (left <= 0)
-			return;
-		if (left < 1000)		/* finer than a latch can wait */
-			pg_usleep((long) left);
-		else
-		{
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 (long) (left / 1000), wait_event);
-			ResetLatch(MyLatch);
-		}
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 (long) (microseconds / 1000), wait_event);
+		ResetLatch(MyLatch);
 	}
+	CHECK_FOR_INTERRUPTS();
 }
 
 /* A clock that is never set back, in microseconds; only differences mean something. */

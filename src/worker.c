@@ -80,6 +80,7 @@ static bool try_to_leave(Worker *worker);
 static bool is_in_the_way(void);
 static char *database_settings(void);
 static void make_way(Worker *worker, const char *why);
+static void finish(Worker *worker, int64 until);
 static void tell(Worker *worker, const char *state);
 static void warn_of_expired(Worker *worker);
 static void remember_error(void);
@@ -231,14 +232,18 @@ do_chores(Worker *worker)
 
 	settings = database_settings();
 	if (worker->settings && strcmp(worker->settings, settings) != 0)
+	{
+		finish(worker, PG_INT64_MAX);
 		make_way(worker, "settings of the database have changed");
+	}
 	if (worker->settings)
 		pfree(worker->settings);
 	worker->settings = settings;
 
 	if (worker->drain == NULL)
 		return;
-	tell(worker, "sending");
+	if (drain_in_flight(worker->drain) > 0)
+		tell(worker, "sending");
 	if (rate_clock() >= worker->prune_at && !drain_prune(worker->drain))
 	{
 		worker->prune_at = rate_clock() + PRUNE_INTERVAL;
@@ -381,13 +386,11 @@ static void
 make_way(Worker *worker, const char *why)
 {
 	SharedDatabase *database;
-	int64		until = rate_clock() + GRACE;
 
 	if (why)
 	{
 		ereport(LOG, (errmsg("doubletick worker makes way: %s", why)));
-		while (worker->drain && rate_clock() < until && drain_finish(worker->drain) == DRAIN_BUSY)
-			CHECK_FOR_INTERRUPTS();
+		finish(worker, rate_clock() + GRACE);
 	}
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
@@ -404,6 +407,18 @@ make_way(Worker *worker, const char *why)
 	}
 	LWLockRelease(shared->lock);
 	proc_exit(0);
+}
+
+/* Waits for answers that are out, until a time, or until it is in the way. */
+static void
+finish(Worker *worker, int64 until)
+{
+	while (worker->drain && rate_clock() < until && drain_finish(worker->drain) == DRAIN_BUSY)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (is_in_the_way())
+			until = Min(until, rate_clock() + GRACE);
+	}
 }
 
 /* Tells dt_status and pg_stat_activity. */
