@@ -144,7 +144,7 @@ AS 'MODULE_PATHNAME', 'dt_held'
 LANGUAGE C STRICT STABLE PARALLEL RESTRICTED COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_held(text, oid) IS
-'What in this database''s definitions keeps requests of this role to this server from leaving; NULL when nothing does. For the view dt_status: tells only who has the role, or is a member of pg_monitor.';
+'What keeps requests of this role to this server from leaving: something in this database''s definitions, or a pause after HTTP status 429; NULL when nothing does. For the view dt_status: tells only who has the role, or is a member of pg_monitor.';
 
 CREATE FUNCTION @extschema@.dt_worker(
 	OUT pid integer,
@@ -237,7 +237,7 @@ WITH waiting AS (
 ), flying AS (
 	SELECT l.classid, count(*) AS in_flight
 	FROM pg_locks AS l
-	WHERE l.locktype = 'advisory' AND l.objsubid = 54577 AND l.granted
+	WHERE l.locktype = 'advisory' AND l.objsubid = 21809 AND l.granted
 		AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
 	GROUP BY l.classid
 )

@@ -25,10 +25,13 @@
 #include "miscadmin.h"
 #include "storage/lock.h"
 
-/* Kinds of locks; dt_status looks for the second in pg_locks. */
-#define LOCK_DRAIN 54576
-#define LOCK_FLIGHT 54577
-#define LOCK_DOOR 54578
+/*
+ * Kinds of locks; dt_status looks for the second in pg_locks, which would show
+ * one above 32767 as negative.
+ */
+#define LOCK_DRAIN 21808
+#define LOCK_FLIGHT 21809
+#define LOCK_DOOR 21810
 
 #define NDOORS 256
 

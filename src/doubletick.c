@@ -26,8 +26,8 @@ void		_PG_init(void);
 void
 _PG_init(void)
 {
-	settings_init();
 	fault_point_init();
+	settings_init();			/* after which there can be no other settings */
 	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
 	{
 		shared_init();

@@ -24,6 +24,7 @@
 #include "rate.h"
 #include "settings.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
@@ -43,6 +44,9 @@
  */
 #define SETTLE_PART 4
 #define QUIET (200 * INT64CONST(1))
+
+/* How long a lane is left alone whose definitions lack something, in µs. */
+#define HELD_INTERVAL USECS_PER_SEC
 
 /* Longest wait in one turn, in µs. */
 #define LONGEST_WAIT (100 * INT64CONST(1000))
@@ -93,6 +97,7 @@ typedef struct Fill
 	int			nfound;			/* rows found by the last look */
 } Fill;
 
+static void begin(Drain *drain);
 static void commit(Drain *drain);
 static Lane *find_lane(Drain *drain, const char *server, Oid role);
 static Lane *load_hold(void *arg, const char *server, Oid role);
@@ -104,10 +109,12 @@ static void look_and_fill(Fill *fill);
 static void settle_answered(Fill *fill);
 static void fill_slots(Fill *fill);
 static void fill_lane(Fill *fill, Lane *lane);
+static void fill_room(Fill *fill, Lane *lane, const Account *account);
 static void fail_lane(Fill *fill, Lane *lane);
 static void expire_lane(Fill *fill, Lane *lane, double retry_for);
 static int	count_flights(const Drain *drain, const Lane *lane);
-static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account);
+static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
+						  const char *definition);
 static void settle_unsent(Fill *fill, Lane *lane, const Due *due);
 static Flight *find_flight(Drain *drain, const QueueRow *row);
 static void note_time(Drain *drain, int64 microseconds);
@@ -221,10 +228,10 @@ settle_and_fill(Drain *drain)
 	Fill		fill = {.drain = drain};
 
 	FAULT_POINT("before settling");
-	drain->transactions->begin();
+	begin(drain);
 	if (!store_lock())
 	{
-		drain->transactions->commit();
+		commit(drain);
 		return false;
 	}
 	caller = MemoryContextSwitchTo(drain->turn_context);
@@ -271,12 +278,21 @@ look_and_fill(Fill *fill)
 		note_time(drain, drain->look_at - rate_clock());
 }
 
+/* Rows are read as they are now, but parts out of line need a snapshot. */
+static void
+begin(Drain *drain)
+{
+	drain->transactions->begin();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
 /* What is settled must be so even if the machine fails, whatever the session's settings. */
 static void
 commit(Drain *drain)
 {
 	if (!dlist_is_empty(&drain->settled))
 		ForceSyncCommit();
+	PopActiveSnapshot();
 	drain->transactions->commit();
 	MemoryContextReset(drain->turn_context);
 	if (!dlist_is_empty(&drain->settled))
@@ -324,17 +340,21 @@ fill_lane(Fill *fill, Lane *lane)
 {
 	Drain	   *drain = fill->drain;
 	TimestampTz next_due = lane_next_due(lane);
-	bool		is_time = !lane->held || fill->now >= lane->probe_at;
 	Account		account;
 	Fault	   *fault;
-	Waiting		row;
-	int			room;
 
 	if (lane->nrows == 0 && next_due > fill->now)
 	{
 		fill->hungry = fill->hungry || !lane->held;
 		if (next_due != DT_NOEND)
 			note_time(drain, next_due - fill->now);
+		else if (drain->at_end && lane->nflights == 0)
+			hold_drop(lane);
+		return;
+	}
+	if (lane->held && fill->now < lane->look_at)
+	{
+		note_time(drain, lane->probe_at - fill->now);
 		return;
 	}
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(lane->role)))
@@ -344,8 +364,11 @@ fill_lane(Fill *fill, Lane *lane)
 	}
 
 	fault = account_get(lane->server, lane->role, &account);
-	if (fault && is_time)
+	if (fault)
+	{
 		expire_lane(fill, lane, account.retry_for);
+		lane->look_at = fill->now + HELD_INTERVAL;
+	}
 	if (!hold_check(lane, fault, fill->now))
 	{
 		note_time(drain, lane->probe_at - fill->now);
@@ -356,11 +379,22 @@ fill_lane(Fill *fill, Lane *lane)
 		note_time(drain, rate_paused(account.serverid));
 		return;
 	}
+	fill_room(fill, lane, &account);
+}
 
-	room = lane->held ? 1 : account.max_connections - count_flights(drain, lane);
+/* As many as there are slots, and turns of the rate. */
+static void
+fill_room(Fill *fill, Lane *lane, const Account *account)
+{
+	Drain	   *drain = fill->drain;
+	int			room = lane->held ? 1 : account->max_connections - count_flights(drain, lane);
+	char	   *definition = account_definition(lane->server, lane->role);
+	Waiting		row;
+
+	room = Min(room, http_capacity() - count_flights(drain, NULL));
 	for (int nlooks = 0; room > 0; nlooks++)
 	{
-		int64		left = rate_left(account.serverid, account.rate_limit);
+		int64		left = rate_left(account->serverid, account->rate_limit);
 
 		CHECK_FOR_INTERRUPTS();
 		if (!lane_pop(lane, fill->now, &row))
@@ -377,10 +411,12 @@ fill_lane(Fill *fill, Lane *lane)
 			note_time(drain, left);
 			return;
 		}
-		if (send_customer(fill, lane, row, &account))
+		if (send_customer(fill, lane, row, account, definition))
 		{
-			rate_take(account.serverid, account.rate_limit);
+			rate_take(account->serverid, account->rate_limit);
 			room--;
+			if (lane->held)
+				hold_probe(lane);
 		}
 	}
 }
@@ -399,11 +435,18 @@ fail_lane(Fill *fill, Lane *lane)
 		if (!store_find_waiting(&fill->waiting, place.id, &row) ||
 			find_flight(fill->drain, &row) != NULL)
 			continue;
+		if (!claim_pick(place.customer))
+		{
+			/* The others can wait as well: nobody waits for them. */
+			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
+			note_time(fill->drain, WITHHELD_INTERVAL);
+			return;
+		}
 		if (row.keep)
 			(void) store_delete(&fill->waiting, &row.tid, true);
 		else
-			settle_failed(&row, "role does not exist any more", &fill->waiting,
-						  &fill->settled, &fill->drain->tally);
+			(void) settle_failed(&row, "role does not exist any more", &fill->waiting,
+								 &fill->settled, &fill->drain->tally);
 	}
 	hold_lift(lane);
 }
@@ -437,7 +480,7 @@ expire_lane(Fill *fill, Lane *lane, double retry_for)
 	}
 }
 
-/* Of the lane's server, over all its lanes. */
+/* Of the lane's server, over all its lanes; of all servers without a lane. */
 static int
 count_flights(const Drain *drain, const Lane *lane)
 {
@@ -448,7 +491,7 @@ count_flights(const Drain *drain, const Lane *lane)
 	{
 		const Lane *other = lfirst(cell);
 
-		if (strcmp(other->server, lane->server) == 0)
+		if (lane == NULL || strcmp(other->server, lane->server) == 0)
 			nflights += other->nflights;
 	}
 	return nflights;
@@ -459,7 +502,8 @@ count_flights(const Drain *drain, const Lane *lane)
  * none now.
  */
 static bool
-send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account)
+send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
+			  const char *definition)
 {
 	Drain	   *drain = fill->drain;
 	MemoryContext context;
@@ -487,7 +531,7 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account)
 			settle_unsent(fill, lane, &due);
 		if (due.parts != NIL)
 		{
-			flight = flight_make(context, lane, &due, account);
+			flight = flight_make(context, lane, &due, account, definition);
 			claim_fly(flight->tag);
 			dlist_push_tail(&drain->ready, &flight->node);
 			lane->nflights++;
@@ -511,7 +555,7 @@ settle_unsent(Fill *fill, Lane *lane, const Due *due)
 	else if (due->has_keeps)
 	{
 		CommandCounterIncrement();	/* that was of this very command */
-		due_forget_keeps(&fill->waiting, &due->customer);
+		flight_forget_keeps(lane, &due->customer, &fill->waiting);
 	}
 }
 
@@ -686,7 +730,9 @@ drain_warn_of_expired(int64 nexpired)
 {
 	if (nexpired > 0)
 		ereport(WARNING,
-				(errmsg("gave up " INT64_FORMAT " removals for their age", nexpired),
+				(errmsg_plural("gave up " INT64_FORMAT " removal for its age",
+							   "gave up " INT64_FORMAT " removals for their age",
+							   (unsigned long) nexpired, nexpired),
 				 errdetail("The server's option \"retry_for\" says how long they may wait."),
 				 errhint("See dt_history; dt_retry sends one again.")));
 }
@@ -698,19 +744,27 @@ drain_tally(const Drain *drain)
 }
 
 /*
- * Removals that wait, in flight or not.
+ * Removals that wait, in flight or not.  When all have been found the drainer
+ * need not look, but keeps, and what is settled already, may be among them.
  */
 int64
-drain_count_waiting(Drain *drain)
+drain_count_waiting(Drain *drain, bool exactly)
 {
 	Store		waiting;
-	int64		nrows;
+	int64		nrows = drain_in_flight(drain);
+	ListCell   *cell;
 
-	drain->transactions->begin();
+	if (drain->at_end && !exactly)
+	{
+		foreach(cell, drain->lanes)
+			nrows += lane_count(lfirst(cell));
+		return nrows;
+	}
+	begin(drain);
 	store_open(&waiting, STORE_WAITING);
 	nrows = store_count_waiting(&waiting);
 	store_close(&waiting);
-	drain->transactions->commit();
+	commit(drain);
 	return nrows;
 }
 
@@ -727,14 +781,14 @@ drain_prune(Drain *drain)
 	if (setting_history_retention < 0)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
-	drain->transactions->begin();
+	begin(drain);
 	if (store_lock())
 	{
 		store_open(&settled, STORE_SETTLED);
 		npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
 		store_close(&settled);
 	}
-	drain->transactions->commit();
+	commit(drain);
 	return npruned == PRUNE_BATCH;
 }
 

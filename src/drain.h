@@ -39,7 +39,7 @@ extern DrainState drain_turn(Drain *drain);
 extern DrainState drain_finish(Drain *drain);
 extern void drain_wake(Drain *drain);
 extern const Tally *drain_tally(const Drain *drain);
-extern int64 drain_count_waiting(Drain *drain);
+extern int64 drain_count_waiting(Drain *drain, bool exactly);
 extern int	drain_in_flight(const Drain *drain);
 extern TimestampTz drain_next_due(const Drain *drain);
 extern long drain_idle_time(const Drain *drain, long longest);

@@ -346,9 +346,10 @@ bytes_of(const DuePart *part)
 
 /*
  * Deletes a customer's keeps if they have nothing left to keep: no removal, not
- * even one of a transaction under way.
+ * even one of a transaction under way.  Returns a keep that stays, perhaps only
+ * for one of those, to be looked at again; 0: there is none.
  */
-void
+int64
 due_forget_keeps(Store *waiting, const QueueRow *customer)
 {
 	SnapshotData dirty;
@@ -357,6 +358,7 @@ due_forget_keeps(Store *waiting, const QueueRow *customer)
 	HeapTuple	tuple;
 	List	   *keeps = NIL;
 	bool		needed = false;
+	bool		may_go = false;
 	ListCell   *cell;
 
 	InitDirtySnapshot(dirty);
@@ -366,21 +368,30 @@ due_forget_keeps(Store *waiting, const QueueRow *customer)
 	while (HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		QueueRow   *row = palloc(sizeof(QueueRow));
-		bool		in_progress = TransactionIdIsValid(dirty.xmin);
+		bool		is_new = TransactionIdIsValid(dirty.xmin);
+		bool		is_going = TransactionIdIsValid(dirty.xmax);
 
 		store_read_waiting(waiting, tuple, row);
 		if (!store_is_same_customer(row, customer))
 			continue;
 		if (!row->keep)
+		{
 			needed = true;
-		else if (!in_progress)
+			may_go = may_go || is_new || is_going;
+		}
+		else if (!is_new)
 			keeps = lappend(keeps, row);
 	}
 	store_end_scan(scan);
 
 	foreach(cell, keeps)
 	{
+		QueueRow   *keep = lfirst(cell);
+
 		if (!needed)
-			(void) store_delete(waiting, &((QueueRow *) lfirst(cell))->tid, false);
+			(void) store_delete(waiting, &keep->tid, false);
+		else if (may_go)
+			return keep->id;
 	}
+	return 0;
 }

@@ -63,6 +63,6 @@ extern bool due_discover(Store *waiting, Horizon *horizon, int limit,
 						 DueCallback callback, void *arg);
 extern bool due_read(Store *waiting, Waiting place, TimestampTz now, double retry_for,
 					 Due *due);
-extern void due_forget_keeps(Store *waiting, const QueueRow *customer);
+extern int64 due_forget_keeps(Store *waiting, const QueueRow *customer);
 
 #endif							/* DOUBLETICK_DUE_H */

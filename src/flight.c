@@ -22,6 +22,9 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+/* Time between two looks at keeps that may have nothing left to keep, in µs. */
+#define KEEP_INTERVAL USECS_PER_MINUTE
+
 static Removal merge_parts(List *parts);
 static void add_names(const char **to, int *nto, const char **names, int nnames);
 static Facts gather_facts(const Flight *flight, const HttpReply *reply, const Answer *answer);
@@ -29,14 +32,15 @@ static bool settle_part(Flight *flight, DuePart *part, const Outcome *outcome,
 						const Answer *answer, TimestampTz due_at,
 						Store *waiting, Store *settled, Tally *tally);
 static void affect_lane(Flight *flight, const Outcome *outcome, const Answer *answer, int64 delay);
-static void put_back(Flight *flight, Waiting row, const Outcome *outcome, TimestampTz due_at);
+static void put_back(Flight *flight, const QueueRow *row, const Outcome *outcome);
 
 /*
  * Makes the request for what is due, for a role and a server as they are defined
  * now.  It lives in "context", as "due" must.
  */
 Flight *
-flight_make(MemoryContext context, Lane *lane, const Due *due, const Account *account)
+flight_make(MemoryContext context, Lane *lane, const Due *due, const Account *account,
+			const char *definition)
 {
 	MemoryContext caller = MemoryContextSwitchTo(context);
 	Flight	   *flight = palloc0(sizeof(Flight));
@@ -51,7 +55,7 @@ flight_make(MemoryContext context, Lane *lane, const Due *due, const Account *ac
 	flight->timeout = account->timeout;
 	flight->retry_for = account->retry_for;
 	flight->serverid = account->serverid;
-	flight->definition = account_definition(lane->server, lane->role);
+	flight->definition = pstrdup(definition);
 	MemoryContextSwitchTo(caller);
 	return flight;
 }
@@ -149,7 +153,7 @@ flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally)
 	Facts		facts;
 	Outcome		outcome;
 	int64		delay;
-	int64		left = 0;
+	QueueRow   *left = NULL;
 	ListCell   *cell;
 
 	answer_read(reply, &answer);
@@ -165,21 +169,35 @@ flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally)
 		facts.age = (double) (now - part->row.enqueued_at) / 1000;
 		own = outcome_of(&facts);
 		if (!settle_part(flight, part, &own, &answer, now + delay * 1000, waiting, settled, tally) &&
-			left == 0)
-			left = part->row.id;
+			left == NULL)
+			left = &part->row;
 	}
 	if (flight->due.has_keeps)
-		due_forget_keeps(waiting, customer);
+		flight_forget_keeps(flight->lane, customer, waiting);
 
 	affect_lane(flight, &outcome, &answer, delay);
 	if (flight->again_id != 0)
 		lane_push_front(flight->lane, (Waiting) {flight->again_id, customer->customer});
 	if (flight->due.more_id != 0)
 		lane_push_front(flight->lane, (Waiting) {flight->due.more_id, customer->customer});
-	if (left != 0)
-		put_back(flight, (Waiting) {left, customer->customer}, &outcome, now + delay * 1000);
+	if (left)
+		put_back(flight, left, &outcome);
 	http_release(flight->transfer);
 	MemoryContextSwitchTo(caller);
+}
+
+/*
+ * Deletes the keeps of a customer that have nothing left to keep; those that
+ * still may have are looked at again, for what they keep may be rolled back.
+ */
+void
+flight_forget_keeps(Lane *lane, const QueueRow *customer, Store *waiting)
+{
+	int64		id = due_forget_keeps(waiting, customer);
+
+	if (id != 0)
+		lane_push_later(lane, (Waiting) {id, customer->customer},
+						GetCurrentTimestamp() + KEEP_INTERVAL);
 }
 
 /* Of the request; the backoff is that of the row that was sent most often. */
@@ -237,12 +255,14 @@ settle_part(Flight *flight, DuePart *part, const Outcome *outcome, const Answer 
 			store_insert_settled(settled, &row, STATE_FAILED, fault_jsonb(answer->fault),
 								 answer->fault->message);
 			tally->failed++;
+			tally->expired += outcome->too_old;
 			return true;
 
 		case VERDICT_AGAIN:
 			/* No later than when it is given up. */
 			row.attempts++;
 			row.due_at = Min(due_at, row.enqueued_at + (int64) (flight->retry_for * 1000));
+			part->row.due_at = row.due_at;
 			break;
 
 		case VERDICT_ALONE:
@@ -266,17 +286,19 @@ affect_lane(Flight *flight, const Outcome *outcome, const Answer *answer, int64 
 
 	if (outcome->verdict == VERDICT_HOLD)
 		hold_enter(flight->lane, answer->fault, flight->definition);
-	else if (answer->status != 0)
-		hold_lift(flight->lane);
+	else if (answer->status != 0 && outcome->verdict != VERDICT_AGAIN)
+		hold_lift(flight->lane);	/* an outage tells nothing of the key */
 }
 
 static void
-put_back(Flight *flight, Waiting row, const Outcome *outcome, TimestampTz due_at)
+put_back(Flight *flight, const QueueRow *row, const Outcome *outcome)
 {
+	Waiting		place = {row->id, row->customer};
+
 	if (outcome->verdict == VERDICT_AGAIN)
-		lane_push_later(flight->lane, row, due_at);
+		lane_push_later(flight->lane, place, row->due_at);
 	else
-		lane_push_front(flight->lane, row);
+		lane_push_front(flight->lane, place);
 }
 
 /*
@@ -293,31 +315,36 @@ settle_without_request(const Due *due, Store *waiting, Store *settled, Tally *ta
 		DuePart    *part = lfirst(cell);
 		const char *last_error = part->row.last_error;
 
-		settle_failed(&part->row,
-					  psprintf("given up for its age, after %d attempts%s%s", part->row.attempts,
-							   last_error ? ": " : "", last_error ? last_error : ""),
-					  waiting, settled, tally);
-		tally->expired++;
+		tally->expired +=
+			settle_failed(&part->row,
+						  psprintf("given up for its age, after %d attempts%s%s", part->row.attempts,
+								   last_error ? ": " : "", last_error ? last_error : ""),
+						  waiting, settled, tally);
 	}
 	foreach(cell, due->kept)
 	{
 		DuePart    *part = lfirst(cell);
 
-		if (store_delete(waiting, &part->row.tid, true))
-			store_insert_settled(settled, &part->row, STATE_CANCELLED, NULL,
-								 "taken back, since the names came back");
+		if (!store_delete(waiting, &part->row.tid, true))
+			continue;
+		store_insert_settled(settled, &part->row, STATE_CANCELLED, NULL,
+							 "taken back, since the names came back");
 		tally->cancelled++;
 	}
 }
 
 /*
- * Settles a row, read in this transaction, as failed without a request.
+ * Settles a row, read in this transaction, as failed without a request.  False
+ * when it is settled already: a snapshot may still show what this command has
+ * deleted.
  */
-void
+bool
 settle_failed(const QueueRow *row, const char *error, Store *waiting, Store *settled,
 			  Tally *tally)
 {
-	if (store_delete(waiting, &row->tid, true))
-		store_insert_settled(settled, row, STATE_FAILED, NULL, error);
+	if (!store_delete(waiting, &row->tid, true))
+		return false;
+	store_insert_settled(settled, row, STATE_FAILED, NULL, error);
 	tally->failed++;
+	return true;
 }

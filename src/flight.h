@@ -47,15 +47,16 @@ typedef struct Tally
 } Tally;
 
 extern Flight *flight_make(MemoryContext context, Lane *lane, const Due *due,
-						   const Account *account);
+						   const Account *account, const char *definition);
 extern bool flight_carries(const Flight *flight, int64 id);
 extern bool flight_is_of(const Flight *flight, const QueueRow *row);
 extern void flight_launch(Flight *flight);
 
 extern void flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally);
+extern void flight_forget_keeps(Lane *lane, const QueueRow *customer, Store *waiting);
 extern void settle_without_request(const Due *due, Store *waiting, Store *settled,
 								   Tally *tally);
-extern void settle_failed(const QueueRow *row, const char *error, Store *waiting,
+extern bool settle_failed(const QueueRow *row, const char *error, Store *waiting,
 						  Store *settled, Tally *tally);
 
 #endif							/* DOUBLETICK_FLIGHT_H */

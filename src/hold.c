@@ -22,6 +22,7 @@
 #include "fmgr.h"
 #include "hold.h"
 #include "miscadmin.h"
+#include "rate.h"
 #include "store.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -56,7 +57,8 @@ PG_FUNCTION_INFO_V1(dt_held);
 /*
  * dt_held(server text, role oid) returns text
  *
- * Why requests cannot leave by the definitions as they are now.
+ * Why requests cannot leave by the definitions as they are now, or by the pause
+ * of the server, as far as this process knows of it.
  */
 Datum
 dt_held(PG_FUNCTION_ARGS)
@@ -65,6 +67,7 @@ dt_held(PG_FUNCTION_ARGS)
 	Oid			role = PG_GETARG_OID(1);
 	Account		account;
 	Fault	   *fault;
+	int64		paused;
 
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
 		PG_RETURN_NULL();
@@ -72,9 +75,13 @@ dt_held(PG_FUNCTION_ARGS)
 		!has_privs_of_role(GetUserId(), ROLE_PG_MONITOR))
 		PG_RETURN_NULL();
 	fault = account_get(server, role, &account);
-	if (fault == NULL)
-		PG_RETURN_NULL();
-	PG_RETURN_TEXT_P(cstring_to_text(fault->message));
+	if (fault)
+		PG_RETURN_TEXT_P(cstring_to_text(fault->message));
+	paused = rate_paused(account.serverid);
+	if (paused > 0)
+		PG_RETURN_TEXT_P(cstring_to_text(psprintf("paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429",
+												  (paused + USECS_PER_SEC - 1) / USECS_PER_SEC)));
+	PG_RETURN_NULL();
 }
 
 /*
@@ -152,10 +159,34 @@ hold_enter(Lane *lane, const Fault *fault, const char *definition)
 }
 
 /*
+ * A held lane's probe leaves: the next one may a minute later, whatever becomes
+ * of this one.
+ */
+void
+hold_probe(Lane *lane)
+{
+	lane->probe_at = GetCurrentTimestamp() + PROBE_INTERVAL;
+	write_hold(lane);
+}
+
+/*
  * Lets the lane go on.
  */
 void
 hold_lift(Lane *lane)
+{
+	if (lane->held)
+		ereport(LOG,
+				(errmsg("requests of role \"%s\" to server \"%s\" go on",
+						GetUserNameFromId(lane->role, true), lane->server)));
+	hold_drop(lane);
+}
+
+/*
+ * Forgets the hold of a lane, in which perhaps nothing waits any more.
+ */
+void
+hold_drop(Lane *lane)
 {
 	Store		hold;
 
@@ -165,9 +196,6 @@ hold_lift(Lane *lane)
 	erase_hold(&hold, lane);
 	store_close(&hold);
 	lane->held = false;
-	ereport(LOG,
-			(errmsg("requests of role \"%s\" to server \"%s\" go on",
-					GetUserNameFromId(lane->role, true), lane->server)));
 }
 
 static void

@@ -262,12 +262,24 @@ set_up_process(void)
 #endif
 }
 
+/*
+ * Connections that a process may have open at once: PostgreSQL grants a third of
+ * its file descriptors to others (AcquireExternalFD()), of which we leave some to
+ * name resolution and to other extensions.
+ */
+int
+http_capacity(void)
+{
+	return Max(max_safe_fds / 4, 1);
+}
+
 /* One cache for all targets: the most demanding of them decides. */
 static void
 keep_connections(int max_connections)
 {
 	static int	kept = 0;
 
+	max_connections = Min(max_connections, http_capacity());
 	if (max_connections <= kept)
 		return;
 	check_multi(curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) max_connections),

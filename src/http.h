@@ -57,6 +57,8 @@ extern void http_turn(int timeout);
 extern const HttpReply *http_reply(HttpTransfer *transfer);
 extern void http_release(HttpTransfer *transfer);
 
+extern int	http_capacity(void);
+
 extern HttpTransfer *http_post(const HttpTarget *target, const char *body,
 							   size_t length, int timeout);
 

@@ -91,6 +91,7 @@ lane_push_later(Lane *lane, Waiting row, TimestampTz when)
 	later->row = row;
 	later->when = when;
 	pairingheap_add(lane->later, &later->node);
+	lane->nlater++;
 }
 
 /*
@@ -100,13 +101,14 @@ lane_push_later(Lane *lane, Waiting row, TimestampTz when)
 bool
 lane_pop(Lane *lane, TimestampTz now, Waiting *row)
 {
-	if (lane_next_due(lane) <= now && !pairingheap_is_empty(lane->later))
+	if (!pairingheap_is_empty(lane->later) && lane_next_due(lane) <= now)
 	{
 		LaterRow   *later = pairingheap_container(LaterRow, node,
 												  pairingheap_remove_first(lane->later));
 
 		*row = later->row;
 		pfree(later);
+		lane->nlater--;
 		return true;
 	}
 	if (lane->nrows == 0)
@@ -126,6 +128,15 @@ lane_next_due(Lane *lane)
 	if (pairingheap_is_empty(lane->later))
 		return DT_NOEND;
 	return pairingheap_container(LaterRow, node, pairingheap_first(lane->later))->when;
+}
+
+/*
+ * Rows that wait here, those that are settled already included.
+ */
+int64
+lane_count(const Lane *lane)
+{
+	return (int64) lane->nrows + lane->nlater;
 }
 
 /* The heap's first is its largest: the earliest. */

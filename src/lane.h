@@ -32,11 +32,13 @@ typedef struct Lane
 	size_t		capacity;
 
 	pairingheap *later;			/* rows not to be looked at before a time */
+	int64		nlater;
 
 	/* Requests that are out, or whose answer is not yet settled. */
 	int			nflights;
 
 	/* See hold.c. */
+	TimestampTz look_at;		/* when to look again what its definitions lack */
 	bool		held;
 	const char *reason;
 	const char *definition;
@@ -50,5 +52,6 @@ extern void lane_push_front(Lane *lane, Waiting row);
 extern void lane_push_later(Lane *lane, Waiting row, TimestampTz when);
 extern bool lane_pop(Lane *lane, TimestampTz now, Waiting *row);
 extern TimestampTz lane_next_due(Lane *lane);
+extern int64 lane_count(const Lane *lane);
 
 #endif							/* DOUBLETICK_LANE_H */

@@ -31,7 +31,7 @@ static Verdict verdict_of_status(const Facts *facts);
 Outcome
 outcome_of(const Facts *facts)
 {
-	Outcome		outcome = {verdict_of(facts), 0, 0, false};
+	Outcome		outcome = {.verdict = verdict_of(facts)};
 
 	if (outcome.verdict != VERDICT_AGAIN)
 		return outcome;
@@ -39,7 +39,8 @@ outcome_of(const Facts *facts)
 	outcome.least_delay = Min(facts->retry_after, MAX_RETRY_AFTER) * 1000;
 	outcome.random_delay = Min(FIRST_BACKOFF << Min(facts->attempts - 1, 20), LAST_BACKOFF);
 	outcome.pause = facts->result == HTTP_ANSWERED && facts->status == 429;
-	if (facts->age >= facts->retry_for)
+	outcome.too_old = facts->age >= facts->retry_for;
+	if (outcome.too_old)
 		outcome.verdict = VERDICT_FAILED;
 	return outcome;
 }

@@ -39,6 +39,7 @@ typedef struct Outcome
 	int64		least_delay;	/* ms until the row may go again */
 	int64		random_delay;	/* ms of which a random part comes on top */
 	bool		pause;			/* does the whole server wait as long? */
+	bool		too_old;		/* has it failed for its age alone? */
 } Outcome;
 
 extern Outcome outcome_of(const Facts *facts);

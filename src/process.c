@@ -13,6 +13,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "rate.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
 
@@ -81,12 +82,14 @@ check_callable(FunctionCallInfo fcinfo)
 }
 
 /*
- * SPI has begun it already.  At a stricter level, users' serializable
- * transactions could fail for what we do.
+ * SPI has begun it already, perhaps long ago: what was dropped since must be
+ * known.  At a stricter level, users' serializable transactions could fail for
+ * what we do.
  */
 static void
 begin_transaction(void)
 {
+	AcceptInvalidationMessages();
 	XactIsoLevel = XACT_READ_COMMITTED;
 }
 
@@ -116,7 +119,7 @@ static void
 report(Drain *drain, int64 started, bool is_last)
 {
 	const Tally *tally = drain_tally(drain);
-	int64		left = drain_count_waiting(drain);
+	int64		left = drain_count_waiting(drain, is_last);
 	double		seconds = Max((double) (rate_clock() - started) / USECS_PER_SEC, 0.001);
 	double		rate = (double) (tally->done + tally->failed) / seconds;
 

@@ -59,6 +59,7 @@ static bool oids_known = false;
 static IndexInfo *index_infos[STORE_NOBJECTS];
 
 static Oid	oid_of(StoreObject object);
+static void raise_undefined(void) pg_attribute_noreturn();
 static bool find_objects(void);
 static Oid	extension_schema(void);
 static void forget_objects(Datum arg, Oid relid);
@@ -107,10 +108,16 @@ static Oid
 oid_of(StoreObject object)
 {
 	if (!store_exists())
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("the tables of extension \"doubletick\" do not exist in this database")));
+		raise_undefined();
 	return object_oids[object];
+}
+
+static void
+raise_undefined(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("the tables of extension \"doubletick\" do not exist in this database")));
 }
 
 /* Objects of the same names elsewhere are not ours: they lie in another schema. */
@@ -176,12 +183,15 @@ forget_objects(Datum arg pg_attribute_unused(), Oid relid)
 
 /*
  * Opens a table and its indexes; the locks last until the transaction ends, so
- * that to open it again costs little.
+ * that to open it again costs little.  The table may be gone by the time that
+ * its lock is there: a drain's transaction does not begin with a statement.
  */
 void
 store_open(Store *store, StoreObject table)
 {
-	store->rel = table_open(oid_of(table), RowExclusiveLock);
+	store->rel = try_table_open(oid_of(table), RowExclusiveLock);
+	if (store->rel == NULL)
+		raise_undefined();
 	store->nindexes = 0;
 	for (int i = table + 1; i < STORE_NOBJECTS && i != STORE_SETTLED && i != STORE_HOLD; i++)
 	{

@@ -75,10 +75,11 @@ dt_test_outcome(PG_FUNCTION_ARGS)
 	};
 	Outcome		outcome = outcome_of(&facts);
 
-	PG_RETURN_TEXT_P(cstring_to_text(psprintf("%s %lld+%lld%s", verdicts[outcome.verdict],
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf("%s %lld+%lld%s%s", verdicts[outcome.verdict],
 											  (long long) outcome.least_delay,
 											  (long long) outcome.random_delay,
-											  outcome.pause ? " pause" : "")));
+											  outcome.pause ? " pause" : "",
+											  outcome.too_old ? " too old" : "")));
 }
 
 #endif							/* DOUBLETICK_TESTING */
