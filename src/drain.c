@@ -157,8 +157,9 @@ drain_start(MemoryContext parent, const DrainTransactions *transactions)
 DrainState
 drain_turn(Drain *drain)
 {
-	int64		left = Max(drain->fill_at - rate_clock(), 0);
+	int64		left = drain->fill_at - rate_clock();
 
+	left = Max(left, 0);		/* a macro, and a clock */
 	if (drain->nout > 0)
 		http_turn(drain->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
 	else if (drain->waits_for_turn)

@@ -101,7 +101,9 @@ count_request(RateEntry *entry, double per_second)
 static int64
 left_of(const RateEntry *entry, double per_second)
 {
-	return Max(entry->last + interval_of(per_second) - BURST - rate_clock(), 0);
+	int64		left = entry->last + interval_of(per_second) - BURST - rate_clock();
+
+	return Max(left, 0);		/* a macro, and a clock */
 }
 
 static int64
