@@ -88,6 +88,7 @@ static void begin_transaction(void);
 static void commit_transaction(void);
 static void xact_ended(XactEvent event, void *arg);
 static void wake_worker(void);
+static void note_prepared(void);
 
 PGDLLEXPORT void doubletick_worker_main(Datum arg);
 
@@ -523,6 +524,9 @@ xact_ended(XactEvent event, void *arg pg_attribute_unused())
 			wake_worker();
 			break;
 		case XACT_EVENT_PREPARE:
+			wake_at_commit = false;
+			note_prepared();
+			break;
 		case XACT_EVENT_ABORT:
 			wake_at_commit = false;
 			break;
@@ -547,6 +551,19 @@ wake_worker(void)
 		else if (shared->launcher)
 			SetLatch(&shared->launcher->procLatch);
 	}
+	LWLockRelease(shared->lock);
+}
+
+/* It may be committed before the launcher looks for it. */
+static void
+note_prepared(void)
+{
+	SharedDatabase *database;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(MyDatabaseId, true);
+	if (database)
+		database->has_prepared = true;
 	LWLockRelease(shared->lock);
 }
 
