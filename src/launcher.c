@@ -119,6 +119,7 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			prepared_at = 0;
 		}
 
 		reap(&started);
