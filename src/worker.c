@@ -291,12 +291,13 @@ take_wake(Worker *worker)
 	return wake;
 }
 
-/* After a start of the server nobody waits in databases without work. */
+/* After a start of the server nobody stays in databases where nothing waits. */
 static bool
 is_idle_for_long(const Worker *worker)
 {
-	return worker->exploring ||
-		rate_clock() - worker->worked_at >= setting_worker_idle_timeout * INT64CONST(1000);
+	if (worker->exploring && worker->drain && drain_next_due(worker->drain) == DT_NOEND)
+		return true;
+	return rate_clock() - worker->worked_at >= setting_worker_idle_timeout * INT64CONST(1000);
 }
 
 /*
