@@ -61,6 +61,7 @@ struct Drain
 	MemoryContext turn_context; /* reset with each transaction */
 	const DrainTransactions *transactions;
 
+	Oid			waiting_oid;	/* see store_lock() */
 	List	   *lanes;
 	Lane	   *last_lane;		/* found last, for the next row is likely its */
 	int			turn;			/* which lane goes first: each in its turn */
@@ -230,7 +231,7 @@ settle_and_fill(Drain *drain)
 
 	FAULT_POINT("before settling");
 	begin(drain);
-	if (!store_lock())
+	if (!store_lock(&drain->waiting_oid))
 	{
 		commit(drain);
 		return false;
@@ -783,7 +784,7 @@ drain_prune(Drain *drain)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
 	begin(drain);
-	if (store_lock())
+	if (store_lock(&drain->waiting_oid))
 	{
 		store_open(&settled, STORE_SETTLED);
 		npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);

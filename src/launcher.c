@@ -339,9 +339,12 @@ note_prepared(void)
 	LWLockAcquire(ProcArrayLock, LW_SHARED);
 	for (int i = 0; i < max_prepared_xacts; i++)
 	{
-		Oid			oid = PreparedXactProcs[i].databaseId;
+		PGPROC	   *proc = &PreparedXactProcs[i];
+		Oid			oid = proc->databaseId;
 
-		if (OidIsValid(oid) && TransactionIdIsValid(PreparedXactProcs[i].xid))
+		/* Those that are over still have their xid, but no longer its place. */
+		if (OidIsValid(oid) && TransactionIdIsValid(proc->xid) && proc->pgxactoff >= 0 &&
+			ProcGlobal->xids[proc->pgxactoff] == proc->xid)
 		{
 			SharedDatabase *database = shared_find_database(oid, true);
 

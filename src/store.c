@@ -82,20 +82,26 @@ store_exists(void)
 
 /*
  * The same, and it stays there until the transaction ends.  Whoever is about to
- * drop it is waited for.
+ * drop it is waited for.  "waiting" is the OID of dt_waiting at the last call,
+ * InvalidOid at the first: when the extension was dropped and created again, it
+ * is not there any more.
  */
 bool
-store_lock(void)
+store_lock(Oid *waiting)
 {
 	while (store_exists())
 	{
-		Oid			waiting = object_oids[STORE_WAITING];
+		Oid			found = object_oids[STORE_WAITING];
 
 		/* What others have committed is known when the lock is held. */
-		LockRelationOid(waiting, RowExclusiveLock);
+		LockRelationOid(found, RowExclusiveLock);
 		if (oids_known)
-			return true;
-		UnlockRelationOid(waiting, RowExclusiveLock);
+		{
+			if (!OidIsValid(*waiting))
+				*waiting = found;
+			return *waiting == found;
+		}
+		UnlockRelationOid(found, RowExclusiveLock);
 	}
 	return false;
 }

@@ -63,6 +63,7 @@ typedef struct Worker
 	int64		worked_at;		/* when there was last something to do */
 	int64		chores_at;		/* when to do what is not urgent */
 	int64		prune_at;
+	bool		found;			/* has it found the extension? */
 	bool		exploring;		/* has it found nothing to do so far? */
 	char	   *settings;		/* what the database's settings came from */
 	Tally		told;			/* what has been counted in shared memory */
@@ -206,13 +207,15 @@ run(Worker *worker)
 			switch (drain_turn(worker->drain))
 			{
 				case DRAIN_BUSY:
+					worker->found = true;
 					worker->exploring = false;
 					worker->worked_at = rate_clock();
 					continue;
 				case DRAIN_IDLE:
+					worker->found = true;
 					break;
 				case DRAIN_GONE:
-					make_way(worker, NULL);
+					make_way(worker, worker->found ? "the extension was dropped" : NULL);
 			}
 		}
 		if (is_idle_for_long(worker) && try_to_leave(worker))
@@ -388,12 +391,16 @@ static void
 make_way(Worker *worker, const char *why)
 {
 	SharedDatabase *database;
+	TimestampTz next_try;
 
 	if (why)
 	{
 		ereport(LOG, (errmsg("doubletick worker makes way: %s", why)));
 		finish(worker, rate_clock() + GRACE);
 	}
+
+	/* The next one would only wait until the database is dropped, say. */
+	next_try = GetCurrentTimestamp() + (is_in_the_way() ? USECS_PER_SEC : 0);
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	database = shared_find_database(MyDatabaseId, false);
@@ -404,7 +411,7 @@ make_way(Worker *worker, const char *why)
 		database->pid = 0;
 		/* Without a reason, only if somebody has just committed work. */
 		database->wake = database->wake || why != NULL;
-		database->next_try = GetCurrentTimestamp();
+		database->next_try = next_try;
 		strlcpy(database->state, "", sizeof(database->state));
 	}
 	LWLockRelease(shared->lock);

@@ -115,7 +115,7 @@ sub terminated
 
 	# The new launcher knows of the worker that the old one started.
 	$calls->sql("SELECT pg_terminate_backend($pid)");
-	eventually(sub { ($calls->workers('postgres'))[0] // $pid != $pid }, 'the new launcher replaces the worker of the old one');
+	eventually(sub { (($calls->workers('postgres'))[0] // $pid) != $pid }, 'the new launcher replaces the worker of the old one');
 	$calls->sql(enqueue('adopted'));
 	eventually(sub { $calls->has_sent('adopted') }, 'which works');
 	is(scalar($calls->workers('postgres')), 1, 'and is the only one');

@@ -23,6 +23,7 @@ use warnings;
 
 use Calls;
 use Exporter qw(import);
+use PostgreSQL::Test::Utils ();
 
 our @ISA = qw(Calls);
 our @EXPORT = qw(enqueue quote eventually);
@@ -118,9 +119,9 @@ sub launcher
 
 How many rows wait.
 
-=item $calls->configure(name => value, ...)
+=item $calls->configure(name => value, ...), $calls->configure_offline(line)
 
-ALTER SYSTEM, and a reload.
+ALTER SYSTEM, and a reload; the same while the server is down.
 
 =back
 
@@ -139,6 +140,14 @@ sub configure
 
 	$self->sql("ALTER SYSTEM SET $_ = " . quote($settings{$_})) foreach sort keys %settings;
 	$self->node->reload;
+	return;
+}
+
+sub configure_offline
+{
+	my ($self, $line) = @_;
+
+	PostgreSQL::Test::Utils::append_to_file($self->node->data_dir . '/postgresql.auto.conf', "$line\n");
 	return;
 }
 
