@@ -220,9 +220,9 @@ sub no_start
 
 wanted_for_oneself();
 extension_dropped();
-extension_updated();
 switched_off();
 failing();
+extension_updated();
 no_start();
 unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');
 done_testing;
