@@ -128,7 +128,8 @@ sub extension_updated
 
 sub switched_off
 {
-	eventually(sub { $calls->workers('postgres') == 1 }, 'the worker is there');
+	$calls->sql(enqueue('on', 49));
+	eventually(sub { $calls->has_sent('on') && $calls->workers('postgres') == 1 }, 'the worker is there');
 	my ($old) = $calls->workers('postgres');
 	$calls->sql('ALTER DATABASE postgres SET doubletick.enabled = off');
 	eventually(sub { (($calls->workers('postgres'))[0] // $old) != $old }, 'ALTER DATABASE SET is noticed');
@@ -211,9 +212,11 @@ sub no_start
 	eventually(sub { $calls->has_sent('second') }, 'until the first leaves');
 	is(scalar(() = slurp_file($node->logfile, $log) =~ /no background worker is free/g), 1, 'it was logged once');
 
-	my @sessions = map { $node->background_psql('postgres') } 1 .. 16;
+	eventually(sub { $calls->sql("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'") eq '1' },
+		'no other session is there');
+	my @sessions = map { $node->background_psql('postgres') } 1 .. 20;
 	$sessions[0]->query_safe(enqueue('crowded'));
-	eventually(sub { $calls->has_sent('crowded') }, 'with hardly a connection left the worker still comes');
+	eventually(sub { $calls->has_sent('crowded') }, 'without a connection left the worker still comes');
 	$_->quit foreach @sessions;
 	return;
 }
