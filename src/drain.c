@@ -53,7 +53,7 @@
 #define HELD_INTERVAL USECS_PER_SEC
 
 /* Longest wait in one turn, in µs. */
-#define LONGEST_WAIT (1000 * INT64CONST(1000))
+#define LONGEST_WAIT (100 * INT64CONST(1000))
 
 /* Rows of a lane looked at in one transaction, and those that are too old. */
 #define LOOKS_PER_FILL 1000
@@ -66,7 +66,7 @@ struct Drain
 	const DrainTransactions *transactions;
 
 	List	   *spares;			/* contexts for flights to come */
-
+	Oid			waiting_oid;	/* see store_lock() */
 	List	   *lanes;
 	Lane	   *last_lane;		/* found last, for the next row is likely its */
 	int			turn;			/* which lane goes first: each in its turn */
@@ -166,12 +166,13 @@ drain_start(MemoryContext parent, const DrainTransactions *transactions)
 DrainState
 drain_turn(Drain *drain)
 {
-	int64		left = Max(drain->fill_at - rate_clock(), 0);
+	int64		left = drain->fill_at - rate_clock();
 
+	left = Max(left, 0);		/* a macro, and a clock */
 	if (drain->nout > 0)
 		http_turn(drain->nanswered > 0 ? 1 : (int) (Min(left, LONGEST_WAIT) / 1000));
 	else if (drain->waits_for_turn)
-		rate_sleep(Min(left, LONGEST_WAIT));
+		rate_nap(Min(left, LONGEST_WAIT));
 	collect_answers(drain);
 
 	if (drain->nout == 0 || is_settling_worth_it(drain) ||
@@ -242,7 +243,7 @@ settle_and_fill(Drain *drain)
 
 	FAULT_POINT("before settling");
 	begin(drain);
-	if (!store_exists())
+	if (!store_lock(&drain->waiting_oid))
 	{
 		commit(drain);
 		return false;
@@ -426,7 +427,7 @@ fill_room(Fill *fill, Lane *lane, const Account *account)
 		}
 		if (send_customer(fill, lane, row, account, definition))
 		{
-			(void) rate_claim(account->serverid, account->rate_limit);
+			rate_take(account->serverid, account->rate_limit);
 			room--;
 			if (lane->held)
 				hold_probe(lane);
@@ -819,15 +820,18 @@ drain_prune(Drain *drain)
 {
 	TimestampTz before;
 	Store		settled;
-	int			npruned;
+	int			npruned = 0;
 
 	if (setting_history_retention < 0)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
 	begin(drain);
-	store_open(&settled, STORE_SETTLED);
-	npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
-	store_close(&settled);
+	if (store_lock(&drain->waiting_oid))
+	{
+		store_open(&settled, STORE_SETTLED);
+		npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
+		store_close(&settled);
+	}
 	commit(drain);
 	return npruned == PRUNE_BATCH;
 }

@@ -31,7 +31,7 @@ typedef enum DrainState
 {
 	DRAIN_BUSY,					/* call again at once: it waits by itself */
 	DRAIN_IDLE,					/* nothing is due, see drain_idle_time() */
-	DRAIN_GONE					/* the extension is not there (any more) */
+	DRAIN_GONE					/* the extension is not there, or another one */
 } DrainState;
 
 extern Drain *drain_start(MemoryContext parent, const DrainTransactions *transactions);

@@ -58,8 +58,10 @@ PGDLLEXPORT void doubletick_launcher_main(Datum arg);
 static void leave(int code, Datum arg);
 static List *list_databases(bool open_only);
 static void explore(List **unexplored);
-static void explore_some(List **unexplored, List *started);
+static void explore_some(List **unexplored);
+static void adopt(void);
 static void reap(List **started);
+static void note_end(Oid oid);
 static void note_prepared(void);
 static TimestampTz start_due(List **started);
 static bool is_in(Oid database, List *databases);
@@ -105,9 +107,7 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 
 	wait_event = new_wait_event("DoubletickLauncher");
 	before_shmem_exit(leave, (Datum) 0);
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	shared->launcher = MyProc;
-	LWLockRelease(shared->lock);
+	adopt();
 
 	for (;;)
 	{
@@ -119,6 +119,7 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			prepared_at = 0;
 		}
 
 		reap(&started);
@@ -128,12 +129,13 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 			note_prepared();
 			prepared_at = GetCurrentTimestamp() + setting_worker_idle_timeout * INT64CONST(1000);
 		}
-		explore_some(&unexplored, started);
+		explore_some(&unexplored);
 		next = start_due(&started);
 
-		sleep = max_prepared_xacts > 0 ? setting_worker_idle_timeout : LONGEST_SLEEP;
-		if (next != DT_NOEND)
-			sleep = Min(sleep, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next) + 1);
+		if (max_prepared_xacts > 0)
+			next = Min(next, prepared_at);
+		sleep = next == DT_NOEND ? LONGEST_SLEEP :
+			TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next) + 1;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 Min(sleep, LONGEST_SLEEP), wait_event);
 		ResetLatch(MyLatch);
@@ -200,16 +202,43 @@ list_databases(bool open_only)
 
 /* Few at a time: a cluster may have thousands. */
 static void
-explore_some(List **unexplored, List *started)
+explore_some(List **unexplored)
 {
+	int			nexploring = 0;
+
+	if (*unexplored == NIL)
+		return;
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	for (int n = list_length(started); n < MAX_EXPLORING && *unexplored != NIL; n++)
+	for (int i = 0; i < shared->ndatabases; i++)
+	{
+		if (OidIsValid(shared->databases[i].oid) && shared->databases[i].exploring)
+			nexploring++;
+	}
+	for (; nexploring < MAX_EXPLORING && *unexplored != NIL; nexploring++)
 	{
 		SharedDatabase *database = shared_find_database(linitial_oid(*unexplored), true);
 
 		if (database)
-			database->wake = true;
+			database->wake = database->exploring = true;
 		*unexplored = list_delete_first(*unexplored);
+	}
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * Begins to be the launcher.  One that was terminated has left its workers
+ * behind; of their end we are told by themselves alone.
+ */
+static void
+adopt(void)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->launcher = MyProc;
+	for (int i = 0; i < shared->ndatabases; i++)
+	{
+		SharedDatabase *database = &shared->databases[i];
+
+		database->starting = database->adopted = database->proc != NULL;
 	}
 	LWLockRelease(shared->lock);
 }
@@ -218,41 +247,59 @@ explore_some(List **unexplored, List *started)
 static void
 reap(List **started)
 {
+	List	   *ended = NIL;
 	ListCell   *cell;
 
 	foreach(cell, *started)
 	{
 		Started    *worker = lfirst(cell);
-		SharedDatabase *database;
 		pid_t		pid;
-		bool		left = true;
-		bool		is_first;
 
 		if (GetBackgroundWorkerPid(worker->handle, &pid) != BGWH_STOPPED)
 			continue;
-		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-		database = shared_find_database(worker->database, false);
-		if (database)
-		{
-			database->starting = false;
-			database->proc = NULL;
-			database->pid = 0;
-			left = database->left;
-		}
-		LWLockRelease(shared->lock);
-		if (!left)
-		{
-			put_off(worker->database, &is_first);
-			if (is_first)
-				ereport(LOG,
-						(errmsg("doubletick worker of database %u has failed", worker->database),
-						 errdetail("It is started again, after pauses that grow to %d s.",
-								   LAST_PAUSE / 1000)));
-		}
+		ended = lappend_oid(ended, worker->database);
 		pfree(worker->handle);
 		pfree(worker);
 		*started = foreach_delete_current(*started, cell);
 	}
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared->ndatabases; i++)
+	{
+		if (shared->databases[i].adopted && shared->databases[i].proc == NULL)
+			ended = lappend_oid(ended, shared->databases[i].oid);
+	}
+	LWLockRelease(shared->lock);
+
+	foreach(cell, ended)
+		note_end(lfirst_oid(cell));
+	list_free(ended);
+}
+
+static void
+note_end(Oid oid)
+{
+	SharedDatabase *database;
+	bool		failed = false;
+	bool		is_first;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(oid, false);
+	if (database)
+	{
+		/* The one that has ended may have found another one at work. */
+		database->starting = database->adopted = database->proc != NULL;
+		failed = !database->starting && !database->left;
+	}
+	LWLockRelease(shared->lock);
+	if (!failed)
+		return;
+	put_off(oid, &is_first);
+	if (is_first)
+		ereport(LOG,
+				(errmsg("doubletick worker of database %u has failed", oid),
+				 errdetail("It is started again, after pauses that grow to %d s.",
+						   LAST_PAUSE / 1000)));
 }
 
 /* Tries again after a pause, which grows with each time. */
@@ -270,6 +317,7 @@ put_off(Oid oid, bool *is_first)
 
 		*is_first = database->failures++ == 0;
 		database->starting = false;
+		database->exploring = false;	/* others need not wait for it */
 		database->wake = true;
 		database->next_try = GetCurrentTimestamp() + pause * 1000;
 	}
@@ -291,11 +339,14 @@ note_prepared(void)
 	LWLockAcquire(ProcArrayLock, LW_SHARED);
 	for (int i = 0; i < max_prepared_xacts; i++)
 	{
-		Oid			oid = PreparedXactProcs[i].databaseId;
+		PGPROC	   *proc = &PreparedXactProcs[i];
+		Oid			oid = proc->databaseId;
 
-		if (OidIsValid(oid) && TransactionIdIsValid(PreparedXactProcs[i].xid))
+		/* Those that are over still have their xid, but no longer its place. */
+		if (OidIsValid(oid) && TransactionIdIsValid(proc->xid) && proc->pgxactoff >= 0 &&
+			ProcGlobal->xids[proc->pgxactoff] == proc->xid)
 		{
-			SharedDatabase *database = shared_find_database(oid, false);
+			SharedDatabase *database = shared_find_database(oid, true);
 
 			if (database)
 				has[database - shared->databases] = true;

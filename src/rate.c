@@ -35,6 +35,7 @@
  */
 static RateEntry local_rates[SHARED_MAX_RATES];
 
+static void count_request(RateEntry *entry, double per_second);
 static RateEntry *lock_entry(Oid serverid);
 static void unlock_entry(void);
 static RateEntry *find_entry(RateEntry *rates, Oid serverid);
@@ -73,15 +74,36 @@ rate_claim(Oid serverid, double per_second)
 	entry = lock_entry(serverid);
 	left = left_of(entry, per_second);
 	if (left == 0)
-		entry->last = Max(entry->last + interval_of(per_second), rate_clock());
+		count_request(entry, per_second);
 	unlock_entry();
 	return left;
+}
+
+/*
+ * Counts a request that leaves in any case, since rate_left() has said that it
+ * may: if another session has been faster, the next one waits the longer.
+ */
+void
+rate_take(Oid serverid, double per_second)
+{
+	if (per_second <= 0)
+		return;
+	count_request(lock_entry(serverid), per_second);
+	unlock_entry();
+}
+
+static void
+count_request(RateEntry *entry, double per_second)
+{
+	entry->last = Max(entry->last + interval_of(per_second), rate_clock());
 }
 
 static int64
 left_of(const RateEntry *entry, double per_second)
 {
-	return Max(entry->last + interval_of(per_second) - BURST - rate_clock(), 0);
+	int64		left = entry->last + interval_of(per_second) - BURST - rate_clock();
+
+	return Max(left, 0);		/* a macro, and a clock */
 }
 
 static int64
@@ -173,32 +195,40 @@ find_entry(RateEntry *rates, Oid serverid)
 	return oldest;
 }
 
-/* Sleeps for so many microseconds, if any; can be interrupted. */
+/*
+ * Sleeps for so many microseconds, if any; can be interrupted.
+ */
 void
 rate_sleep(int64 microseconds)
 {
-	static uint32 wait_event = 0;
 	int64		until = rate_clock() + microseconds;
+	int64		left;
+
+	CHECK_FOR_INTERRUPTS();
+	while ((left = until - rate_clock()) > 0)
+		rate_nap(left);
+}
+
+/*
+ * The same, but ends early when the latch is set.
+ */
+void
+rate_nap(int64 microseconds)
+{
+	static uint32 wait_event = 0;
 
 	if (wait_event == 0)
 		wait_event = new_wait_event("DoubletickPace");
 
-	for (;;)
+	if (microseconds < 1000)	/* finer than a latch can wait */
+		pg_usleep((long) microseconds);
+	else
 	{
-		int64		left = until - rate_clock();
-
-		CHECK_FOR_INTERRUPTS();
-		if (left <= 0)
-			return;
-		if (left < 1000)		/* finer than a latch can wait */
-			pg_usleep((long) left);
-		else
-		{
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 (long) (left / 1000), wait_event);
-			ResetLatch(MyLatch);
-		}
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 (long) (microseconds / 1000), wait_event);
+		ResetLatch(MyLatch);
 	}
+	CHECK_FOR_INTERRUPTS();
 }
 
 /* A clock that is never set back, in microseconds; only differences mean something. */

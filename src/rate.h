@@ -12,10 +12,12 @@
 
 extern int64 rate_left(Oid serverid, double per_second);
 extern int64 rate_claim(Oid serverid, double per_second);
+extern void rate_take(Oid serverid, double per_second);
 extern int64 rate_wait(Oid serverid, double per_second);
 extern void rate_pause(Oid serverid, int64 microseconds);
 extern int64 rate_paused(Oid serverid);
 extern void rate_sleep(int64 microseconds);
+extern void rate_nap(int64 microseconds);
 extern int64 rate_clock(void);
 
 #endif							/* DOUBLETICK_RATE_H */

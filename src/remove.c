@@ -139,12 +139,16 @@ call_api(const Removal *removal, Jsonb **result)
 	{
 		Answer		answer;
 		int64		pause;
-		int64		waited;
+		int64		waited = 0;
 
-		fault = wait_for_pause(&account, deadline);
-		if (fault)
-			return fault;
-		waited = rate_wait(account.serverid, account.rate_limit);
+		/* While it waited for its turn, another session may have met a 429. */
+		do
+		{
+			fault = wait_for_pause(&account, deadline + waited);
+			if (fault)
+				return fault;
+			waited += rate_wait(account.serverid, account.rate_limit);
+		} while (rate_paused(account.serverid) > 0);
 
 		/* After a wait, what was looked up before it may be no more. */
 		if (waited > 0 || tries > 1)

@@ -24,6 +24,7 @@ static shmem_startup_hook_type previous_startup_hook = NULL;
 
 static void request(void);
 static void startup(void);
+static bool is_quiet(const SharedDatabase *database);
 
 /*
  * Asks for the memory.  Called while the postmaster loads the library.
@@ -73,6 +74,7 @@ SharedDatabase *
 shared_find_database(Oid oid, bool create)
 {
 	SharedDatabase *unused = NULL;
+	SharedDatabase *quiet = NULL;
 
 	for (int i = 0; i < shared->ndatabases; i++)
 	{
@@ -80,17 +82,27 @@ shared_find_database(Oid oid, bool create)
 			return &shared->databases[i];
 		if (!OidIsValid(shared->databases[i].oid))
 			unused = &shared->databases[i];
+		else if (is_quiet(&shared->databases[i]))
+			quiet = &shared->databases[i];
 	}
 	if (!create)
 		return NULL;
-	if (unused == NULL)
-	{
-		if (shared->ndatabases == SHARED_MAX_DATABASES)
-			return NULL;
+	if (unused == NULL && shared->ndatabases < SHARED_MAX_DATABASES)
 		unused = &shared->databases[shared->ndatabases++];
-	}
+	if (unused == NULL)
+		unused = quiet;
+	if (unused == NULL)
+		return NULL;
 	memset(unused, 0, sizeof(SharedDatabase));
 	unused->oid = oid;
 	unused->wake_at = DT_NOEND;
 	return unused;
+}
+
+/* May the entry be forgotten for the sake of another one? */
+static bool
+is_quiet(const SharedDatabase *database)
+{
+	return !database->wake && database->wake_at == DT_NOEND && !database->has_prepared &&
+		!database->starting && database->proc == NULL;
 }

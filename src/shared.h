@@ -43,11 +43,13 @@ typedef struct SharedDatabase
 {
 	Oid			oid;			/* InvalidOid: the entry is free */
 	bool		wake;			/* may there be rows that nobody has seen? */
+	bool		exploring;		/* is that only a guess? */
 	TimestampTz wake_at;		/* when there is something to do anyway */
 	bool		has_prepared;	/* had it prepared transactions at the last look? */
 
 	/* Its worker. */
 	bool		starting;		/* has the launcher asked for it? */
+	bool		adopted;		/* was that an earlier launcher? */
 	PGPROC	   *proc;			/* NULL when it does not run */
 	int			pid;
 	TimestampTz since;

@@ -27,6 +27,7 @@
 #include "commands/sequence.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "store.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -77,6 +78,32 @@ bool
 store_exists(void)
 {
 	return oids_known || find_objects();
+}
+
+/*
+ * The same, and it stays there until the transaction ends.  Whoever is about to
+ * drop it is waited for.  "waiting" is the OID of dt_waiting at the last call,
+ * InvalidOid at the first: when the extension was dropped and created again, it
+ * is not there any more.
+ */
+bool
+store_lock(Oid *waiting)
+{
+	while (store_exists())
+	{
+		Oid			found = object_oids[STORE_WAITING];
+
+		/* What others have committed is known when the lock is held. */
+		LockRelationOid(found, RowExclusiveLock);
+		if (oids_known)
+		{
+			if (!OidIsValid(*waiting))
+				*waiting = found;
+			return *waiting == found;
+		}
+		UnlockRelationOid(found, RowExclusiveLock);
+	}
+	return false;
 }
 
 /*

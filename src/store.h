@@ -120,6 +120,7 @@ typedef struct Store
 } Store;
 
 extern bool store_exists(void);
+extern bool store_lock(Oid *waiting);
 extern void store_open(Store *store, StoreObject table);
 extern void store_close(Store *store);
 

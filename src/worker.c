@@ -63,6 +63,8 @@ typedef struct Worker
 	int64		worked_at;		/* when there was last something to do */
 	int64		chores_at;		/* when to do what is not urgent */
 	int64		prune_at;
+	bool		found;			/* has it found the extension? */
+	bool		exploring;		/* has it found nothing to do so far? */
 	char	   *settings;		/* what the database's settings came from */
 	Tally		told;			/* what has been counted in shared memory */
 	int64		warned_expired;
@@ -73,11 +75,13 @@ static void detach(int code, Datum arg);
 static void run(Worker *worker);
 static void do_chores(Worker *worker);
 static void wait_for_work(Worker *worker);
-static bool take_wake(void);
+static bool take_wake(Worker *worker);
+static bool is_idle_for_long(const Worker *worker);
 static bool try_to_leave(Worker *worker);
 static bool is_in_the_way(void);
 static char *database_settings(void);
 static void make_way(Worker *worker, const char *why);
+static void finish(Worker *worker, int64 until);
 static void tell(Worker *worker, const char *state);
 static void warn_of_expired(Worker *worker);
 static void remember_error(void);
@@ -85,6 +89,7 @@ static void begin_transaction(void);
 static void commit_transaction(void);
 static void xact_ended(XactEvent event, void *arg);
 static void wake_worker(void);
+static void note_prepared(void);
 
 PGDLLEXPORT void doubletick_worker_main(Datum arg);
 
@@ -125,21 +130,31 @@ doubletick_worker_main(Datum arg)
 	proc_exit(0);
 }
 
-/* From now on whoever commits work here sets our latch. */
+/*
+ * From now on whoever commits work here sets our latch.  A launcher that has
+ * just replaced another one may not know of a worker that is here already; then
+ * this one is not needed.
+ */
 static void
 attach(Oid oid)
 {
 	SharedDatabase *database;
+	bool		attached = false;
 
 	before_shmem_exit(detach, (Datum) 0);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	database = shared_find_database(oid, true);
-	if (database == NULL)
-		elog(ERROR, "no room for database %u", oid);
-	database->proc = MyProc;
-	database->pid = MyProcPid;
-	database->since = GetCurrentTimestamp();
+	if (database && database->proc == NULL)
+	{
+		database->proc = MyProc;
+		database->pid = MyProcPid;
+		database->since = GetCurrentTimestamp();
+		database->left = false;
+		attached = true;
+	}
 	LWLockRelease(shared->lock);
+	if (!attached)
+		proc_exit(0);
 }
 
 static void
@@ -155,6 +170,8 @@ detach(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 		database->pid = 0;
 		database->in_flight = 0;
 	}
+	if (shared->launcher)
+		SetLatch(&shared->launcher->procLatch);
 	LWLockRelease(shared->lock);
 }
 
@@ -182,7 +199,7 @@ run(Worker *worker)
 		}
 		if (worker->drain)
 		{
-			if (take_wake())
+			if (take_wake(worker))
 			{
 				drain_wake(worker->drain);
 				worker->worked_at = rate_clock();
@@ -190,16 +207,18 @@ run(Worker *worker)
 			switch (drain_turn(worker->drain))
 			{
 				case DRAIN_BUSY:
+					worker->found = true;
+					worker->exploring = false;
 					worker->worked_at = rate_clock();
 					continue;
 				case DRAIN_IDLE:
+					worker->found = true;
 					break;
 				case DRAIN_GONE:
-					make_way(worker, NULL);
+					make_way(worker, worker->found ? "the extension was dropped" : NULL);
 			}
 		}
-		if (rate_clock() - worker->worked_at >= setting_worker_idle_timeout * INT64CONST(1000) &&
-			try_to_leave(worker))
+		if (is_idle_for_long(worker) && try_to_leave(worker))
 			return;
 		wait_for_work(worker);
 	}
@@ -217,14 +236,18 @@ do_chores(Worker *worker)
 
 	settings = database_settings();
 	if (worker->settings && strcmp(worker->settings, settings) != 0)
+	{
+		finish(worker, PG_INT64_MAX);
 		make_way(worker, "settings of the database have changed");
+	}
 	if (worker->settings)
 		pfree(worker->settings);
 	worker->settings = settings;
 
 	if (worker->drain == NULL)
 		return;
-	tell(worker, "sending");
+	if (drain_in_flight(worker->drain) > 0)
+		tell(worker, "sending");
 	if (rate_clock() >= worker->prune_at && !drain_prune(worker->drain))
 	{
 		worker->prune_at = rate_clock() + PRUNE_INTERVAL;
@@ -247,9 +270,12 @@ wait_for_work(Worker *worker)
 	ResetLatch(MyLatch);
 }
 
-/* Has somebody committed work since the last call? */
+/*
+ * Has somebody committed work since the last call?  Perhaps, if it is only that
+ * the launcher wants to know.
+ */
 static bool
-take_wake(void)
+take_wake(Worker *worker)
 {
 	SharedDatabase *database;
 	bool		wake;
@@ -258,9 +284,23 @@ take_wake(void)
 	database = shared_find_database(MyDatabaseId, false);
 	wake = database && database->wake;
 	if (wake)
-		database->wake = false;
+	{
+		worker->exploring = database->exploring;
+		if (database->exploring && shared->launcher)
+			SetLatch(&shared->launcher->procLatch);
+		database->wake = database->exploring = false;
+	}
 	LWLockRelease(shared->lock);
 	return wake;
+}
+
+/* After a start of the server nobody stays in databases where nothing waits. */
+static bool
+is_idle_for_long(const Worker *worker)
+{
+	if (worker->exploring && worker->drain && drain_next_due(worker->drain) == DT_NOEND)
+		return true;
+	return rate_clock() - worker->worked_at >= setting_worker_idle_timeout * INT64CONST(1000);
 }
 
 /*
@@ -351,14 +391,16 @@ static void
 make_way(Worker *worker, const char *why)
 {
 	SharedDatabase *database;
-	int64		until = rate_clock() + GRACE;
+	TimestampTz next_try;
 
 	if (why)
 	{
 		ereport(LOG, (errmsg("doubletick worker makes way: %s", why)));
-		while (worker->drain && rate_clock() < until && drain_finish(worker->drain) == DRAIN_BUSY)
-			CHECK_FOR_INTERRUPTS();
+		finish(worker, rate_clock() + GRACE);
 	}
+
+	/* The next one would only wait until the database is dropped, say. */
+	next_try = GetCurrentTimestamp() + (is_in_the_way() ? USECS_PER_SEC : 0);
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	database = shared_find_database(MyDatabaseId, false);
@@ -367,12 +409,25 @@ make_way(Worker *worker, const char *why)
 		database->left = true;
 		database->proc = NULL;
 		database->pid = 0;
-		database->wake = why != NULL;
-		database->next_try = GetCurrentTimestamp();
+		/* Without a reason, only if somebody has just committed work. */
+		database->wake = database->wake || why != NULL;
+		database->next_try = next_try;
 		strlcpy(database->state, "", sizeof(database->state));
 	}
 	LWLockRelease(shared->lock);
 	proc_exit(0);
+}
+
+/* Waits for answers that are out, until a time, or until it is in the way. */
+static void
+finish(Worker *worker, int64 until)
+{
+	while (worker->drain && rate_clock() < until && drain_finish(worker->drain) == DRAIN_BUSY)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (is_in_the_way())
+			until = Min(until, rate_clock() + GRACE);
+	}
 }
 
 /* Tells dt_status and pg_stat_activity. */
@@ -477,6 +532,9 @@ xact_ended(XactEvent event, void *arg pg_attribute_unused())
 			wake_worker();
 			break;
 		case XACT_EVENT_PREPARE:
+			wake_at_commit = false;
+			note_prepared();
+			break;
 		case XACT_EVENT_ABORT:
 			wake_at_commit = false;
 			break;
@@ -501,6 +559,19 @@ wake_worker(void)
 		else if (shared->launcher)
 			SetLatch(&shared->launcher->procLatch);
 	}
+	LWLockRelease(shared->lock);
+}
+
+/* It may be committed before the launcher looks for it. */
+static void
+note_prepared(void)
+{
+	SharedDatabase *database;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = shared_find_database(MyDatabaseId, true);
+	if (database)
+		database->has_prepared = true;
 	LWLockRelease(shared->lock);
 }
 
