@@ -35,6 +35,9 @@
 /* When all rows that were found have been looked at: until the next look, in µs. */
 #define LOOK_INTERVAL (20 * INT64CONST(1000))
 
+/* The same for one who is woken again and again while requests are out. */
+#define WAKE_INTERVAL (2 * INT64CONST(1000))
+
 /* How long a customer is left alone whose rows somebody takes back, in µs. */
 #define WITHHELD_INTERVAL (100 * INT64CONST(1000))
 
@@ -84,6 +87,7 @@ struct Drain
 	/* Times are rate_clock()'s. */
 	int64		answered_at;	/* when the last answer came */
 	bool		is_dense;		/* did it come close after the one before? */
+	int64		looked_at;		/* when that was last done */
 	int64		look_at;		/* when to look for new rows again */
 	int64		fill_at;		/* when slots could be filled, even without an
 								 * answer; PG_INT64_MAX: not before one */
@@ -639,7 +643,8 @@ look(Fill *fill)
 
 	fill->nfound = 0;
 	drain->at_end = !due_discover(&fill->waiting, &drain->horizon, DISCOVER_BATCH, discovered, fill);
-	drain->look_at = rate_clock() + LOOK_INTERVAL;
+	drain->looked_at = rate_clock();
+	drain->look_at = drain->looked_at + LOOK_INTERVAL;
 }
 
 static void
@@ -725,12 +730,16 @@ release_flights(dlist_head *flights)
 }
 
 /*
- * New rows may have come: look at once.
+ * New rows may have come: look at once, or soon.
  */
 void
 drain_wake(Drain *drain)
 {
-	drain->look_at = drain->fill_at = 0;
+	if (drain->nout == 0)
+		drain->look_at = 0;
+	else
+		drain->look_at = Min(drain->look_at, drain->looked_at + WAKE_INTERVAL);
+	drain->fill_at = Min(drain->fill_at, drain->look_at);
 }
 
 /*

@@ -57,7 +57,7 @@ PGDLLEXPORT void doubletick_launcher_main(Datum arg);
 
 static void leave(int code, Datum arg);
 static List *list_databases(bool open_only);
-static void explore(List **unexplored);
+static List *list_unexplored(void);
 static void explore_some(List **unexplored);
 static void adopt(void);
 static void reap(List **started);
@@ -93,7 +93,7 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 {
 	MemoryContext context;
 	List	   *started = NIL;
-	List	   *unexplored = NIL;
+	List	   *unexplored;
 	TimestampTz prepared_at = 0;
 	uint32		wait_event;
 
@@ -108,6 +108,7 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 	wait_event = new_wait_event("DoubletickLauncher");
 	before_shmem_exit(leave, (Datum) 0);
 	adopt();
+	unexplored = list_unexplored();
 
 	for (;;)
 	{
@@ -123,7 +124,6 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 		}
 
 		reap(&started);
-		explore(&unexplored);
 		if (GetCurrentTimestamp() >= prepared_at)
 		{
 			note_prepared();
@@ -150,21 +150,19 @@ leave(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 	LWLockRelease(shared->lock);
 }
 
-/* After a start of the server, all databases are to be looked at. */
-static void
-explore(List **unexplored)
+/*
+ * After a start of the server, all databases are to be looked at; and again, if
+ * the launcher that began with it did not come to the end.
+ */
+static List *
+list_unexplored(void)
 {
 	bool		wanted;
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	LWLockAcquire(shared->lock, LW_SHARED);
 	wanted = shared->explore;
-	shared->explore = false;
 	LWLockRelease(shared->lock);
-	if (wanted)
-	{
-		list_free(*unexplored);
-		*unexplored = list_databases(true);
-	}
+	return wanted ? list_databases(true) : NIL;
 }
 
 /* The databases that are there, or only those that take connections. */
@@ -222,6 +220,7 @@ explore_some(List **unexplored)
 			database->wake = database->exploring = true;
 		*unexplored = list_delete_first(*unexplored);
 	}
+	shared->explore = *unexplored != NIL;
 	LWLockRelease(shared->lock);
 }
 
