@@ -45,7 +45,7 @@
  * Answers are settled when they are one of so many in flight, or when they do
  * not come closer than so, in µs (test/bench/queue).
  */
-#define SETTLE_PART 4
+#define SETTLE_PART 2
 #define DENSE INT64CONST(300)
 
 /* Memory kept for a transaction, and for each flight, in bytes. */
@@ -87,8 +87,8 @@ struct Drain
 	/* Times are rate_clock()'s. */
 	int64		answered_at;	/* when the last answer came */
 	bool		is_dense;		/* did it come close after the one before? */
-	int64		looked_at;		/* when that was last done */
 	int64		look_at;		/* when to look for new rows again */
+	int64		looked_at;		/* when that was last done */
 	int64		fill_at;		/* when slots could be filled, even without an
 								 * answer; PG_INT64_MAX: not before one */
 	bool		waits_for_turn; /* does a lane wait for its rate? */
