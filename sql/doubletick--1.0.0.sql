@@ -3,6 +3,9 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION doubletick" to load this file. \quit
 
+-- what is not qualified is PostgreSQL's own, whatever else there is
+SET LOCAL search_path = pg_catalog, pg_temp;
+
 -- Connection: servers and user mappings
 
 CREATE FUNCTION @extschema@.dt_fdw_validator(options text[], catalog oid)
@@ -81,7 +84,7 @@ CREATE TABLE @extschema@.dt_waiting (
 	last_error text
 ) USING heap;
 
-CREATE INDEX dt_waiting_customer ON @extschema@.dt_waiting (customer);
+CREATE INDEX dt_waiting_customer ON @extschema@.dt_waiting (customer, keep, id);
 
 COMMENT ON TABLE @extschema@.dt_waiting IS
 'Removals that wait to be sent, and keeps: names that came back. Written by the extension alone; read the view dt_queue.';
@@ -90,7 +93,7 @@ COMMENT ON COLUMN @extschema@.dt_waiting.ord IS
 COMMENT ON COLUMN @extschema@.dt_waiting.xact IS
 'The transaction that made the row, as a 64-bit number: how the drainer finds rows that commit late.';
 COMMENT ON COLUMN @extschema@.dt_waiting.customer IS
-'The phone''s digits as a number.';
+'A hash of server, role, phone and waba, a leading "+" left aside: what is sent together.';
 COMMENT ON COLUMN @extschema@.dt_waiting.alone IS
 'True when the row was refused together with others and goes by itself.';
 

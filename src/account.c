@@ -156,7 +156,9 @@ look_up(const char *servername, Oid roleid, Account *account)
 	account->serverid = server->serverid;
 	option_read(account, server->options, ForeignServerRelationId);
 
-	role = GetUserNameFromId(roleid, false);
+	role = GetUserNameFromId(roleid, true);
+	if (role == NULL)
+		return fault_make(ERRCODE_UNDEFINED_OBJECT, "role %u does not exist", roleid);
 	if (server_usage_aclcheck(server->serverid, roleid) != ACLCHECK_OK)
 		return fault_hint(fault_make(ERRCODE_INSUFFICIENT_PRIVILEGE,
 									 "permission denied for foreign server %s", servername),

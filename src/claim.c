@@ -10,7 +10,7 @@
  * - the drain: one session in a database at a time, for as long as it drains;
  * - a flight: a customer's request is out or not yet settled.  Held by the
  *	 drainer across transactions, and looked for by who wants to cancel;
- * - a door: one of NDOORS, which a customer's rows pass on their way out.  The
+ * - a door: one of NDOORS of each role, which a customer's rows pass on their way out.  The
  *	 drainer holds it while it picks a customer; who cancels shares it with
  *	 others until its transaction ends, so that what it has taken back, and not
  *	 yet committed, cannot leave.  Few doors, for who cancels a million rows must
@@ -38,8 +38,7 @@
 static bool acquire(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode,
 					bool session, bool wait);
 static void release(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode);
-static uint32 door_of(int64 phone);
-static uint32 hash_number(const char *number, uint32 seed);
+static uint32 door_of(int64 customer);
 
 /*
  * The customer of a row: server, role, phone and waba without a leading "+".
@@ -51,19 +50,8 @@ claim_tag(const QueueRow *row)
 	CustomerTag tag;
 
 	tag.server = DatumGetUInt32(hash_any((const unsigned char *) row->server, strlen(row->server)));
-	tag.customer = hash_number(row->phone, hash_uint32(row->role));
-	if (row->waba)
-		tag.customer = hash_number(row->waba, tag.customer);
+	tag.customer = (uint32) (row->customer >> 32);
 	return tag;
-}
-
-static uint32
-hash_number(const char *number, uint32 seed)
-{
-	if (*number == '+')
-		number++;
-	return hash_combine(seed, DatumGetUInt32(hash_any((const unsigned char *) number,
-													  strlen(number))));
 }
 
 /*
@@ -83,19 +71,19 @@ claim_end_drain(void)
 }
 
 /*
- * Takes the door of a phone's customers until the transaction ends.  False when
- * somebody is taking something back there.
+ * Takes the door of a customer until the transaction ends.  False when somebody
+ * is taking something back there.
  */
 bool
-claim_pick(int64 phone)
+claim_pick(Oid role, int64 customer)
 {
-	return acquire(door_of(phone), 0, LOCK_DOOR, ExclusiveLock, false, false);
+	return acquire(door_of(customer), role, LOCK_DOOR, ExclusiveLock, false, false);
 }
 
 static uint32
-door_of(int64 phone)
+door_of(int64 customer)
 {
-	return DatumGetUInt32(hash_any((const unsigned char *) &phone, sizeof(phone))) % NDOORS;
+	return (uint32) customer % NDOORS;
 }
 
 /*
@@ -125,7 +113,7 @@ claim_withhold(const QueueRow *row)
 {
 	CustomerTag tag = claim_tag(row);
 
-	(void) acquire(door_of(row->customer), 0, LOCK_DOOR, ShareLock, false, true);
+	(void) acquire(door_of(row->customer), row->role, LOCK_DOOR, ShareLock, false, true);
 	if (!acquire(tag.server, tag.customer, LOCK_FLIGHT, ShareLock, true, false))
 		return false;
 	release(tag.server, tag.customer, LOCK_FLIGHT, ShareLock);

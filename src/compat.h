@@ -71,6 +71,15 @@ jsonb_push(JsonbBuild *build, JsonbIteratorToken token, JsonbValue *value)
 }
 #endif
 
+/* PostgreSQL 19 put what table_tuple_delete() is to do into options. */
+#if PG_VERSION_NUM >= 190000
+#define delete_tuple_at(rel, tid, cid, wait, failure) \
+	table_tuple_delete((rel), (tid), (cid), 0, SnapshotAny, InvalidSnapshot, (wait), (failure))
+#else
+#define delete_tuple_at(rel, tid, cid, wait, failure) \
+	table_tuple_delete((rel), (tid), (cid), SnapshotAny, InvalidSnapshot, (wait), (failure), false)
+#endif
+
 /* Pushes a key, a value or an element that is a string in the server encoding. */
 static inline void
 jsonb_push_string(JsonbBuild *build, JsonbIteratorToken token, const char *string)

@@ -58,9 +58,8 @@
 /* Longest wait in one turn, in µs. */
 #define LONGEST_WAIT (100 * INT64CONST(1000))
 
-/* Rows of a lane looked at in one transaction, and those that are too old. */
+/* Rows of a lane looked at in one transaction. */
 #define LOOKS_PER_FILL 1000
-#define EXPIRE_BATCH 10000
 
 struct Drain
 {
@@ -128,7 +127,8 @@ static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *
 						  const char *definition);
 static MemoryContext take_context(Drain *drain);
 static void give_context(Drain *drain, MemoryContext context);
-static void settle_unsent(Fill *fill, Lane *lane, const Due *due);
+static void put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due,
+						   Flight *flight);
 static Flight *find_flight(Drain *drain, const QueueRow *row);
 static void note_time(Drain *drain, int64 microseconds);
 static bool may_look(Drain *drain);
@@ -146,9 +146,6 @@ drain_start(MemoryContext parent, const DrainTransactions *transactions)
 	MemoryContext context;
 	Drain	   *drain;
 
-	if (!claim_drain())
-		return NULL;
-
 	context = AllocSetContextCreate(parent, "doubletick drain", ALLOCSET_DEFAULT_SIZES);
 	drain = MemoryContextAllocZero(context, sizeof(Drain));
 	drain->context = context;
@@ -161,7 +158,12 @@ drain_start(MemoryContext parent, const DrainTransactions *transactions)
 	dlist_init(&drain->ready);
 	drain->horizon.context = context;
 	drain->prune_from = DT_NOBEGIN;
-	return drain;
+
+	/* Last, so that nothing can fail behind it. */
+	if (claim_drain())
+		return drain;
+	MemoryContextDelete(context);
+	return NULL;
 }
 
 /*
@@ -389,7 +391,8 @@ fill_lane(Fill *fill, Lane *lane)
 	}
 	if (!hold_check(lane, fault, fill->now))
 	{
-		note_time(drain, lane->probe_at - fill->now);
+		if (lane->nflights == 0)
+			note_time(drain, lane->probe_at - fill->now);
 		return;
 	}
 	if (rate_paused(account.serverid) > 0)
@@ -443,60 +446,70 @@ fill_room(Fill *fill, Lane *lane, const Account *account)
 static void
 fail_lane(Fill *fill, Lane *lane)
 {
+	Drain	   *drain = fill->drain;
 	Waiting		place;
 
-	while (lane_pop(lane, DT_NOEND, &place))
+	for (int i = 0; lane_pop(lane, DT_NOEND, &place); i++)
 	{
 		QueueRow	row;
+		Flight	   *flight;
 
 		CHECK_FOR_INTERRUPTS();
-		if (!store_find_waiting(&fill->waiting, place.id, &row) ||
-			find_flight(fill->drain, &row) != NULL)
+		if (!store_find_waiting(&fill->waiting, place.id, &row))
 			continue;
-		if (!claim_pick(place.customer))
+		flight = find_flight(drain, &row);
+		if (flight)
+			flight_note_again(flight, place);
+		else if (i == LOOKS_PER_FILL || !claim_pick(row.role, row.customer))
 		{
 			/* The others can wait as well: nobody waits for them. */
 			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
-			note_time(fill->drain, WITHHELD_INTERVAL);
+			drain->waits_for_turn = drain->waits_for_turn || i == LOOKS_PER_FILL;
+			note_time(drain, i == LOOKS_PER_FILL ? 0 : WITHHELD_INTERVAL);
 			return;
 		}
-		if (row.keep)
+		else if (row.keep)
 			(void) store_delete(&fill->waiting, &row.tid, true);
 		else
 			(void) settle_failed(&row, "role does not exist any more", &fill->waiting,
-								 &fill->settled, &fill->drain->tally);
+								 &fill->settled, &drain->tally);
 	}
 	hold_lift(lane);
 }
+
 
 /* Rows age while they are held, too; the oldest come first. */
 static void
 expire_lane(Fill *fill, Lane *lane, double retry_for)
 {
+	Drain	   *drain = fill->drain;
 	Waiting		place;
 
-	for (int i = 0; i < EXPIRE_BATCH && lane_pop(lane, fill->now, &place); i++)
+	for (int i = 0; i < LOOKS_PER_FILL && lane_pop(lane, fill->now, &place); i++)
 	{
-		Due			due;
+		QueueRow	row;
+		Flight	   *flight;
 
 		CHECK_FOR_INTERRUPTS();
-		if (!claim_pick(place.customer))
-		{
-			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
+		if (!store_find_waiting(&fill->waiting, place.id, &row))
 			continue;
-		}
-		if (!due_read(&fill->waiting, place, fill->now, retry_for, &due) ||
-			find_flight(fill->drain, &due.customer) != NULL)
-			continue;
-		settle_without_request(&due, &fill->waiting, &fill->settled, &fill->drain->tally);
-		if (due.parts != NIL || due.more_id != 0)
+		flight = find_flight(drain, &row);
+		if (flight)
+			flight_note_again(flight, place);
+		else if ((double) (fill->now - row.enqueued_at) / 1000 < retry_for)
 		{
-			place.id = due.parts != NIL ? ((DuePart *) linitial(due.parts))->row.id : due.more_id;
 			lane_push_front(lane, place);
 			return;
 		}
+		else if (!claim_pick(row.role, row.customer))
+			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
+		else if (row.keep)
+			(void) store_delete(&fill->waiting, &row.tid, true);
+		else
+			settle_expired(&row, &fill->waiting, &fill->settled, &drain->tally);
 	}
 }
+
 
 /* Of the lane's server, over all its lanes; of all servers without a lane. */
 static int
@@ -525,10 +538,20 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 {
 	Drain	   *drain = fill->drain;
 	MemoryContext context;
+	QueueRow	row;
 	Flight	   *flight;
 	Due			due;
 
-	if (!claim_pick(place.customer))
+	/* It may have gone with another row of its customer. */
+	if (!store_find_waiting(&fill->waiting, place.id, &row))
+		return false;
+	flight = find_flight(drain, &row);
+	if (flight)
+	{
+		flight_note_again(flight, place);
+		return false;
+	}
+	if (!claim_pick(row.role, row.customer))
 	{
 		lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
 		return false;
@@ -536,30 +559,24 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 
 	context = take_context(drain);
 	MemoryContextSwitchTo(context);
-	if (due_read(&fill->waiting, place, fill->now, account->retry_for, &due))
+	due_read(&fill->waiting, &row, fill->now, account->retry_for, &due);
+	settle_without_request(&due, &fill->waiting, &fill->settled, &drain->tally);
+	if (due.parts != NIL)
 	{
-		flight = find_flight(drain, &due.customer);
-		if (flight)
-		{
-			if (!flight_carries(flight, place.id))
-				flight->again_id = place.id;
-			due.parts = NIL;
-		}
-		else
-			settle_unsent(fill, lane, &due);
-		if (due.parts != NIL)
-		{
-			flight = flight_make(context, lane, &due, account, definition);
-			claim_fly(flight->tag);
-			dlist_push_tail(&drain->ready, &flight->node);
-			lane->nflights++;
-		}
+		flight = flight_make(context, lane, &due, account, definition);
+		claim_fly(flight->tag);
+		dlist_push_tail(&drain->ready, &flight->node);
+		lane->nflights++;
+		if (!row.keep)
+			flight_note_again(flight, place);
 	}
+	put_off_unsent(fill, lane, place, &due, flight);
 	MemoryContextSwitchTo(drain->turn_context);
-	if (due.parts == NIL)		/* also when the row went with another one */
+	if (due.parts == NIL)
 		give_context(drain, context);
 	return due.parts != NIL;
 }
+
 
 /*
  * Memory for one flight.  Contexts are used again, and keep what most flights
@@ -588,16 +605,38 @@ give_context(Drain *drain, MemoryContext context)
 	MemoryContextSwitchTo(caller);
 }
 
-/* What of a customer needs no request, or must wait for its time. */
+/*
+ * Every row that waits is carried by a flight, or has a place in a lane.  That of
+ * the row which was looked at is given back here, if need be.  A keep is no row
+ * that waits, but dt_retry() tells of one by a keep: so after one all are given a
+ * place.
+ */
 static void
-settle_unsent(Fill *fill, Lane *lane, const Due *due)
+put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due, Flight *flight)
 {
-	settle_without_request(due, &fill->waiting, &fill->settled, &fill->drain->tally);
-	if (due->parts != NIL)
-		return;
-	if (due->more_id != 0)
-		lane_push_later(lane, (Waiting) {due->more_id, due->customer.customer}, due->due_at);
-	else if (due->has_keeps)
+	bool		is_settled = due->parts == NIL && due->later == NIL &&
+		list_length(due->expired) + list_length(due->kept) < PAYLOAD_MAX_NAMES;
+	ListCell   *cell;
+
+	if (due->customer.keep)
+	{
+		foreach(cell, due->later)
+		{
+			const QueueRow *row = &((DuePart *) lfirst(cell))->row;
+			Waiting		other = {row->id, row->customer};
+
+			if (flight)
+				flight_note_again(flight, other);
+			else
+				lane_push_later(lane, other, due->due_at);
+		}
+	}
+	else if (due->parts == NIL && due->later != NIL)
+		lane_push_later(lane, place, due->due_at);
+	else if (due->parts == NIL && !is_settled)
+		lane_push(lane, place);
+
+	if (is_settled && due->has_keeps)
 	{
 		CommandCounterIncrement();	/* that was of this very command */
 		flight_forget_keeps(lane, &due->customer, &fill->waiting);
@@ -807,12 +846,11 @@ drain_count_waiting(Drain *drain, bool exactly)
 	int64		nrows = drain_in_flight(drain);
 	ListCell   *cell;
 
-	if (drain->at_end && !exactly)
-	{
-		foreach(cell, drain->lanes)
-			nrows += lane_count(lfirst(cell));
+	foreach(cell, drain->lanes)
+		nrows += lane_count(lfirst(cell));
+	if (drain->at_end && (nrows == 0 || !exactly))
 		return nrows;
-	}
+
 	begin(drain);
 	store_open(&waiting, STORE_WAITING);
 	nrows = store_count_waiting(&waiting);

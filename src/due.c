@@ -6,16 +6,21 @@
  * Rows are found in the order of their ids, from where the last look ended: so
  * nobody walks over the dead rows of what has been drained, as many as they may
  * be while an old snapshot keeps them.  A row that appears behind that place
- * must belong to a transaction that was under way when we passed.  The snapshot
- * says which those were; since a transaction gets its xid before its first id,
- * its rows have ids above those that were seen before it began.  When one of
- * them has ended, what lies between is looked through again, for its rows.
+ * must belong to a transaction that was under way when we passed; and since a
+ * transaction gets its xid before its first id, its rows have ids above those
+ * that were seen before it began.  When one of them has ended, what lies between
+ * is looked through again, for its rows.
+ *
+ * A snapshot names the transactions under way, but not those that are younger
+ * than all that have ended: of these it is only known that they are numbered
+ * from its xmax to before the next number to be given out.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/transam.h"
 #include "due.h"
 #include "miscadmin.h"
 #include "names.h"
@@ -24,17 +29,22 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+/* Removals of a customer that are read at once: each has a name at least. */
+#define MAX_REMOVALS PAYLOAD_MAX_NAMES
+
 static int	walk(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *runners,
 				 int limit, DueCallback callback, void *arg);
-static void note_ended(Horizon *horizon, Snapshot snapshot);
-static void note_running(Horizon *horizon, Snapshot snapshot);
+static void note_ended(Horizon *horizon, Snapshot snapshot, int64 next);
+static void note_running(Horizon *horizon, Snapshot snapshot, int64 next);
+static void look_again_for(Horizon *horizon, int64 from, int64 to, int64 floor);
+static List *add_runners(Horizon *horizon, List *list, int64 from, int64 to, int64 floor);
 static bool is_running(Snapshot snapshot, TransactionId xid);
-static bool has_runner(List *runners, TransactionId xid);
-static List *read_customer(Store *waiting, Waiting place, Due *due, List **keeps);
-static int	compare_ids(const ListCell *a, const ListCell *b);
+static bool have_xact(List *runners, int64 xact);
+static int64 widen(TransactionId xid, int64 next);
+static List *read_rows(Store *waiting, const QueueRow *customer, bool keeps, int limit);
 static void take_back(DuePart *part, List *keeps);
 static TimestampTz latest_due(List *parts);
-static List *choose(List *parts, int64 *more_id);
+static void choose(List *live, Due *due);
 static size_t bytes_of(const DuePart *part);
 
 /*
@@ -46,25 +56,27 @@ bool
 due_discover(Store *waiting, Horizon *horizon, int limit, DueCallback callback, void *arg)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	int			nseen = 0;
+	int64		next = (int64) U64FromFullTransactionId(ReadNextFullTransactionId());
+	bool		more = false;
+	int			nseen;
 
-	note_ended(horizon, snapshot);
-	note_running(horizon, snapshot);
+	note_ended(horizon, snapshot, next);
+	note_running(horizon, snapshot, next);
 	if (horizon->ended != NIL)
 	{
+		/* Half of it, so that what is new does not wait for what is late. */
 		nseen = walk(waiting, snapshot, &horizon->again_from, horizon->again_to,
-					 horizon->ended, limit, callback, arg);
-		if (nseen < limit)
+					 horizon->ended, limit / 2, callback, arg);
+		more = nseen == limit / 2;
+		if (!more)
 		{
 			list_free_deep(horizon->ended);
 			horizon->ended = NIL;
 		}
 	}
-	if (nseen < limit)
-		nseen += walk(waiting, snapshot, &horizon->id, PG_INT64_MAX, NIL,
-					  limit - nseen, callback, arg);
+	nseen = walk(waiting, snapshot, &horizon->id, PG_INT64_MAX, NIL, limit, callback, arg);
 	UnregisterSnapshot(snapshot);
-	return nseen >= limit;
+	return more || nseen == limit;
 }
 
 /*
@@ -88,7 +100,7 @@ walk(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *runners,
 		QueueRow	row;
 
 		store_read_place(waiting, tuple, &row);
-		if (runners == NIL || has_runner(runners, (TransactionId) row.xact))
+		if (runners == NIL || have_xact(runners, row.xact))
 			callback(arg, &row);
 		*from = row.id;
 		nseen++;
@@ -97,48 +109,88 @@ walk(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *runners,
 	return nseen;
 }
 
-/* Runners that have ended since the last look are to be looked for. */
+/*
+ * Transactions that may have ended since the last look are to be looked for.
+ * "next" is a number above all that have been given out.
+ */
 static void
-note_ended(Horizon *horizon, Snapshot snapshot)
+note_ended(Horizon *horizon, Snapshot snapshot, int64 next)
 {
+	Runners    *unknown = &horizon->unknown;
+	int64		xmax = widen(snapshot->xmax, next);
 	ListCell   *cell;
 
 	foreach(cell, horizon->runners)
 	{
-		Runner	   *runner = lfirst(cell);
-		MemoryContext caller;
+		Runners    *runner = lfirst(cell);
 
-		if (is_running(snapshot, runner->xid))
+		if (is_running(snapshot, (TransactionId) runner->from))
 			continue;
-		if (horizon->ended == NIL)
-			horizon->again_from = runner->floor;
-		horizon->again_from = Min(horizon->again_from, runner->floor);
-		horizon->again_to = horizon->id;
-		caller = MemoryContextSwitchTo(horizon->context);
-		horizon->ended = lappend(horizon->ended, runner);
-		MemoryContextSwitchTo(caller);
+		look_again_for(horizon, runner->from, runner->to, runner->floor);
+		pfree(runner);
 		horizon->runners = foreach_delete_current(horizon->runners, cell);
 	}
+
+	/* Of what was unknown, the older part is known now: it runs, or it may have ended. */
+	if (unknown->from >= unknown->to || xmax <= unknown->from)
+		return;
+	for (uint32 i = 0; i < snapshot->xcnt; i++)
+	{
+		int64		xact = widen(snapshot->xip[i], next);
+
+		if (xact >= unknown->from && xact < unknown->to)
+			horizon->runners = add_runners(horizon, horizon->runners, xact, xact + 1,
+										   unknown->floor);
+	}
+	look_again_for(horizon, unknown->from, Min(xmax, unknown->to), unknown->floor);
+	unknown->from = Min(xmax, unknown->to);
 }
 
 /* New ones began after the last look, so their ids are above what it has seen. */
 static void
-note_running(Horizon *horizon, Snapshot snapshot)
+note_running(Horizon *horizon, Snapshot snapshot, int64 next)
 {
-	MemoryContext caller = MemoryContextSwitchTo(horizon->context);
+	Runners    *unknown = &horizon->unknown;
 
 	for (uint32 i = 0; i < snapshot->xcnt; i++)
 	{
-		Runner	   *runner;
+		int64		xact = widen(snapshot->xip[i], next);
 
-		if (has_runner(horizon->runners, snapshot->xip[i]))
-			continue;
-		runner = palloc(sizeof(Runner));
-		runner->xid = snapshot->xip[i];
-		runner->floor = horizon->id;
-		horizon->runners = lappend(horizon->runners, runner);
+		if (!have_xact(horizon->runners, xact))
+			horizon->runners = add_runners(horizon, horizon->runners, xact, xact + 1, horizon->id);
 	}
+	if (unknown->from >= unknown->to)
+	{
+		unknown->from = widen(snapshot->xmax, next);
+		unknown->floor = horizon->id;
+	}
+	unknown->to = next;
+}
+
+static void
+look_again_for(Horizon *horizon, int64 from, int64 to, int64 floor)
+{
+	if (floor >= horizon->id)
+		return;					/* what they have is yet to come */
+	if (horizon->ended == NIL)
+		horizon->again_from = floor;
+	horizon->again_from = Min(horizon->again_from, floor);
+	horizon->again_to = horizon->id;
+	horizon->ended = add_runners(horizon, horizon->ended, from, to, floor);
+}
+
+static List *
+add_runners(Horizon *horizon, List *list, int64 from, int64 to, int64 floor)
+{
+	MemoryContext caller = MemoryContextSwitchTo(horizon->context);
+	Runners    *runners = palloc(sizeof(Runners));
+
+	runners->from = from;
+	runners->to = to;
+	runners->floor = floor;
+	list = lappend(list, runners);
 	MemoryContextSwitchTo(caller);
+	return list;
 }
 
 static bool
@@ -153,37 +205,44 @@ is_running(Snapshot snapshot, TransactionId xid)
 }
 
 static bool
-has_runner(List *runners, TransactionId xid)
+have_xact(List *runners, int64 xact)
 {
 	ListCell   *cell;
 
 	foreach(cell, runners)
 	{
-		if (((Runner *) lfirst(cell))->xid == xid)
+		const Runners *some = lfirst(cell);
+
+		if (xact >= some->from && xact < some->to)
 			return true;
 	}
 	return false;
 }
 
-/*
- * Reads what waits for the customer of a row, and decides what is to be done
- * with it now: see Due.  False when the row is gone.  "retry_for" is in ms.  All
- * is allocated in the current memory context.
- */
-bool
-due_read(Store *waiting, Waiting place, TimestampTz now, double retry_for, Due *due)
+/* The 64-bit number of a transaction that is not older than 2^31 others. */
+static int64
+widen(TransactionId xid, int64 next)
 {
-	List	   *keeps;
-	List	   *all;
+	return next - (int32) ((TransactionId) next - xid);
+}
+
+/*
+ * Reads what waits for a customer, of which one row is given, and decides what
+ * is to be done with it now: see Due.  "retry_for" is in ms.  All is allocated in
+ * the current memory context.
+ */
+void
+due_read(Store *waiting, const QueueRow *customer, TimestampTz now, double retry_for, Due *due)
+{
+	List	   *removals = read_rows(waiting, customer, false, MAX_REMOVALS);
+	List	   *keeps = read_rows(waiting, customer, true, PG_INT32_MAX);
 	List	   *live = NIL;
 	ListCell   *cell;
 
 	memset(due, 0, sizeof(Due));
-	all = read_customer(waiting, place, due, &keeps);
-	if (due->customer.id == 0)
-		return false;
+	due->customer = *customer;
 	due->has_keeps = keeps != NIL;
-	foreach(cell, all)
+	foreach(cell, removals)
 	{
 		DuePart    *part = lfirst(cell);
 
@@ -195,73 +254,48 @@ due_read(Store *waiting, Waiting place, TimestampTz now, double retry_for, Due *
 		else
 			live = lappend(live, part);
 	}
-	if (live == NIL)
-		return true;
 
 	/* While one of a customer's requests backs off, the customer does. */
 	due->due_at = latest_due(live);
 	if (due->due_at > now)
-		due->more_id = ((DuePart *) linitial(live))->row.id;
-	else
-		due->parts = choose(live, &due->more_id);
-	return true;
+		due->later = live;
+	else if (live != NIL)
+		choose(live, due);
 }
 
 /*
- * The customer's removals in the order of their ids, and its keeps; and in "due"
- * the row that was asked for.  Rows of its phone may be other customers'.
+ * A customer's removals, or its keeps, in the order of their ids.  The snapshot
+ * is taken here, after the customer's door: so what a cancel has taken back is
+ * gone, and of a transaction all is seen or nothing.  Both calls see the same,
+ * or the second one more keeps.
  */
 static List *
-read_customer(Store *waiting, Waiting place, Due *due, List **keeps)
+read_rows(Store *waiting, const QueueRow *customer, bool keeps, int limit)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	List	   *all = NIL;
 	List	   *parts = NIL;
-	ScanKeyData key;
+	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	ListCell   *cell;
 
-	ScanKeyInit(&key, WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
-				Int64GetDatum(place.customer));
-	scan = store_scan(waiting, BY_CUSTOMER, snapshot, 1, &key);
-	while (HeapTupleIsValid(tuple = store_next(scan)))
+	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
+				Int64GetDatum(customer->customer));
+	ScanKeyInit(&keys[1], WAITING_KEEP, BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(keeps));
+	scan = store_scan(waiting, BY_CUSTOMER, snapshot, 2, keys);
+	while (list_length(parts) < limit && HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		DuePart    *part = palloc(sizeof(DuePart));
 
 		store_read_waiting(waiting, tuple, &part->row);
-		if (part->row.id == place.id)
-			due->customer = part->row;
-		all = lappend(all, part);
-	}
-	store_end_scan(scan);
-	UnregisterSnapshot(snapshot);
-
-	*keeps = NIL;
-	foreach(cell, all)
-	{
-		DuePart    *part = lfirst(cell);
-
-		if (due->customer.id == 0 || !store_is_same_customer(&part->row, &due->customer))
+		if (!store_is_same_customer(&part->row, customer))
 			continue;
 		part->tags = names_of_array(part->row.tags, &part->ntags);
 		part->fields = names_of_array(part->row.fields, &part->nfields);
-		if (part->row.keep)
-			*keeps = lappend(*keeps, part);
-		else
-			parts = lappend(parts, part);
+		parts = lappend(parts, part);
 	}
-	list_sort(parts, compare_ids);
+	store_end_scan(scan);
+	UnregisterSnapshot(snapshot);
 	return parts;
-}
-
-static int
-compare_ids(const ListCell *a, const ListCell *b)
-{
-	int64		x = ((DuePart *) lfirst(a))->row.id;
-	int64		y = ((DuePart *) lfirst(b))->row.id;
-
-	return (x > y) - (x < y);
 }
 
 /* Takes out of a removal the names that later keeps have. */
@@ -294,42 +328,35 @@ latest_due(List *parts)
 
 /*
  * Those that go out together: as many as one request may carry, or a single one
- * that must go alone.  A row that is left behind is named.
+ * that must go alone.
  */
-static List *
-choose(List *parts, int64 *more_id)
+static void
+choose(List *live, Due *due)
 {
-	List	   *chosen = NIL;
+	DuePart    *alone = NULL;
 	int			nnames = 0;
 	size_t		nbytes = 0;
 	ListCell   *cell;
 
-	foreach(cell, parts)
+	foreach(cell, live)
 	{
-		DuePart    *part = lfirst(cell);
-
-		if (part->row.alone)
-		{
-			*more_id = list_length(parts) == 1 ? 0 :
-				((DuePart *) (cell == list_head(parts) ? lsecond(parts) : linitial(parts)))->row.id;
-			return list_make1(part);
-		}
+		if (alone == NULL && ((DuePart *) lfirst(cell))->row.alone)
+			alone = lfirst(cell);
 	}
 
-	foreach(cell, parts)
+	foreach(cell, live)
 	{
 		DuePart    *part = lfirst(cell);
+		bool		fits;
 
 		nnames += part->ntags + part->nfields;
 		nbytes += bytes_of(part);
-		if (chosen != NIL && (nnames > PAYLOAD_MAX_NAMES || nbytes > PAYLOAD_MAX_BYTES))
-		{
-			*more_id = part->row.id;
-			break;
-		}
-		chosen = lappend(chosen, part);
+		fits = due->parts == NIL || (nnames <= PAYLOAD_MAX_NAMES && nbytes <= PAYLOAD_MAX_BYTES);
+		if (alone ? part == alone : fits && due->later == NIL)
+			due->parts = lappend(due->parts, part);
+		else
+			due->later = lappend(due->later, part);
 	}
-	return chosen;
 }
 
 static size_t
@@ -345,9 +372,9 @@ bytes_of(const DuePart *part)
 }
 
 /*
- * Deletes a customer's keeps if they have nothing left to keep: no removal, not
- * even one of a transaction under way.  Returns a keep that stays, perhaps only
- * for one of those, to be looked at again; 0: there is none.
+ * Deletes those of a customer's keeps that have nothing left to keep: no removal,
+ * not even one of a transaction under way.  Returns a keep that stays only for
+ * one of those, to be looked at again; 0: there is none.
  */
 int64
 due_forget_keeps(Store *waiting, const QueueRow *customer)
@@ -357,8 +384,9 @@ due_forget_keeps(Store *waiting, const QueueRow *customer)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	List	   *keeps = NIL;
-	bool		needed = false;
-	bool		may_go = false;
+	int64		oldest = PG_INT64_MAX;	/* place of the first removal that waits, */
+	int64		oldest_sure = PG_INT64_MAX; /* and of the first that is sure to */
+	int64		again = 0;
 	ListCell   *cell;
 
 	InitDirtySnapshot(dirty);
@@ -374,24 +402,26 @@ due_forget_keeps(Store *waiting, const QueueRow *customer)
 		store_read_waiting(waiting, tuple, row);
 		if (!store_is_same_customer(row, customer))
 			continue;
-		if (!row->keep)
-		{
-			needed = true;
-			may_go = may_go || is_new || is_going;
-		}
-		else if (!is_new)
+		if (row->keep && !is_new)
 			keeps = lappend(keeps, row);
+		else if (!row->keep)
+		{
+			oldest = Min(oldest, row->ord);
+			if (!is_new && !is_going)
+				oldest_sure = Min(oldest_sure, row->ord);
+		}
 	}
 	store_end_scan(scan);
 
+	/* A keep is for removals that came before it. */
 	foreach(cell, keeps)
 	{
 		QueueRow   *keep = lfirst(cell);
 
-		if (!needed)
+		if (keep->id < oldest)
 			(void) store_delete(waiting, &keep->tid, false);
-		else if (may_go)
-			return keep->id;
+		else if (keep->id < oldest_sure)
+			again = keep->id;
 	}
-	return 0;
+	return again;
 }

@@ -8,28 +8,29 @@
 #ifndef DOUBLETICK_DUE_H
 #define DOUBLETICK_DUE_H
 
-#include "lane.h"
 #include "nodes/pg_list.h"
 #include "payload.h"
 #include "store.h"
 
-/* A transaction under way: its rows have ids above "floor". */
-typedef struct Runner
+/* Transactions, from one to before another, and an id below which they have no rows. */
+typedef struct Runners
 {
-	TransactionId xid;
+	int64		from;			/* 64-bit transaction numbers */
+	int64		to;
 	int64		floor;
-} Runner;
+} Runners;
 
 /* Which waiting rows have been seen, by this process. */
 typedef struct Horizon
 {
 	int64		id;				/* all up to this one, but for those of runners */
-	List	   *runners;		/* Runner, in the context below */
+	List	   *runners;		/* Runners, of one each: known to be under way */
+	Runners		unknown;		/* above all that have ended: perhaps under way */
 
 	/* Rows to look through again, for those of transactions that have ended. */
 	int64		again_from;		/* above this id, */
 	int64		again_to;		/* up to this one */
-	List	   *ended;			/* Runner */
+	List	   *ended;			/* Runners */
 
 	MemoryContext context;
 } Horizon;
@@ -52,17 +53,18 @@ typedef struct Due
 {
 	QueueRow	customer;		/* the row that was asked for */
 	List	   *parts;			/* DuePart: go out as one request */
+	List	   *later;			/* DuePart: must wait, for another request or for
+								 * due_at */
 	List	   *expired;		/* DuePart: older than retry_for */
 	List	   *kept;			/* DuePart: wholly taken back */
 	bool		has_keeps;		/* are there keeps? */
-	int64		more_id;		/* a row that must go out later, 0: none */
-	TimestampTz due_at;			/* if "parts" is empty: when that is due */
+	TimestampTz due_at;			/* if "parts" is empty: when "later" is due */
 } Due;
 
 extern bool due_discover(Store *waiting, Horizon *horizon, int limit,
 						 DueCallback callback, void *arg);
-extern bool due_read(Store *waiting, Waiting place, TimestampTz now, double retry_for,
-					 Due *due);
+extern void due_read(Store *waiting, const QueueRow *customer, TimestampTz now,
+					 double retry_for, Due *due);
 extern int64 due_forget_keeps(Store *waiting, const QueueRow *customer);
 
 #endif							/* DOUBLETICK_DUE_H */

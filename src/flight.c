@@ -98,19 +98,25 @@ add_names(const char **to, int *nto, const char **names, int nnames)
 }
 
 /*
- * Does the request carry the row with this id?
+ * Has a row looked at when the request is settled, unless it is carried by it.
  */
-bool
-flight_carries(const Flight *flight, int64 id)
+void
+flight_note_again(Flight *flight, Waiting place)
 {
+	MemoryContext caller;
+	Waiting    *again;
 	ListCell   *cell;
 
 	foreach(cell, flight->due.parts)
 	{
-		if (((DuePart *) lfirst(cell))->row.id == id)
-			return true;
+		if (((DuePart *) lfirst(cell))->row.id == place.id)
+			return;
 	}
-	return false;
+	caller = MemoryContextSwitchTo(flight->context);
+	again = palloc(sizeof(Waiting));
+	*again = place;
+	flight->again = lappend(flight->again, again);
+	MemoryContextSwitchTo(caller);
 }
 
 /*
@@ -153,7 +159,6 @@ flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally)
 	Facts		facts;
 	Outcome		outcome;
 	int64		delay;
-	QueueRow   *left = NULL;
 	ListCell   *cell;
 
 	answer_read(reply, &answer);
@@ -168,20 +173,15 @@ flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally)
 
 		facts.age = (double) (now - part->row.enqueued_at) / 1000;
 		own = outcome_of(&facts);
-		if (!settle_part(flight, part, &own, &answer, now + delay * 1000, waiting, settled, tally) &&
-			left == NULL)
-			left = &part->row;
+		if (!settle_part(flight, part, &own, &answer, now + delay * 1000, waiting, settled, tally))
+			put_back(flight, &part->row, &own);
 	}
 	if (flight->due.has_keeps)
 		flight_forget_keeps(flight->lane, customer, waiting);
 
 	affect_lane(flight, &outcome, &answer, delay);
-	if (flight->again_id != 0)
-		lane_push_front(flight->lane, (Waiting) {flight->again_id, customer->customer});
-	if (flight->due.more_id != 0)
-		lane_push_front(flight->lane, (Waiting) {flight->due.more_id, customer->customer});
-	if (left)
-		put_back(flight, left, &outcome);
+	foreach(cell, flight->again)
+		lane_push_front(flight->lane, *(Waiting *) lfirst(cell));
 	http_release(flight->transfer);
 	MemoryContextSwitchTo(caller);
 }
@@ -311,17 +311,7 @@ settle_without_request(const Due *due, Store *waiting, Store *settled, Tally *ta
 	ListCell   *cell;
 
 	foreach(cell, due->expired)
-	{
-		DuePart    *part = lfirst(cell);
-		const char *last_error = part->row.last_error;
-
-		tally->expired +=
-			settle_failed(&part->row,
-						  psprintf("given up for its age, after %d %s%s%s", part->row.attempts,
-								   part->row.attempts == 1 ? "attempt" : "attempts",
-								   last_error ? ": " : "", last_error ? last_error : ""),
-						  waiting, settled, tally);
-	}
+		settle_expired(&((DuePart *) lfirst(cell))->row, waiting, settled, tally);
 	foreach(cell, due->kept)
 	{
 		DuePart    *part = lfirst(cell);
@@ -332,6 +322,20 @@ settle_without_request(const Due *due, Store *waiting, Store *settled, Tally *ta
 							 "not sent, since its names came back");
 		tally->cancelled++;
 	}
+}
+
+/*
+ * Gives a row up, read in this transaction, for its age.
+ */
+void
+settle_expired(const QueueRow *row, Store *waiting, Store *settled, Tally *tally)
+{
+	char	   *error = psprintf("given up for its age, after %d %s%s%s", row->attempts,
+								 row->attempts == 1 ? "attempt" : "attempts",
+								 row->last_error ? ": " : "",
+								 row->last_error ? row->last_error : "");
+
+	tally->expired += settle_failed(row, error, waiting, settled, tally);
 }
 
 /*

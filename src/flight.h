@@ -21,7 +21,7 @@ typedef struct Flight
 	Lane	   *lane;
 	CustomerTag tag;
 	Due			due;			/* "parts" is what it carries */
-	int64		again_id;		/* a row that came meanwhile, 0: none */
+	List	   *again;			/* Waiting: rows to look at when it is settled */
 
 	/* The request, and under which options. */
 	HttpTarget	target;
@@ -48,7 +48,7 @@ typedef struct Tally
 
 extern Flight *flight_make(MemoryContext context, Lane *lane, const Due *due,
 						   const Account *account, const char *definition);
-extern bool flight_carries(const Flight *flight, int64 id);
+extern void flight_note_again(Flight *flight, Waiting place);
 extern bool flight_is_of(const Flight *flight, const QueueRow *row);
 extern void flight_launch(Flight *flight);
 
@@ -56,6 +56,8 @@ extern void flight_settle(Flight *flight, Store *waiting, Store *settled, Tally 
 extern void flight_forget_keeps(Lane *lane, const QueueRow *customer, Store *waiting);
 extern void settle_without_request(const Due *due, Store *waiting, Store *settled,
 								   Tally *tally);
+extern void settle_expired(const QueueRow *row, Store *waiting, Store *settled,
+						   Tally *tally);
 extern bool settle_failed(const QueueRow *row, const char *error, Store *waiting,
 						  Store *settled, Tally *tally);
 

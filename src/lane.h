@@ -12,11 +12,11 @@
 #include "datatype/timestamp.h"
 #include "lib/pairingheap.h"
 
-/* A row to look at: removals and keeps that are settled may be among them. */
+/* A row to look at: a removal or a keep, which may be settled by now. */
 typedef struct Waiting
 {
 	int64		id;
-	int64		customer;		/* the phone's digits, by which to find it */
+	int64		customer;		/* see store_customer() */
 } Waiting;
 
 typedef struct Lane

@@ -13,7 +13,6 @@
 #include "postgres.h"
 
 #include "lib/stringinfo.h"
-#include "names.h"
 #include "part.h"
 #include "utils/jsonb.h"
 
@@ -35,8 +34,10 @@ static void push_kind(JsonbBuild *build, Jsonb *answer, const Kind *kind,
 static void push_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
 						 const char **names, int nnames);
 static JsonbContainer *array_of(Jsonb *answer, const char *kind, const char *key);
-static char *name_of(JsonbValue *member, const Kind *kind);
-static char *string_of(JsonbContainer *object, const char *key);
+static bool is_among(const JsonbValue *name, const char **names, int nnames);
+static JsonbValue *name_of(JsonbValue *member, const Kind *kind);
+static JsonbValue *string_of(JsonbContainer *object, const char *key);
+static void append_string(StringInfo note, const JsonbValue *string, const char *otherwise);
 static void note_errors(StringInfo note, Jsonb *answer, const Kind *kind);
 
 /*
@@ -80,11 +81,28 @@ push_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
 	for (uint32 i = 0; i < nmembers; i++)
 	{
 		JsonbValue *member = getIthJsonbValueFromContainer(members, i);
-		char	   *name = name_of(member, kind);
+		JsonbValue *name = name_of(member, kind);
 
-		if (name && names_have(names, nnames, name))
+		if (name && is_among(name, names, nnames))
 			jsonb_push(build, WJB_ELEM, member);
+		if (name && name != member)
+			pfree(name);
+		pfree(member);
 	}
+}
+
+/* Without a copy: an answer has many names, and is looked through for each row. */
+static bool
+is_among(const JsonbValue *name, const char **names, int nnames)
+{
+	size_t		length = name->val.string.len;
+
+	for (int i = 0; i < nnames; i++)
+	{
+		if (strncmp(names[i], name->val.string.val, length) == 0 && names[i][length] == '\0')
+			return true;
+	}
+	return false;
 }
 
 /* The array answer.kind.key, NULL when there is none. */
@@ -102,24 +120,22 @@ array_of(Jsonb *answer, const char *kind, const char *key)
 }
 
 /* The name that a member of "removed" or "errored" is about; NULL: none. */
-static char *
+static JsonbValue *
 name_of(JsonbValue *member, const Kind *kind)
 {
 	if (member->type == jbvString)
-		return pnstrdup(member->val.string.val, member->val.string.len);
+		return member;
 	if (member->type == jbvBinary && JsonContainerIsObject(member->val.binary.data))
 		return string_of(member->val.binary.data, kind->name);
 	return NULL;
 }
 
-static char *
+static JsonbValue *
 string_of(JsonbContainer *object, const char *key)
 {
 	JsonbValue *value = getKeyJsonValueFromContainer(object, key, strlen(key), NULL);
 
-	if (value == NULL || value->type != jbvString)
-		return NULL;
-	return pnstrdup(value->val.string.val, value->val.string.len);
+	return value && value->type == jbvString ? value : NULL;
 }
 
 /*
@@ -148,12 +164,23 @@ note_errors(StringInfo note, Jsonb *answer, const Kind *kind)
 	for (uint32 i = 0; i < nerrored && note->len <= MAX_NOTE; i++)
 	{
 		JsonbValue *member = getIthJsonbValueFromContainer(errored, i);
-		char	   *name = name_of(member, kind);
-		char	   *error = member->type == jbvBinary && name ?
+		JsonbValue *name = name_of(member, kind);
+		JsonbValue *error = member->type == jbvBinary && name ?
 			string_of(member->val.binary.data, "error") : NULL;
 
-		appendStringInfo(note, "%s%s \"%s\"%s%s", note->len > 0 ? "; " : "",
-						 kind == &tag_kind ? "tag" : "custom field", name ? name : "?",
-						 error ? ": " : "", error ? error : "");
+		appendStringInfo(note, "%s%s \"", note->len > 0 ? "; " : "",
+						 kind == &tag_kind ? "tag" : "custom field");
+		append_string(note, name, "?");
+		appendStringInfoString(note, error ? "\": " : "\"");
+		append_string(note, error, "");
 	}
+}
+
+static void
+append_string(StringInfo note, const JsonbValue *string, const char *otherwise)
+{
+	if (string)
+		appendBinaryStringInfo(note, string->val.string.val, string->val.string.len);
+	else
+		appendStringInfoString(note, otherwise);
 }

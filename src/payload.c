@@ -134,15 +134,6 @@ payload_is_e164(const char *number)
 	return number[ndigits] == '\0' && ndigits >= 7 && ndigits <= 15 && *number != '0';
 }
 
-/*
- * The digits of an E.164 number, as a number: 15 of them fit.
- */
-int64
-payload_digits(const char *number)
-{
-	return strtoi64(*number == '+' ? number + 1 : number, NULL, 10);
-}
-
 static Fault *
 check_number(const char *what, text *number, const char **result)
 {

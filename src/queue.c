@@ -197,9 +197,9 @@ queue_keep(Queue *queue, const Requester *requester, Removal *names)
 
 	keep.server = requester->server;
 	keep.role = requester->role;
-	keep.customer = payload_digits(names->phone);
 	keep.phone = names->phone;
 	keep.waba = names->waba;
+	keep.customer = store_customer(keep.server, keep.role, keep.phone, keep.waba);
 
 	if (queue->busy == NULL || busy_lookup(queue->busy, keep.customer) != NULL)
 		find_rows(&queue->waiting, &keep, &removals, &keeps);
@@ -332,7 +332,8 @@ fill_row(QueueRow *row, const Requester *requester, const Removal *removal)
 	row->xact = (int64) U64FromFullTransactionId(GetTopFullTransactionId());
 	row->id = store_next_id();
 	row->ord = row->id;
-	row->customer = payload_digits(removal->phone);
+	row->customer = store_customer(requester->server, requester->role, removal->phone,
+								   removal->waba);
 	row->enqueued_at = GetCurrentTimestamp();
 	row->due_at = row->enqueued_at;
 	row->role = requester->role;
@@ -369,7 +370,7 @@ dt_cancel(PG_FUNCTION_ARGS)
 		store_close(&settled);
 	}
 	store_close(&waiting);
-	PG_RETURN_BOOL(taken && row.attempts == 0);
+	PG_RETURN_BOOL(taken && row.attempts == 0 && row.http_status == 0);
 }
 
 /*

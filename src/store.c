@@ -25,6 +25,7 @@
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "commands/sequence.h"
+#include "common/hashfn.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
@@ -51,9 +52,16 @@ static const char *const object_names[STORE_NOBJECTS] = {
 	[STORE_HOLD_PKEY] = "dt_hold_pkey",
 };
 
-/* Their OIDs, for as long as no relation among them changes. */
+/*
+ * Their OIDs.  They are good as long as no relation among them has changed since
+ * the look-up began.
+ */
 static Oid	object_oids[STORE_NOBJECTS];
-static bool oids_known = false;
+static uint64 changes = 1;
+static uint64 known_at = 0;
+
+/* Where what is below lives; emptied when the OIDs are looked up anew. */
+static MemoryContext info_context = NULL;
 
 /* How to enter a tuple into an index of theirs; NULL: not known yet. */
 static IndexInfo *index_infos[STORE_NOBJECTS];
@@ -63,9 +71,11 @@ static void raise_undefined(void) pg_attribute_noreturn();
 static bool find_objects(void);
 static Oid	extension_schema(void);
 static void forget_objects(Datum arg, Oid relid);
+static void open_others(Store *store);
 static IndexInfo *info_of(Relation index);
 static void insert_index_entry(Store *store, int place, HeapTuple tuple);
 static bool find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple);
+static uint64 hash_text(const char *text, uint64 seed);
 static bool is_same_number(const char *number, const char *other);
 static char *read_text(Datum value, bool isnull);
 static void set_text(Datum *values, bool *nulls, int column, const char *string);
@@ -77,7 +87,7 @@ static HeapTuple form_waiting(Store *waiting, const QueueRow *row);
 bool
 store_exists(void)
 {
-	return oids_known || find_objects();
+	return known_at == changes || find_objects();
 }
 
 /*
@@ -95,7 +105,7 @@ store_lock(Oid *waiting)
 
 		/* What others have committed is known when the lock is held. */
 		LockRelationOid(found, RowExclusiveLock);
-		if (oids_known)
+		if (known_at == changes)
 		{
 			if (!OidIsValid(*waiting))
 				*waiting = found;
@@ -130,24 +140,30 @@ raise_undefined(void)
 static bool
 find_objects(void)
 {
-	static bool registered = false;
-	Oid			schema = extension_schema();
+	uint64		now;
+	Oid			schema;
 
+	if (info_context == NULL)
+	{
+		info_context = AllocSetContextCreate(TopMemoryContext, "doubletick indexes",
+											 ALLOCSET_SMALL_SIZES);
+		CacheRegisterRelcacheCallback(forget_objects, (Datum) 0);
+	}
+	known_at = 0;
+	memset(index_infos, 0, sizeof(index_infos));
+	MemoryContextReset(info_context);
+
+	now = changes;
+	schema = extension_schema();
 	if (!OidIsValid(schema))
 		return false;
-	memset(index_infos, 0, sizeof(index_infos));	/* few, and seldom */
-	if (!registered)
-	{
-		CacheRegisterRelcacheCallback(forget_objects, (Datum) 0);
-		registered = true;
-	}
 	for (int i = 0; i < STORE_NOBJECTS; i++)
 	{
 		object_oids[i] = get_relname_relid(object_names[i], schema);
 		if (!OidIsValid(object_oids[i]))
 			return false;
 	}
-	oids_known = true;
+	known_at = now;
 	return true;
 }
 
@@ -179,11 +195,11 @@ static void
 forget_objects(Datum arg pg_attribute_unused(), Oid relid)
 {
 	if (!OidIsValid(relid))
-		oids_known = false;
+		changes++;
 	for (int i = 0; i < STORE_NOBJECTS; i++)
 	{
 		if (object_oids[i] == relid)
-			oids_known = false;
+			changes++;
 	}
 }
 
@@ -204,6 +220,37 @@ store_open(Store *store, StoreObject table)
 		if (i != STORE_WAITING_ID)
 			store->indexes[store->nindexes++] = index_open(object_oids[i], RowExclusiveLock);
 	}
+	open_others(store);
+}
+
+/*
+ * Indexes that are not ours: REINDEX CONCURRENTLY makes some for a while, and an
+ * administrator may.  They must have their entries, too.
+ */
+static void
+open_others(Store *store)
+{
+	int			nours = store->nindexes;
+	List	   *oids = RelationGetIndexList(store->rel);
+	ListCell   *cell;
+
+	foreach(cell, oids)
+	{
+		bool		is_ours = false;
+
+		for (int i = 0; i < nours; i++)
+			is_ours = is_ours || RelationGetRelid(store->indexes[i]) == lfirst_oid(cell);
+		if (is_ours)
+			continue;
+		if (store->nindexes == lengthof(store->indexes))
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("table \"%s\" has too many indexes",
+							RelationGetRelationName(store->rel)),
+					 errhint("Drop those that are not of extension \"doubletick\".")));
+		store->indexes[store->nindexes++] = index_open(lfirst_oid(cell), RowExclusiveLock);
+	}
+	list_free(oids);
 }
 
 void
@@ -244,29 +291,39 @@ insert_index_entry(Store *store, int place, HeapTuple tuple)
 	Datum		values[INDEX_MAX_KEYS];
 	bool		nulls[INDEX_MAX_KEYS];
 
-	for (int i = 0; i < info->ii_NumIndexKeyAttrs; i++)
+	if (!info->ii_ReadyForInserts)
+		return;
+	if (info->ii_Expressions != NIL || info->ii_Predicate != NIL || info->ii_ExclusionOps != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("index \"%s\" cannot be on table \"%s\"",
+						RelationGetRelationName(index), RelationGetRelationName(store->rel)),
+				 errdetail("It has expressions, a condition or an exclusion constraint."),
+				 errhint("Drop it.")));
+	for (int i = 0; i < info->ii_NumIndexAttrs; i++)
 		values[i] = heap_getattr(tuple, info->ii_IndexAttrNumbers[i],
 								 RelationGetDescr(store->rel), &nulls[i]);
 	(void) index_insert(index, values, nulls, &tuple->t_self, store->rel,
 						info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
 }
 
-/* Kept for as long as the index is the same. */
+/* Kept for as long as the index is the same, if it is ours. */
 static IndexInfo *
 info_of(Relation index)
 {
-	int			object = 0;
-
-	while (object_oids[object] != RelationGetRelid(index))
-		object++;
-	if (index_infos[object] == NULL)
+	for (int i = 0; i < STORE_NOBJECTS; i++)
 	{
-		MemoryContext caller = MemoryContextSwitchTo(TopMemoryContext);
+		MemoryContext caller;
 
-		index_infos[object] = BuildIndexInfo(index);
+		if (object_oids[i] != RelationGetRelid(index))
+			continue;
+		caller = MemoryContextSwitchTo(info_context);
+		if (index_infos[i] == NULL)
+			index_infos[i] = BuildIndexInfo(index);
 		MemoryContextSwitchTo(caller);
+		return index_infos[i];
 	}
-	return index_infos[object];
+	return BuildIndexInfo(index);
 }
 
 /*
@@ -300,10 +357,8 @@ store_delete(Store *store, const ItemPointerData *tid, bool wait)
 {
 	ItemPointerData place = *tid;
 	TM_FailureData failure;
-	TM_Result	result = table_tuple_delete(store->rel, &place, GetCurrentCommandId(true),
-											SnapshotAny, InvalidSnapshot, wait, &failure, false);
 
-	return result == TM_Ok;
+	return delete_tuple_at(store->rel, &place, GetCurrentCommandId(true), wait, &failure) == TM_Ok;
 }
 
 /*
@@ -588,6 +643,25 @@ store_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)
 	}
 	store_end_scan(scan);
 	return npruned;
+}
+
+/*
+ * What tells customers apart, as a number: those of different roles and servers
+ * are different.  Two may have the same, in theory.
+ */
+int64
+store_customer(const char *server, Oid role, const char *phone, const char *waba)
+{
+	uint64		hash = hash_text(server, role);
+
+	hash = hash_text(phone + (*phone == '+'), hash);
+	return (int64) (waba ? hash_text(waba + (*waba == '+'), hash) : hash);
+}
+
+static uint64
+hash_text(const char *text, uint64 seed)
+{
+	return DatumGetUInt64(hash_any_extended((const unsigned char *) text, strlen(text), seed));
 }
 
 /*

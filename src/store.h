@@ -21,7 +21,7 @@ typedef enum StoreObject
 	STORE_WAITING,
 	STORE_WAITING_ID,			/* the sequence of its ids */
 	STORE_WAITING_PKEY,			/* (id) */
-	STORE_WAITING_CUSTOMER,		/* (customer) */
+	STORE_WAITING_CUSTOMER,		/* (customer, keep, id) */
 	STORE_SETTLED,
 	STORE_SETTLED_PKEY,			/* (id) */
 	STORE_SETTLED_AT,			/* (settled_at) */
@@ -87,7 +87,7 @@ typedef struct QueueRow
 	int64		id;
 	int64		ord;			/* what keeps are compared with */
 	int64		xact;			/* FullTransactionId of its maker */
-	int64		customer;		/* the phone's digits */
+	int64		customer;		/* see store_customer() */
 	TimestampTz enqueued_at;
 	TimestampTz due_at;
 	Oid			role;			/* whose request it is */
@@ -111,11 +111,11 @@ typedef struct QueueRow
 #define STATE_FAILED "failed"
 #define STATE_CANCELLED "cancelled"
 
-/* A table that is open, with its indexes. */
+/* A table that is open, with its indexes: ours first, and perhaps others. */
 typedef struct Store
 {
 	Relation	rel;
-	Relation	indexes[2];
+	Relation	indexes[8];
 	int			nindexes;
 } Store;
 
@@ -140,6 +140,8 @@ extern void store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row);
 extern bool store_find_waiting(Store *waiting, int64 id, QueueRow *row);
 extern bool store_find_settled(Store *settled, int64 id, QueueRow *row, char **state);
 extern bool store_is_still(Store *waiting, const QueueRow *row);
+extern int64 store_customer(const char *server, Oid role, const char *phone,
+							const char *waba);
 extern bool store_is_same_customer(const QueueRow *row, const QueueRow *other);
 
 extern int64 store_count_waiting(Store *waiting);
