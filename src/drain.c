@@ -214,7 +214,7 @@ collect_answers(Drain *drain)
 	{
 		Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
-		if (http_reply(flight->transfer) == NULL)
+		if (!flight_is_over(flight))
 			continue;
 		dlist_delete(&flight->node);
 		dlist_push_tail(&drain->answered, &flight->node);
@@ -410,36 +410,45 @@ fill_room(Fill *fill, Lane *lane, const Account *account)
 	Drain	   *drain = fill->drain;
 	int			room = lane->held ? 1 : account->max_connections - count_flights(drain, lane);
 	char	   *definition = account_definition(lane->server, lane->role);
+	bool		has_turn = false;
+	int64		turn_at = 0;
+	int64		left = 0;
 	Waiting		row;
 
 	room = Min(room, http_capacity() - count_flights(drain, NULL));
 	for (int nlooks = 0; room > 0; nlooks++)
 	{
-		int64		left = rate_left(account->serverid, account->rate_limit);
-
 		CHECK_FOR_INTERRUPTS();
 		if (!lane_pop(lane, fill->now, &row))
 		{
 			fill->hungry = fill->hungry || !lane->held;
 			if (lane_next_due(lane) != DT_NOEND)
 				note_time(drain, lane_next_due(lane) - fill->now);
-			return;
+			break;
 		}
-		if (left > 0 || nlooks == LOOKS_PER_FILL)
+		if (!has_turn)
+		{
+			left = rate_claim(account->serverid, account->rate_limit);
+			turn_at = rate_clock();
+		}
+		has_turn = left == 0;
+		if (!has_turn || nlooks == LOOKS_PER_FILL)
 		{
 			lane_push_front(lane, row);
 			drain->waits_for_turn = true;
 			note_time(drain, left);
-			return;
+			break;
 		}
 		if (send_customer(fill, lane, row, account, definition))
 		{
-			rate_take(account->serverid, account->rate_limit);
+			has_turn = false;
 			room--;
 			if (lane->held)
 				hold_probe(lane);
 		}
 	}
+	if (has_turn)
+		rate_return(account->serverid, account->rate_limit, turn_at);
 }
 
 /* A role that was dropped does not come back. */

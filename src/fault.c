@@ -140,8 +140,6 @@ condition_name(int sqlstate)
 			return "object_not_in_prerequisite_state";
 		case ERRCODE_INSUFFICIENT_PRIVILEGE:
 			return "insufficient_privilege";
-		case ERRCODE_CONFIGURATION_LIMIT_EXCEEDED:
-			return "configuration_limit_exceeded";
 		case ERRCODE_SYSTEM_ERROR:
 			return "system_error";
 		case ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION:

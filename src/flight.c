@@ -55,6 +55,8 @@ flight_make(MemoryContext context, Lane *lane, const Due *due, const Account *ac
 	flight->timeout = account->timeout;
 	flight->retry_for = account->retry_for;
 	flight->serverid = account->serverid;
+	flight->rate_limit = account->rate_limit;
+	flight->claimed_at = rate_clock();
 	flight->definition = pstrdup(definition);
 	MemoryContextSwitchTo(caller);
 	return flight;
@@ -131,7 +133,7 @@ flight_is_of(const Flight *flight, const QueueRow *row)
 }
 
 /*
- * Sends the request; http_reply(flight->transfer) tells when it is over.
+ * Sends the request; flight_is_over() tells when that is so.
  */
 void
 flight_launch(Flight *flight)
@@ -141,6 +143,22 @@ flight_launch(Flight *flight)
 	flight->transfer = http_start(&flight->target, flight->body, flight->length,
 								  flight->timeout);
 	MemoryContextSwitchTo(caller);
+}
+
+/*
+ * Has the answer come, or will none?  Tells the pace when the request was sent.
+ */
+bool
+flight_is_over(Flight *flight)
+{
+	int64		sent_at = http_sent_at(flight->transfer);
+
+	if (sent_at != 0 && !flight->is_sent)
+	{
+		rate_sent(flight->serverid, flight->rate_limit, flight->claimed_at, sent_at);
+		flight->is_sent = true;
+	}
+	return http_reply(flight->transfer) != NULL;
 }
 
 /*

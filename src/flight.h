@@ -33,6 +33,9 @@ typedef struct Flight
 	char	   *definition;		/* see account_definition() */
 
 	HttpTransfer *transfer;		/* NULL before it has left */
+	double		rate_limit;		/* requests a second */
+	int64		claimed_at;		/* rate_clock(): when it was counted */
+	bool		is_sent;		/* is it counted where it was sent? */
 } Flight;
 
 /* What has become of rows, since somebody began to count. */
@@ -51,6 +54,7 @@ extern Flight *flight_make(MemoryContext context, Lane *lane, const Due *due,
 extern void flight_note_again(Flight *flight, Waiting place);
 extern bool flight_is_of(const Flight *flight, const QueueRow *row);
 extern void flight_launch(Flight *flight);
+extern bool flight_is_over(Flight *flight);
 
 extern void flight_settle(Flight *flight, Store *waiting, Store *settled, Tally *tally);
 extern void flight_forget_keeps(Lane *lane, const QueueRow *customer, Store *waiting);

@@ -32,6 +32,7 @@
 #include "inbox.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
+#include "portability/instr_time.h"
 #include "storage/fd.h"
 #include "storage/pmsignal.h"
 #include "utils/memutils.h"
@@ -72,6 +73,7 @@ struct HttpTransfer
 
 	/* What has come so far. */
 	Inbox		inbox;
+	int64		sent_at;		/* see http_sent_at() */
 	bool		no_descriptor;	/* was there none for the last socket? */
 	char		error[CURL_ERROR_SIZE];
 
@@ -104,6 +106,7 @@ static bool is_handshake_broken_off(HttpTransfer *transfer);
 static HttpResult classify(HttpTransfer *transfer, CURLcode code);
 static size_t receive_header(char *data, size_t size, size_t nitems, void *arg);
 static size_t receive_body(char *data, size_t size, size_t nitems, void *arg);
+static int	about_to_send(void *arg, char *peer, char *own, int peer_port, int own_port);
 static curl_socket_t open_socket(void *arg, curlsocktype purpose,
 								 struct curl_sockaddr *address);
 static int	close_socket(void *arg, curl_socket_t fd);
@@ -115,24 +118,6 @@ static void check_multi(CURLMcode code, const char *what);
 
 #define SET_OPTION(easy, option, value) \
 	check_easy(curl_easy_setopt((easy), (option), (value)), #option)
-
-/*
- * POSTs "body" (JSON) to the target and waits for what becomes of it, at most
- * "timeout" milliseconds.  Serves interrupts.  The caller reads the outcome by
- * http_reply() and then calls http_release().
- */
-HttpTransfer *
-http_post(const HttpTarget *target, const char *body, size_t length, int timeout)
-{
-	HttpTransfer *transfer = http_start(target, body, length, timeout);
-
-	while (http_reply(transfer) == NULL)
-	{
-		CHECK_FOR_INTERRUPTS();
-		http_turn(POLL_SLICE);
-	}
-	return transfer;
-}
 
 /*
  * Starts a POST.  "body" must stay where it is until the transfer is released
@@ -157,6 +142,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	keep_connections(target->max_connections);
 
 	transfer->no_descriptor = false;
+	transfer->sent_at = 0;
 	transfer->error[0] = '\0';
 
 	block_signals(&saved);
@@ -211,6 +197,16 @@ http_reply(HttpTransfer *transfer)
 				 errmsg("out of memory"),
 				 errdetail("Failed while reading an HTTP answer.")));
 	return &transfer->reply;
+}
+
+/*
+ * When the request was sent, connected and all, in microseconds of the clock
+ * that INSTR_TIME_SET_CURRENT() reads; 0: not yet.
+ */
+int64
+http_sent_at(HttpTransfer *transfer)
+{
+	return transfer->sent_at;
 }
 
 /*
@@ -372,6 +368,8 @@ set_fixed_options(HttpTransfer *transfer)
 	SET_OPTION(easy, CURLOPT_HEADERDATA, transfer);
 	SET_OPTION(easy, CURLOPT_WRITEFUNCTION, receive_body);
 	SET_OPTION(easy, CURLOPT_WRITEDATA, transfer);
+	SET_OPTION(easy, CURLOPT_PREREQFUNCTION, about_to_send);
+	SET_OPTION(easy, CURLOPT_PREREQDATA, transfer);
 	SET_OPTION(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
 	SET_OPTION(easy, CURLOPT_OPENSOCKETDATA, transfer);
 	SET_OPTION(easy, CURLOPT_CLOSESOCKETFUNCTION, close_socket);
@@ -628,6 +626,19 @@ receive_body(char *data, size_t size, size_t nitems, void *arg)
 	HttpTransfer *transfer = arg;
 
 	return inbox_add_body(&transfer->inbox, data, size * nitems) ? size * nitems : 0;
+}
+
+/* libcurl's callback for a connection that is there, and a request that is next. */
+static int
+about_to_send(void *arg, char *peer pg_attribute_unused(), char *own pg_attribute_unused(),
+			  int peer_port pg_attribute_unused(), int own_port pg_attribute_unused())
+{
+	HttpTransfer *transfer = arg;
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	transfer->sent_at = (int64) INSTR_TIME_GET_MICROSEC(now);
+	return CURL_PREREQFUNC_OK;
 }
 
 /*

@@ -10,8 +10,6 @@
  *		http_reply()	what has become of one, NULL while it is under way
  *		http_release()	gives its handle back
  *
- * http_post() does all of that for a single one.
- *
  *-------------------------------------------------------------------------
  */
 #ifndef DOUBLETICK_HTTP_H
@@ -58,9 +56,7 @@ extern const HttpReply *http_reply(HttpTransfer *transfer);
 extern void http_release(HttpTransfer *transfer);
 
 extern int	http_capacity(void);
-
-extern HttpTransfer *http_post(const HttpTarget *target, const char *body,
-							   size_t length, int timeout);
+extern int64 http_sent_at(HttpTransfer *transfer);
 
 /* Longest URL that is taken apart, in bytes. */
 #define HTTP_MAX_URL 1000

@@ -4,11 +4,14 @@
  *		The pace at which requests may leave for a server, and its pauses.
  *
  * In no window of a second may a server receive more than rate_limit requests
- * plus one.  Requests are spaced evenly, but may leave up to BURST before their
- * time, for the drainer has other work between two of them.  What leaves evenly does not
- * arrive evenly, least of all over new connections.  Both are paid for by going
- * a little slower than the limit: a window of a second has SLOWDOWN * (1 + BURST)
- * of it, 98 %, and what is left allows for 20 ms of unevenness on the way.
+ * plus one.  Two rules see to that:
+ *
+ * - requests leave evenly spaced, but may leave up to BURST before their time,
+ *	 for the drainer has other work between two of them;
+ * - what leaves evenly does not arrive evenly, least of all over new connections
+ *	 or on a busy machine.  So requests are also counted, where they are sent and
+ *	 not where they are allowed, in slices of time: over all slices, a second and
+ *	 at least one slice more, there may be no more than rate_limit and one.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,7 +26,6 @@
 
 #include "compat.h"
 
-#define SLOWDOWN 0.96
 #define BURST (20 * INT64CONST(1000))	/* µs */
 
 /* Longest pause that is kept, in µs (DESIGN.md: Retry-After, clamped to 1 h). */
@@ -35,81 +37,126 @@
  */
 static RateEntry local_rates[SHARED_MAX_RATES];
 
-static void count_request(RateEntry *entry, double per_second);
+static int64 left_of(RateEntry *entry, double per_second, int64 now);
+static void advance(RateEntry *entry, int64 now);
+static uint32 *slice_of(RateEntry *entry, int64 when);
 static RateEntry *lock_entry(Oid serverid);
 static void unlock_entry(void);
 static RateEntry *find_entry(RateEntry *rates, Oid serverid);
-static int64 left_of(const RateEntry *entry, double per_second);
 static int64 interval_of(double per_second);
 
 /*
- * How long until the next request may leave for the server, in microseconds.
- * "per_second" is the server's rate_limit, 0 for no limit; a change of it counts
- * at once.
- */
-int64
-rate_left(Oid serverid, double per_second)
-{
-	int64		left;
-
-	if (per_second <= 0)
-		return 0;
-	left = left_of(lock_entry(serverid), per_second);
-	unlock_entry();
-	return left;
-}
-
-/*
  * Counts a request as leaving now, if it may: then returns 0.  Else it returns
- * how long that will take, in microseconds, and counts nothing.
+ * how long that will take, in microseconds, and counts nothing.  "per_second" is
+ * the server's rate_limit, 0 for no limit; a change of it counts at once.
  */
 int64
 rate_claim(Oid serverid, double per_second)
 {
+	int64		now = rate_clock();
 	RateEntry  *entry;
 	int64		left;
 
 	if (per_second <= 0)
 		return 0;
 	entry = lock_entry(serverid);
-	left = left_of(entry, per_second);
+	left = left_of(entry, per_second, now);
 	if (left == 0)
-		count_request(entry, per_second);
+	{
+		entry->last = Max(entry->last + interval_of(per_second), now);
+		(*slice_of(entry, now))++;
+	}
 	unlock_entry();
 	return left;
 }
 
 /*
- * Counts a request that leaves in any case, since rate_left() has said that it
- * may: if another session has been faster, the next one waits the longer.
+ * A request that was counted at a time does not leave.
  */
 void
-rate_take(Oid serverid, double per_second)
+rate_return(Oid serverid, double per_second, int64 claimed_at)
 {
+	RateEntry  *entry;
+	uint32	   *slice;
+
 	if (per_second <= 0)
 		return;
-	count_request(lock_entry(serverid), per_second);
+	entry = lock_entry(serverid);
+	entry->last -= interval_of(per_second);
+	slice = slice_of(entry, claimed_at);
+	if (slice && *slice > 0)
+		(*slice)--;
 	unlock_entry();
 }
 
-static void
-count_request(RateEntry *entry, double per_second)
+/*
+ * A request that was counted at a time was sent at another.
+ */
+void
+rate_sent(Oid serverid, double per_second, int64 claimed_at, int64 sent_at)
 {
-	entry->last = Max(entry->last + interval_of(per_second), rate_clock());
+	RateEntry  *entry;
+	uint32	   *claimed;
+	uint32	   *sent;
+
+	if (per_second <= 0 || claimed_at / RATE_SLICE == sent_at / RATE_SLICE)
+		return;
+	entry = lock_entry(serverid);
+	advance(entry, rate_clock());
+	claimed = slice_of(entry, claimed_at);
+	sent = slice_of(entry, sent_at);
+	if (claimed && *claimed > 0)
+		(*claimed)--;
+	if (sent)
+		(*sent)++;
+	unlock_entry();
 }
 
 static int64
-left_of(const RateEntry *entry, double per_second)
+left_of(RateEntry *entry, double per_second, int64 now)
 {
-	int64		left = entry->last + interval_of(per_second) - BURST - rate_clock();
+	int64		left = entry->last + interval_of(per_second) - BURST - now;
+	uint32		total = 0;
 
-	return Max(left, 0);		/* a macro, and a clock */
+	advance(entry, now);
+	for (int i = 0; i < RATE_NSLICES; i++)
+		total += entry->counts[i];
+	if (total >= per_second + 1)
+		left = Max(left, RATE_SLICE - now % RATE_SLICE);
+	return Max(left, 0);
+}
+
+/* Empties the slices that are new. */
+static void
+advance(RateEntry *entry, int64 now)
+{
+	int64		newest = now / RATE_SLICE;
+
+	if (newest - entry->newest >= RATE_NSLICES)
+		memset(entry->counts, 0, sizeof(entry->counts));
+	else
+	{
+		for (int64 i = entry->newest + 1; i <= newest; i++)
+			entry->counts[i % RATE_NSLICES] = 0;
+	}
+	entry->newest = Max(entry->newest, newest);
+}
+
+/* The slice of a time; NULL when that is too long ago to count. */
+static uint32 *
+slice_of(RateEntry *entry, int64 when)
+{
+	int64		number = when / RATE_SLICE;
+
+	if (number > entry->newest || number <= entry->newest - RATE_NSLICES)
+		return NULL;
+	return &entry->counts[number % RATE_NSLICES];
 }
 
 static int64
 interval_of(double per_second)
 {
-	return (int64) (USECS_PER_SEC / (per_second * SLOWDOWN));
+	return (int64) (USECS_PER_SEC / per_second);
 }
 
 /*
@@ -189,9 +236,9 @@ find_entry(RateEntry *rates, Oid serverid)
 			break;				/* behind it there are only free ones */
 		}
 	}
+	memset(oldest, 0, sizeof(RateEntry));
 	oldest->database = MyDatabaseId;
 	oldest->server = serverid;
-	oldest->last = oldest->paused_until = 0;
 	return oldest;
 }
 

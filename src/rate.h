@@ -10,9 +10,9 @@
 
 #include "datatype/timestamp.h"
 
-extern int64 rate_left(Oid serverid, double per_second);
 extern int64 rate_claim(Oid serverid, double per_second);
-extern void rate_take(Oid serverid, double per_second);
+extern void rate_return(Oid serverid, double per_second, int64 claimed_at);
+extern void rate_sent(Oid serverid, double per_second, int64 claimed_at, int64 sent_at);
 extern int64 rate_wait(Oid serverid, double per_second);
 extern void rate_pause(Oid serverid, int64 microseconds);
 extern int64 rate_paused(Oid serverid);

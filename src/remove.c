@@ -190,9 +190,21 @@ send_once(const Removal *removal, const Account *account,
 	size_t		length;
 	char	   *body = payload_utf8(payload_jsonb(removal, account->waba_number), &length);
 	HttpTarget	target = account_target(account);
-	HttpTransfer *transfer = http_post(&target, body, length, (int) (budget / 1000));
-	const HttpReply *reply = http_reply(transfer);
+	int64		claimed_at = rate_clock();
+	HttpTransfer *transfer = http_start(&target, body, length, (int) (budget / 1000));
+	const HttpReply *reply;
+	bool		is_sent = false;
 
+	while ((reply = http_reply(transfer)) == NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		http_turn((int) (budget / 1000));
+		if (!is_sent && http_sent_at(transfer) != 0)
+		{
+			rate_sent(account->serverid, account->rate_limit, claimed_at, http_sent_at(transfer));
+			is_sent = true;
+		}
+	}
 	answer_read(reply, answer);
 	*retry_after = Min(reply->retry_after, SECS_PER_DAY) * USECS_PER_SEC;
 	http_release(transfer);
@@ -208,10 +220,15 @@ wait_for_pause(const Account *account, int64 deadline)
 	int64		pause = rate_paused(account->serverid);
 
 	if (rate_clock() + pause >= deadline && pause > 0)
-		return fault_hint(fault_make(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-									 "server \"%s\" is paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429",
-									 setting_server, (pause + USECS_PER_SEC - 1) / USECS_PER_SEC),
-						  "Lower the server's option \"rate_limit\".");
+	{
+		Fault	   *fault = fault_make(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+									   "server \"%s\" is paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429",
+									   setting_server, (pause + USECS_PER_SEC - 1) / USECS_PER_SEC);
+
+		/* Still the API's word, to whom it may be said again and again. */
+		fault->status = 429;
+		return fault_hint(fault, "Lower the server's option \"rate_limit\".");
+	}
 	rate_sleep(pause);
 	return NULL;
 }

@@ -20,6 +20,10 @@
 #define SHARED_SPAN 10
 #define SHARED_NSPANS 6
 
+/* Requests are counted in so many slices of time of so many µs: see rate.c. */
+#define RATE_NSLICES 52
+#define RATE_SLICE (20 * INT64CONST(1000))
+
 /* The pace of a server. */
 typedef struct RateEntry
 {
@@ -28,6 +32,8 @@ typedef struct RateEntry
 	int64		last;			/* when the last request was to leave, by
 								 * rate_clock() and even spacing; 0: never */
 	int64		paused_until;	/* by rate_clock(), 0: not paused */
+	int64		newest;			/* number of the newest slice */
+	uint32		counts[RATE_NSLICES];	/* requests in each of the last slices */
 } RateEntry;
 
 /* Requests of a span of time. */

@@ -111,10 +111,19 @@ sub their_trouble
 {
 	my $later = '86400';
 
-	answer_ok('status 429', { status => 429, retry_after => $later },
-		{ sqlstate => '53400', message => qr/HTTP status 429: ThrottlerException: Too Many Requests$/,
+	# The second call is told so without a request: the server is paused, and no other.
+	$calls->server('throttled');
+	$sb->rule($phone, { status => 429, retry_after => $later });
+	$sb->clear_journal;
+	$calls->fault_ok('status 429', $phone, { server => 'throttled', sqlstate => '53400', vague => 1,
+			message => qr/HTTP status 429: ThrottlerException: Too Many Requests$/,
 			status => 429, error => 'Too Many Requests', says => 'ThrottlerException: Too Many Requests',
 			hint => qr/rate_limit/ });
+	is(scalar @{ $sb->journal }, 2, 'status 429: one request, and one to the other server');
+	my ($paused) = $calls->session('SET doubletick.server = throttled', removal($phone, ['lead']), removal($phone, ['lead']));
+	is($paused->{sqlstate}, '53400', 'each session learns of it anew') or diag($paused->{message});
+	($_, $paused) = $calls->session('SET doubletick.server = throttled', removal($phone, ['lead']), removal($phone, ['lead']));
+	like($paused->{message}, qr/^server "throttled" is paused for another \d+ s, since DoubleTick answered with HTTP status 429$/, 'what a paused call says');
 	answer_ok('status 500', { status => 500 },
 		{ sqlstate => '58000', message => qr/HTTP status 500: Internal server error$/, status => 500,
 			error => 'Internal Server Error', says => 'Internal server error', hint => qr/./ });
