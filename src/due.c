@@ -41,7 +41,9 @@ static List *add_runners(Horizon *horizon, List *list, int64 from, int64 to, int
 static bool is_running(Snapshot snapshot, TransactionId xid);
 static bool have_xact(List *runners, int64 xact);
 static int64 widen(TransactionId xid, int64 next);
-static List *read_rows(Store *waiting, const QueueRow *customer, bool keeps, int limit);
+static void read_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps);
+static bool scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot, ScanKey keys,
+					  int nkeys, List **removals, List **keeps);
 static void take_back(DuePart *part, List *keeps);
 static TimestampTz latest_due(List *parts);
 static void choose(List *live, Due *due);
@@ -234,11 +236,12 @@ widen(TransactionId xid, int64 next)
 void
 due_read(Store *waiting, const QueueRow *customer, TimestampTz now, double retry_for, Due *due)
 {
-	List	   *removals = read_rows(waiting, customer, false, MAX_REMOVALS);
-	List	   *keeps = read_rows(waiting, customer, true, PG_INT32_MAX);
+	List	   *removals = NIL;
+	List	   *keeps = NIL;
 	List	   *live = NIL;
 	ListCell   *cell;
 
+	read_rows(waiting, customer, &removals, &keeps);
 	memset(due, 0, sizeof(Due));
 	due->customer = *customer;
 	due->has_keeps = keeps != NIL;
@@ -264,25 +267,36 @@ due_read(Store *waiting, const QueueRow *customer, TimestampTz now, double retry
 }
 
 /*
- * A customer's removals, or its keeps, in the order of their ids.  The snapshot
- * is taken here, after the customer's door: so what a cancel has taken back is
- * gone, and of a transaction all is seen or nothing.  Both calls see the same,
- * or the second one more keeps.
+ * A customer's removals, the first of them, and its keeps, both in the order of
+ * their ids.  The snapshot is taken here, after the customer's door: so what a
+ * cancel has taken back is gone, and of a transaction all is seen or nothing.
  */
-static List *
-read_rows(Store *waiting, const QueueRow *customer, bool keeps, int limit)
+static void
+read_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	List	   *parts = NIL;
 	ScanKeyData keys[2];
-	SysScanDesc scan;
-	HeapTuple	tuple;
 
 	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
 				Int64GetDatum(customer->customer));
-	ScanKeyInit(&keys[1], WAITING_KEEP, BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(keeps));
-	scan = store_scan(waiting, BY_CUSTOMER, snapshot, 2, keys);
-	while (list_length(parts) < limit && HeapTupleIsValid(tuple = store_next(scan)))
+	if (!scan_rows(waiting, customer, snapshot, keys, 1, removals, keeps))
+	{
+		ScanKeyInit(&keys[1], WAITING_KEEP, BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(true));
+		(void) scan_rows(waiting, customer, snapshot, keys, 2, removals, keeps);
+	}
+	UnregisterSnapshot(snapshot);
+}
+
+/* Removals come before keeps.  False when there were too many of them. */
+static bool
+scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot, ScanKey keys, int nkeys,
+		  List **removals, List **keeps)
+{
+	SysScanDesc scan = store_scan(waiting, BY_CUSTOMER, snapshot, nkeys, keys);
+	bool		fits = true;
+	HeapTuple	tuple;
+
+	while (fits && HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		DuePart    *part = palloc(sizeof(DuePart));
 
@@ -291,11 +305,14 @@ read_rows(Store *waiting, const QueueRow *customer, bool keeps, int limit)
 			continue;
 		part->tags = names_of_array(part->row.tags, &part->ntags);
 		part->fields = names_of_array(part->row.fields, &part->nfields);
-		parts = lappend(parts, part);
+		if (part->row.keep)
+			*keeps = lappend(*keeps, part);
+		else
+			*removals = lappend(*removals, part);
+		fits = part->row.keep || list_length(*removals) < MAX_REMOVALS;
 	}
 	store_end_scan(scan);
-	UnregisterSnapshot(snapshot);
-	return parts;
+	return fits;
 }
 
 /* Takes out of a removal the names that later keeps have. */

@@ -169,7 +169,7 @@ sub calls_are_paused
 	my ($refused) = $queue->session('CALL dt_process_queue()', removal('14155550101', ['lead']));
 	is($refused->{sqlstate}, '53400', 'paused: a call is refused');
 	like($refused->{message}, qr/^server "doubletick" is paused for another \d+ s/, 'paused: and says for how long');
-	is($refused->{detail}{statusCode}, undef, 'paused: without a status');
+	is($refused->{detail}{statusCode}, 429, 'paused: with the status that paused it');
 	is(scalar @{ $sb->journal }, 1, 'paused: and without a request');
 
 	$queue->fresh;
@@ -177,7 +177,7 @@ sub calls_are_paused
 	my ($first, $second, $other, $well) = $queue->session(attempt($phone, ['lead']), attempt('14155550101', ['lead']),
 		"SELECT set_config('doubletick.server', 'second', false)", removal('14155550101', ['lead']));
 	is($first->{value}{statusCode}, 429, 'a call is told to wait');
-	is($second->{value}{error}, 'configuration_limit_exceeded', 'so the next one is refused');
+	is($second->{value}{error}, 'Too Many Requests', 'so the next one is refused');
 	ok(exists $well->{value}{tags}, 'but not to another server');
 	is(scalar @{ $sb->journal }, 2, 'each sent once');
 
