@@ -42,8 +42,8 @@ static bool is_running(Snapshot snapshot, TransactionId xid);
 static bool have_xact(List *runners, int64 xact);
 static int64 widen(TransactionId xid, int64 next);
 static void read_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps);
-static bool scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot, ScanKey keys,
-					  int nkeys, List **removals, List **keeps);
+static bool scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot,
+					  bool keeps_only, List **removals, List **keeps);
 static void take_back(DuePart *part, List *keeps);
 static TimestampTz latest_due(List *parts);
 static void choose(List *live, Due *due);
@@ -275,27 +275,26 @@ static void
 read_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	ScanKeyData keys[2];
 
-	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
-				Int64GetDatum(customer->customer));
-	if (!scan_rows(waiting, customer, snapshot, keys, 1, removals, keeps))
-	{
-		ScanKeyInit(&keys[1], WAITING_KEEP, BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(true));
-		(void) scan_rows(waiting, customer, snapshot, keys, 2, removals, keeps);
-	}
+	if (!scan_rows(waiting, customer, snapshot, false, removals, keeps))
+		(void) scan_rows(waiting, customer, snapshot, true, removals, keeps);
 	UnregisterSnapshot(snapshot);
 }
 
 /* Removals come before keeps.  False when there were too many of them. */
 static bool
-scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot, ScanKey keys, int nkeys,
+scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot, bool keeps_only,
 		  List **removals, List **keeps)
 {
-	SysScanDesc scan = store_scan(waiting, BY_CUSTOMER, snapshot, nkeys, keys);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
 	bool		fits = true;
 	HeapTuple	tuple;
 
+	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
+				Int64GetDatum(customer->customer));
+	ScanKeyInit(&keys[1], WAITING_KEEP, BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(true));
+	scan = store_scan(waiting, BY_CUSTOMER, snapshot, keeps_only ? 2 : 1, keys);
 	while (fits && HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		DuePart    *part = palloc(sizeof(DuePart));
