@@ -9,6 +9,7 @@ MODULE_big = doubletick
 OBJS = \
 	src/account.o \
 	src/answer.o \
+	src/batch.o \
 	src/change.o \
 	src/claim.o \
 	src/column.o \

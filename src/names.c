@@ -19,7 +19,7 @@
 /* Names from which on it pays to sort them. */
 #define MANY_NAMES 32
 
-/* There is always room for at least so many: a power of two. */
+/* A list that is appended to has room for so many: a power of two. */
 #define ROOM(nnames) ((Size) pg_nextpower2_32(Max(nnames, 4)))
 
 static int	compare_places(const void *a, const void *b);
@@ -62,32 +62,46 @@ names_to_array(const char **names, int nnames)
 }
 
 /*
- * Room for so many names; names_append() may make it more.
+ * Room for so many names.
  */
 const char **
 names_alloc(int nnames)
 {
-	return MemoryContextAllocHuge(CurrentMemoryContext, sizeof(char *) * ROOM(nnames));
+	return MemoryContextAllocHuge(CurrentMemoryContext, sizeof(char *) * nnames);
 }
 
 /*
- * Appends the others to names that are in room from names_alloc(), as the others
- * must be: they may be taken over.
+ * Appends copies of the others to names that are only appended to by this.
  */
 void
-names_append(const char ***names, int *nnames, const char **others, int nothers)
+names_append_copy(const char ***names, int *nnames, const char **others, int nothers)
 {
 	int			total = *nnames + nothers;
+	Size		room = *nnames == 0 || (Size) total > ROOM(*nnames) ? sizeof(char *) * ROOM(total) : 0;
+	Size		size = room;
+	char	   *piece;
 
 	if (nothers == 0)
 		return;
-	if (*nnames == 0)
-		*names = others;
-	else
+	for (int i = 0; i < nothers; i++)
+		size += strlen(others[i]) + 1;
+
+	/* A longer list, if need be, and what it points to, in one. */
+	piece = MemoryContextAllocHuge(CurrentMemoryContext, size);
+	if (room > 0)
 	{
-		if ((Size) total > ROOM(*nnames))
-			*names = repalloc_huge(*names, sizeof(char *) * ROOM(total));
-		memcpy(*names + *nnames, others, sizeof(char *) * nothers);
+		if (*nnames > 0)
+			memcpy(piece, *names, sizeof(char *) * *nnames);
+		*names = (const char **) piece;
+		piece += room;
+	}
+	for (int i = *nnames; i < total; i++)
+	{
+		const char *other = others[i - *nnames];
+		Size		length = strlen(other) + 1;
+
+		(*names)[i] = memcpy(piece, other, length);
+		piece += length;
 	}
 	*nnames = total;
 }

@@ -17,6 +17,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "batch.h"
 #include "claim.h"
 #include "common/hashfn.h"
 #include "fmgr.h"
@@ -58,10 +59,12 @@ typedef struct Busy
 struct Queue
 {
 	Store		waiting;
+	Batch	   *batch;			/* NULL: rows are entered one by one */
 	busy_hash  *busy;			/* NULL: anybody may be */
 };
 
 static void find_busy(Queue *queue);
+static void insert(Queue *queue, const QueueRow *row);
 static void fill_row(QueueRow *row, const Requester *requester, const Removal *removal);
 static void find_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps);
 static int	bring_forward(const char **names, int nfound, int nnames, const QueueRow *removal,
@@ -102,7 +105,7 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 	requester.server = setting_server;
 	requester.role = GetUserId();
 	requester.enqueued_by = GetOuterUserId();
-	queue = queue_open(0);
+	queue = queue_open(1);
 	id = queue_remove(queue, &requester, &removal);
 	queue_close(queue);
 	PG_RETURN_INT64(id);
@@ -110,18 +113,22 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 }
 
 /*
- * Opens the queue for removals and keeps, of which there will be so many.
+ * Opens the queue for removals and keeps of so many customers.  What is entered
+ * is there when the queue is closed: a customer's keeps come before its removals,
+ * or do not take them back.
  *
  * Who has more than a few keeps had better know beforehand which customers they
  * could be for: if the table is small beside them, it is read once.
  */
 Queue *
-queue_open(int64 nkeeps)
+queue_open(int64 ncustomers)
 {
 	Queue	   *queue = palloc0(sizeof(Queue));
 
 	store_open(&queue->waiting, STORE_WAITING);
-	if (nkeeps / KEEPS_PER_BLOCK > RelationGetNumberOfBlocks(queue->waiting.rel))
+	if (ncustomers > 1)
+		queue->batch = batch_create(&queue->waiting);
+	if (ncustomers / KEEPS_PER_BLOCK > RelationGetNumberOfBlocks(queue->waiting.rel))
 		find_busy(queue);
 	return queue;
 }
@@ -129,6 +136,8 @@ queue_open(int64 nkeeps)
 void
 queue_close(Queue *queue)
 {
+	if (queue->batch)
+		batch_finish(queue->batch);
 	store_close(&queue->waiting);
 	if (queue->busy)
 		busy_destroy(queue->busy);
@@ -170,9 +179,18 @@ queue_remove(Queue *queue, const Requester *requester, const Removal *removal)
 	QueueRow	row;
 
 	fill_row(&row, requester, removal);
-	store_insert_waiting(&queue->waiting, &row);
+	insert(queue, &row);
 	worker_wake_at_commit();
 	return row.id;
+}
+
+static void
+insert(Queue *queue, const QueueRow *row)
+{
+	if (queue->batch)
+		batch_add(queue->batch, row);
+	else
+		store_insert_waiting(&queue->waiting, row);
 }
 
 /*
@@ -218,7 +236,7 @@ queue_keep(Queue *queue, const Requester *requester, Removal *names)
 	{
 		fill_row(&keep, requester, names);
 		keep.keep = true;
-		store_insert_waiting(&queue->waiting, &keep);
+		insert(queue, &keep);
 	}
 }
 

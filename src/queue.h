@@ -21,7 +21,7 @@ typedef struct Requester
 /* The queue, open to be changed. */
 typedef struct Queue Queue;
 
-extern Queue *queue_open(int64 nkeeps);
+extern Queue *queue_open(int64 ncustomers);
 extern void queue_close(Queue *queue);
 extern int64 queue_remove(Queue *queue, const Requester *requester, const Removal *removal);
 extern void queue_keep(Queue *queue, const Requester *requester, Removal *names);

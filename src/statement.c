@@ -9,7 +9,7 @@
  *
  * An UPDATE's two tables have their rows in the same order, or nearly.  Two rows
  * in the same place that say the same add nothing to what is lost, and are
- * skipped, so that only customers with changed rows take memory: about a
+ * skipped, so that only customers with changed rows take memory: about half a
  * kilobyte each.  If some of those have lost something, a second pass over the new
  * rows sees what the rows that were skipped have still.
  *
@@ -96,6 +96,7 @@ static bool rows_next(Rows *rows);
 static void rows_rewind(Rows *rows);
 static void rows_close(Rows *rows);
 static void add(Statement *statement, Rows *rows, bool is_new);
+static Customer *make_customer(const Removal *number);
 static void compare(Statement *statement);
 static Removal gained_by(Statement *statement, const Customer *customer);
 static void subtract_skipped(Statement *statement, Rows *new);
@@ -140,8 +141,9 @@ start(Statement *statement, Definition *definition)
 {
 	memset(statement, 0, sizeof(Statement));
 	statement->definition = definition;
-	statement->context = AllocSetContextCreate(CurrentMemoryContext, "doubletick statement",
-											   ALLOCSET_DEFAULT_SIZES);
+	/* Packed: nothing of it is freed before all of it is. */
+	statement->context = GenerationContextCreate(CurrentMemoryContext, "doubletick statement",
+												 ALLOCSET_DEFAULT_SIZES);
 	forget(statement);
 }
 
@@ -262,7 +264,7 @@ rows_close(Rows *rows)
 static void
 add(Statement *statement, Rows *rows, bool is_new)
 {
-	MemoryContext caller = MemoryContextSwitchTo(statement->context);
+	MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 	Columns    *columns = &statement->definition->columns;
 	CustomerEntry *entry;
 	Customer   *customer;
@@ -272,23 +274,40 @@ add(Statement *statement, Rows *rows, bool is_new)
 
 	columns_read_customer(columns, rows->slot, &row);
 	columns_read_names(columns, rows->slot, &row);
+	MemoryContextSwitchTo(statement->context);
 	if (row.ntags > 0 || row.nfields > 0)
 	{
 		entry = customers_insert(statement->customers, &row, &found);
 		if (!found)
 		{
-			customer = palloc0(sizeof(Customer));
-			customer->old.phone = customer->new.phone = row.phone;
-			customer->old.waba = customer->new.waba = row.waba;
+			customer = make_customer(&row);
 			dlist_push_tail(&statement->order, &customer->node);
 			entry->number = &customer->old;
 		}
 		customer = customer_of(entry->number);
 		side = is_new ? &customer->new : &customer->old;
-		names_append(&side->tags, &side->ntags, row.tags, row.ntags);
-		names_append(&side->fields, &side->nfields, row.fields, row.nfields);
+		names_append_copy(&side->tags, &side->ntags, row.tags, row.ntags);
+		names_append_copy(&side->fields, &side->nfields, row.fields, row.nfields);
 	}
 	MemoryContextSwitchTo(caller);
+	MemoryContextReset(statement->row_context);
+}
+
+/* With its numbers in one piece: there may be very many. */
+static Customer *
+make_customer(const Removal *number)
+{
+	Size		phone_size = strlen(number->phone) + 1;
+	Size		waba_size = number->waba ? strlen(number->waba) + 1 : 0;
+	Customer   *customer = palloc_extended(sizeof(Customer) + phone_size + waba_size,
+										   MCXT_ALLOC_HUGE);
+	char	   *phone = (char *) (customer + 1);
+
+	memset(customer, 0, sizeof(Customer));
+	customer->old.phone = customer->new.phone = memcpy(phone, number->phone, phone_size);
+	if (number->waba)
+		customer->old.waba = customer->new.waba = memcpy(phone + phone_size, number->waba, waba_size);
+	return customer;
 }
 
 /* Leaves in "old" what was lost, as far as is known. */

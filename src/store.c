@@ -73,13 +73,11 @@ static Oid	extension_schema(void);
 static void forget_objects(Datum arg, Oid relid);
 static void open_others(Store *store);
 static IndexInfo *info_of(Relation index);
-static void insert_index_entry(Store *store, int place, HeapTuple tuple);
 static bool find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple);
 static uint64 hash_text(const char *text, uint64 seed);
 static bool is_same_number(const char *number, const char *other);
 static char *read_text(Datum value, bool isnull);
 static void set_text(Datum *values, bool *nulls, int column, const char *string);
-static HeapTuple form_waiting(Store *waiting, const QueueRow *row);
 
 /*
  * Is the extension there, in this database?
@@ -279,12 +277,15 @@ store_insert(Store *store, HeapTuple tuple)
 {
 	simple_heap_insert(store->rel, tuple);
 	for (int i = 0; i < store->nindexes; i++)
-		insert_index_entry(store, i, tuple);
+		store_insert_index_entry(store, i, tuple);
 	heap_freetuple(tuple);
 }
 
-static void
-insert_index_entry(Store *store, int place, HeapTuple tuple)
+/*
+ * Enters a tuple that is in the table into one of its indexes.
+ */
+void
+store_insert_index_entry(Store *store, int place, HeapTuple tuple)
 {
 	Relation	index = store->indexes[place];
 	IndexInfo  *info = info_of(index);
@@ -332,7 +333,7 @@ info_of(Relation index)
 void
 store_insert_waiting(Store *waiting, const QueueRow *row)
 {
-	store_insert(waiting, form_waiting(waiting, row));
+	store_insert(waiting, store_form_waiting(waiting, row));
 }
 
 /*
@@ -341,7 +342,7 @@ store_insert_waiting(Store *waiting, const QueueRow *row)
 void
 store_update_waiting(Store *waiting, const QueueRow *row)
 {
-	HeapTuple	tuple = form_waiting(waiting, row);
+	HeapTuple	tuple = store_form_waiting(waiting, row);
 
 	tuple->t_self = row->tid;
 	CatalogTupleUpdate(waiting->rel, &tuple->t_self, tuple);
@@ -563,8 +564,11 @@ set_text(Datum *values, bool *nulls, int column, const char *string)
 		values[column - 1] = CStringGetTextDatum(string);
 }
 
-static HeapTuple
-form_waiting(Store *waiting, const QueueRow *row)
+/*
+ * The tuple of a row, which is nowhere yet.
+ */
+HeapTuple
+store_form_waiting(Store *waiting, const QueueRow *row)
 {
 	Datum		values[WAITING_NCOLUMNS];
 	bool		nulls[WAITING_NCOLUMNS] = {false};

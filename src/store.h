@@ -126,6 +126,8 @@ extern void store_close(Store *store);
 
 extern int64 store_next_id(void);
 extern void store_insert(Store *store, HeapTuple tuple);
+extern void store_insert_index_entry(Store *store, int place, HeapTuple tuple);
+extern HeapTuple store_form_waiting(Store *waiting, const QueueRow *row);
 extern void store_insert_waiting(Store *waiting, const QueueRow *row);
 extern void store_update_waiting(Store *waiting, const QueueRow *row);
 extern bool store_delete(Store *store, const ItemPointerData *tid, bool wait);

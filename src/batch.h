@@ -1,0 +1,19 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.h
+ *		Rows that one statement enters into dt_waiting together.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_BATCH_H
+#define DOUBLETICK_BATCH_H
+
+#include "store.h"
+
+typedef struct Batch Batch;
+
+extern Batch *batch_create(Store *waiting);
+extern void batch_add(Batch *batch, const QueueRow *row);
+extern void batch_finish(Batch *batch);
+
+#endif							/* DOUBLETICK_BATCH_H */
