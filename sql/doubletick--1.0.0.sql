@@ -371,7 +371,7 @@ AS 'MODULE_PATHNAME', 'dt_cancel'
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_cancel(bigint) IS
-'Takes a waiting removal out of the queue. True only if its request has not left and, once this transaction commits, never will. One that waits to be tried again is taken out too, but has left before: false. Also false for what is in flight, settled, unknown, or another role''s. Raises 25006 in a read-only session.';
+'Takes a waiting removal out of the queue. True only if its request has not left and, once this transaction commits, never will; a request that was out when its session was cut off has left no trace, and counts as not having left. One that waits to be tried again is taken out too, but has left before: false. Also false for what is in flight, settled, unknown, or another role''s. Raises 25006 in a read-only session.';
 
 CREATE FUNCTION @extschema@.dt_retry(id bigint)
 RETURNS boolean

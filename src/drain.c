@@ -45,7 +45,7 @@
  * Answers are settled when they are one of so many in flight, or when they do
  * not come closer than so, in µs (test/bench/queue).
  */
-#define SETTLE_PART 3
+#define SETTLE_PART 2
 #define DENSE INT64CONST(300)
 
 /* Memory kept for a transaction, and for each flight, in bytes. */
