@@ -24,6 +24,8 @@ static bool is_usable(const Removal *names);
 static bool is_empty(const Removal *names);
 static const char *reason(const char *what, const char *number);
 static void fail_unsendable(const Requester *requester, Removal *lost);
+static bool are_sendable(const char **names, int nnames);
+static bool is_sendable(const char *name);
 static int	split_unsendable(const char **names, int nnames, const char **unsendable, int *nunsendable);
 static void enter_in_parts(Queue *queue, const Requester *requester, const Removal *lost);
 static int	fit(const char **names, int nnames, int *room, size_t *nbytes);
@@ -98,8 +100,8 @@ change_copy(const Removal *names)
 }
 
 /*
- * A customer has these names now, some of which it has gained: a waiting removal
- * of them is taken back.
+ * A customer has these names now, some of which it has gained, or none (NULL): a
+ * waiting removal of them is taken back.
  */
 void
 change_keep(Queue *queue, const Requester *requester, const Removal *now, const Removal *gained)
@@ -108,11 +110,15 @@ change_keep(Queue *queue, const Requester *requester, const Removal *now, const 
 
 	if (is_usable(now))
 	{
-		kept = change_copy(now);
 		PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
-		queue_keep(queue, requester, &kept);
+		if (queue_may_have(queue, now->phone))
+		{
+			kept = change_copy(now);
+			queue_keep(queue, requester, &kept);
+		}
 	}
-	gains_remember(requester, gained, &kept);
+	if (gained)
+		gains_remember(requester, gained, &kept);
 }
 
 /*
@@ -126,7 +132,7 @@ change_remove(Queue *queue, const Requester *requester, Removal *lost)
 	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
 	if (!is_number(lost->phone))
 		(void) queue_fail(requester, lost, reason("phone", lost->phone));
-	else if (!is_usable(lost))
+	else if (lost->waba && !is_number(lost->waba))
 		(void) queue_fail(requester, lost, reason("waba", lost->waba));
 	else
 	{
@@ -164,15 +170,35 @@ reason(const char *what, const char *number)
 static void
 fail_unsendable(const Requester *requester, Removal *lost)
 {
-	Removal		unsendable = change_copy(lost);
+	Removal		unsendable;
 
+	if (are_sendable(lost->tags, lost->ntags) && are_sendable(lost->fields, lost->nfields))
+		return;
+	unsendable = change_copy(lost);
 	lost->ntags = split_unsendable(lost->tags, lost->ntags, unsendable.tags, &unsendable.ntags);
 	lost->nfields = split_unsendable(lost->fields, lost->nfields,
 									 unsendable.fields, &unsendable.nfields);
-	if (!is_empty(&unsendable))
-		(void) queue_fail(requester, &unsendable,
-						  psprintf("names cannot be sent: UTF-8 cannot hold them, or they are longer than %d bytes as JSON",
-								   PAYLOAD_MAX_BYTES));
+	(void) queue_fail(requester, &unsendable,
+					  psprintf("names cannot be sent: UTF-8 cannot hold them, or they are longer than %d bytes as JSON",
+							   PAYLOAD_MAX_BYTES));
+}
+
+static bool
+are_sendable(const char **names, int nnames)
+{
+	for (int i = 0; i < nnames; i++)
+	{
+		if (!is_sendable(names[i]))
+			return false;
+	}
+	return true;
+}
+
+static bool
+is_sendable(const char *name)
+{
+	return payload_has_utf8_form(name, strlen(name)) &&
+		payload_json_length(name) <= PAYLOAD_MAX_BYTES;
 }
 
 static int
@@ -183,8 +209,7 @@ split_unsendable(const char **names, int nnames, const char **unsendable, int *n
 	*nunsendable = 0;
 	for (int i = 0; i < nnames; i++)
 	{
-		if (payload_has_utf8_form(names[i], strlen(names[i])) &&
-			payload_json_length(names[i]) <= PAYLOAD_MAX_BYTES)
+		if (is_sendable(names[i]))
 			names[nleft++] = names[i];
 		else
 			unsendable[(*nunsendable)++] = names[i];

@@ -20,7 +20,7 @@
 #define MANY_NAMES 32
 
 /* A list that is appended to has room for so many: a power of two. */
-#define ROOM(nnames) ((Size) pg_nextpower2_32(Max(nnames, 4)))
+#define ROOM(nnames) ((Size) pg_nextpower2_32(nnames))
 
 static int	compare_places(const void *a, const void *b);
 static int	filter(const char **names, int nnames, const char **others, int nothers, bool wanted);

@@ -194,6 +194,16 @@ insert(Queue *queue, const QueueRow *row)
 }
 
 /*
+ * May something wait for a customer with this phone?  If not, to keep anything
+ * is in vain.
+ */
+bool
+queue_may_have(Queue *queue, const char *phone)
+{
+	return queue->busy == NULL || busy_lookup(queue->busy, payload_digits(phone)) != NULL;
+}
+
+/*
  * Enters that the customer has these names again: what waits to remove them
  * will not.  Leaves in "names" those for which something does; where nothing
  * does, nothing is entered.
@@ -219,10 +229,7 @@ queue_keep(Queue *queue, const Requester *requester, Removal *names)
 	keep.waba = names->waba;
 	keep.customer = store_customer(keep.server, keep.role, keep.phone, keep.waba);
 
-	if (queue->busy == NULL || busy_lookup(queue->busy, keep.customer) != NULL)
-		find_rows(&queue->waiting, &keep, &removals, &keeps);
-	else
-		removals = keeps = NIL;
+	find_rows(&queue->waiting, &keep, &removals, &keeps);
 	foreach(cell, removals)
 	{
 		QueueRow   *row = lfirst(cell);

@@ -41,7 +41,7 @@ typedef struct Customer
 	dlist_node	node;
 	Removal		old;			/* has the numbers of the first row */
 	Removal		new;
-	Removal		gained;			/* new, but not old, for each row */
+	Removal    *gained;			/* new, but not old, for each row; NULL: none */
 } Customer;
 
 typedef struct CustomerEntry
@@ -98,7 +98,7 @@ static void rows_close(Rows *rows);
 static void add(Statement *statement, Rows *rows, bool is_new);
 static Customer *make_customer(const Removal *number);
 static void compare(Statement *statement);
-static Removal gained_by(Statement *statement, const Customer *customer);
+static Removal *gained_by(Statement *statement, const Customer *customer);
 static void subtract_skipped(Statement *statement, Rows *new);
 static void enter(Statement *statement);
 static Customer *customer_of(const Removal *old);
@@ -339,20 +339,24 @@ compare(Statement *statement)
 }
 
 /* Most have gained nothing, and take no memory for it. */
-static Removal
+static Removal *
 gained_by(Statement *statement, const Customer *customer)
 {
 	MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 	const Removal *old = &customer->old;
 	Removal		gained = change_copy(&customer->new);
+	Removal    *result = NULL;
 
 	gained.ntags = names_subtract_each(gained.tags, gained.ntags, old->tags, old->ntags);
 	gained.nfields = names_subtract_each(gained.fields, gained.nfields, old->fields, old->nfields);
 	MemoryContextSwitchTo(caller);
 	if (gained.ntags > 0 || gained.nfields > 0)
-		gained = change_copy(&gained);
+	{
+		result = palloc(sizeof(Removal));
+		*result = change_copy(&gained);
+	}
 	MemoryContextReset(statement->row_context);
-	return gained;
+	return result;
 }
 
 /* Of new rows those that were skipped matter; the others do no harm. */
@@ -396,7 +400,7 @@ enter(Statement *statement)
 
 		CHECK_FOR_INTERRUPTS();
 		if (customer->new.ntags > 0 || customer->new.nfields > 0)
-			change_keep(queue, requester, &customer->new, &customer->gained);
+			change_keep(queue, requester, &customer->new, customer->gained);
 		change_remove(queue, requester, &customer->old);
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);

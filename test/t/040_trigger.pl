@@ -197,6 +197,24 @@ foreach my $level (qw(row statement))
 	is(queued(), '', "$level: and only that");
 }
 
+# Many customers in one statement, in no order, some with more names than fit into a page.
+
+customers('statement');
+run("INSERT INTO customers SELECT i, (919000000000 + i * 7919 % 1999)::text,"
+	  . " CASE WHEN i % 100 = 0 THEN ARRAY(SELECT md5(i || ' ' || n) FROM generate_series(1, 400) AS n) ELSE ARRAY['tag ' || i] END"
+	  . ' FROM generate_series(1, 1998) AS i');
+run('CREATE TEMP TABLE had AS SELECT phone, tags FROM customers', "UPDATE customers SET tags = '{}'");
+my $same = 'SELECT count(*) FROM had JOIN dt_waiting AS w ON w.%s AND w.phone = had.phone AND w.tags = had.tags AND NOT w.keep';
+is(one('SELECT count(*) FROM dt_waiting'), 1998, 'what many customers lose is a row for each');
+is(one(sprintf $same, 'customer = had.phone::bigint'), 1998, 'with their names');
+run('SET enable_seqscan = off', 'SET enable_hashjoin = off', 'SET enable_mergejoin = off');
+is(one(sprintf $same, 'customer = had.phone::bigint'), 1998, 'found by the index of customers');
+is(one('SELECT count(*) FROM generate_series((SELECT min(id) FROM dt_waiting), (SELECT max(id) FROM dt_waiting)) AS i'
+		  . ' JOIN dt_waiting AS w ON w.id = i'), 1998, 'and by that of ids, in one run');
+run('RESET enable_seqscan', 'RESET enable_hashjoin', 'RESET enable_mergejoin',
+	'UPDATE customers SET tags = had.tags FROM had WHERE had.phone = customers.phone', 'DROP TABLE had');
+is(queued(), '', 'and all of it is taken back');
+
 # Whatever the columns are.
 
 my %types = (
