@@ -234,7 +234,7 @@ xmin_of(SyscacheId cache, Oid oid)
 {
 	HeapTuple	tuple = SearchSysCache1(cache, ObjectIdGetDatum(oid));
 	TransactionId xmin = HeapTupleIsValid(tuple) ?
-		HeapTupleHeaderGetRawXmin(tuple->t_data) : InvalidTransactionId;
+	HeapTupleHeaderGetRawXmin(tuple->t_data) : InvalidTransactionId;
 
 	if (HeapTupleIsValid(tuple))
 		ReleaseSysCache(tuple);

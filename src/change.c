@@ -111,7 +111,7 @@ change_keep(Queue *queue, const Requester *requester, const Removal *now, const 
 	if (is_usable(now))
 	{
 		PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
-		if (queue_may_have(queue, now->phone))
+		if (queue_may_have(queue, requester, now))
 		{
 			kept = change_copy(now);
 			queue_keep(queue, requester, &kept);

@@ -624,7 +624,7 @@ static void
 put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due, Flight *flight)
 {
 	bool		is_settled = due->parts == NIL && due->later == NIL &&
-		list_length(due->expired) + list_length(due->kept) < PAYLOAD_MAX_NAMES;
+	list_length(due->expired) + list_length(due->kept) < PAYLOAD_MAX_NAMES;
 	ListCell   *cell;
 
 	if (due->customer.keep)
@@ -632,7 +632,7 @@ put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due, Flight *fl
 		foreach(cell, due->later)
 		{
 			const QueueRow *row = &((DuePart *) lfirst(cell))->row;
-			Waiting		other = {row->id, row->customer};
+			Waiting		other = place_of(row->id, row->customer);
 
 			if (flight)
 				flight_note_again(flight, other);
@@ -701,7 +701,7 @@ discovered(void *arg, const QueueRow *place)
 	Fill	   *fill = arg;
 
 	lane_push(find_lane(fill->drain, place->server, place->role),
-			  (Waiting) {place->id, place->customer});
+			  place_of(place->id, place->customer));
 	fill->nfound++;
 }
 

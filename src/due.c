@@ -133,7 +133,10 @@ note_ended(Horizon *horizon, Snapshot snapshot, int64 next)
 		horizon->runners = foreach_delete_current(horizon->runners, cell);
 	}
 
-	/* Of what was unknown, the older part is known now: it runs, or it may have ended. */
+	/*
+	 * Of what was unknown, the older part is known now: it runs, or it may
+	 * have ended.
+	 */
 	if (unknown->from >= unknown->to || xmax <= unknown->from)
 		return;
 	for (uint32 i = 0; i < snapshot->xcnt; i++)
@@ -400,8 +403,10 @@ due_forget_keeps(Store *waiting, const QueueRow *customer)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	List	   *keeps = NIL;
-	int64		oldest = PG_INT64_MAX;	/* place of the first removal that waits, */
-	int64		oldest_sure = PG_INT64_MAX; /* and of the first that is sure to */
+	int64		oldest = PG_INT64_MAX;	/* place of the first removal that
+										 * waits, */
+	int64		oldest_sure = PG_INT64_MAX; /* and of the first that is sure
+											 * to */
 	int64		again = 0;
 	ListCell   *cell;
 

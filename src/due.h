@@ -23,9 +23,11 @@ typedef struct Runners
 /* Which waiting rows have been seen, by this process. */
 typedef struct Horizon
 {
-	int64		id;				/* all up to this one, but for those of runners */
+	int64		id;				/* all up to this one, but for those of
+								 * runners */
 	List	   *runners;		/* Runners, of one each: known to be under way */
-	Runners		unknown;		/* above all that have ended: perhaps under way */
+	Runners		unknown;		/* above all that have ended: perhaps under
+								 * way */
 
 	/* Rows to look through again, for those of transactions that have ended. */
 	int64		again_from;		/* above this id, */
@@ -53,8 +55,8 @@ typedef struct Due
 {
 	QueueRow	customer;		/* the row that was asked for */
 	List	   *parts;			/* DuePart: go out as one request */
-	List	   *later;			/* DuePart: must wait, for another request or for
-								 * due_at */
+	List	   *later;			/* DuePart: must wait, for another request or
+								 * for due_at */
 	List	   *expired;		/* DuePart: older than retry_for */
 	List	   *kept;			/* DuePart: wholly taken back */
 	bool		has_keeps;		/* are there keeps? */

@@ -67,11 +67,13 @@ static Removal
 merge_parts(List *parts)
 {
 	DuePart    *first = linitial(parts);
-	Removal		removal = {.phone = first->row.phone, .waba = first->row.waba};
+	Removal		removal = {0};
 	int			ntags = 0;
 	int			nfields = 0;
 	ListCell   *cell;
 
+	removal.phone = first->row.phone;
+	removal.waba = first->row.waba;
 	foreach(cell, parts)
 	{
 		ntags += ((DuePart *) lfirst(cell))->ntags;
@@ -214,7 +216,7 @@ flight_forget_keeps(Lane *lane, const QueueRow *customer, Store *waiting)
 	int64		id = due_forget_keeps(waiting, customer);
 
 	if (id != 0)
-		lane_push_later(lane, (Waiting) {id, customer->customer},
+		lane_push_later(lane, place_of(id, customer->customer),
 						GetCurrentTimestamp() + KEEP_INTERVAL);
 }
 
@@ -311,7 +313,7 @@ affect_lane(Flight *flight, const Outcome *outcome, const Answer *answer, int64 
 static void
 put_back(Flight *flight, const QueueRow *row, const Outcome *outcome)
 {
-	Waiting		place = {row->id, row->customer};
+	Waiting		place = place_of(row->id, row->customer);
 
 	if (outcome->verdict == VERDICT_AGAIN)
 		lane_push_later(flight->lane, place, row->due_at);

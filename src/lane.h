@@ -38,13 +38,25 @@ typedef struct Lane
 	int			nflights;
 
 	/* See hold.c. */
-	TimestampTz look_at;		/* when to look again what its definitions lack */
+	TimestampTz look_at;		/* when to look again what its definitions
+								 * lack */
 	bool		held;
 	const char *reason;
 	const char *definition;
 	TimestampTz since;
 	TimestampTz probe_at;
 } Lane;
+
+/* The place of a row. */
+static inline Waiting
+place_of(int64 id, int64 customer)
+{
+	Waiting		place;
+
+	place.id = id;
+	place.customer = customer;
+	return place;
+}
 
 extern Lane *lane_make(MemoryContext parent, const char *server, Oid role);
 extern void lane_push(Lane *lane, Waiting row);

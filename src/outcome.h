@@ -15,7 +15,8 @@ typedef struct Facts
 {
 	HttpResult	result;
 	int			status;			/* HTTP status, when HTTP_ANSWERED */
-	bool		is_object;		/* is the body a JSON object that jsonb can hold? */
+	bool		is_object;		/* is the body a JSON object that jsonb can
+								 * hold? */
 	bool		no_route;		/* does it say "Cannot POST ..."? */
 	int64		retry_after;	/* seconds, 0 when the server did not say */
 	bool		coalesced;		/* did the request carry other rows, too? */

@@ -166,7 +166,7 @@ note_errors(StringInfo note, Jsonb *answer, const Kind *kind)
 		JsonbValue *member = getIthJsonbValueFromContainer(errored, i);
 		JsonbValue *name = name_of(member, kind);
 		JsonbValue *error = member->type == jbvBinary && name ?
-			string_of(member->val.binary.data, "error") : NULL;
+		string_of(member->val.binary.data, "error") : NULL;
 
 		appendStringInfo(note, "%s%s \"", note->len > 0 ? "; " : "",
 						 kind == &tag_kind ? "tag" : "custom field");

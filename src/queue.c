@@ -194,13 +194,14 @@ insert(Queue *queue, const QueueRow *row)
 }
 
 /*
- * May something wait for a customer with this phone?  If not, to keep anything
- * is in vain.
+ * May something wait for this customer?  If not, to keep anything is in vain.
  */
 bool
-queue_may_have(Queue *queue, const char *phone)
+queue_may_have(Queue *queue, const Requester *requester, const Removal *names)
 {
-	return queue->busy == NULL || busy_lookup(queue->busy, payload_digits(phone)) != NULL;
+	return queue->busy == NULL ||
+		busy_lookup(queue->busy, store_customer(requester->server, requester->role,
+												names->phone, names->waba)) != NULL;
 }
 
 /*
@@ -449,10 +450,12 @@ static void
 put_back(QueueRow *row)
 {
 	Requester	requester = {row->server, row->role, row->enqueued_by};
-	Removal		nothing = {.phone = row->phone, .waba = row->waba};
+	Removal		nothing = {0};
 	QueueRow	news;
 	Store		waiting;
 
+	nothing.phone = row->phone;
+	nothing.waba = row->waba;
 	fill_row(&news, &requester, &nothing);
 	news.keep = true;
 	row->ord = news.id;

@@ -24,7 +24,7 @@ typedef struct Queue Queue;
 extern Queue *queue_open(int64 ncustomers);
 extern void queue_close(Queue *queue);
 extern int64 queue_remove(Queue *queue, const Requester *requester, const Removal *removal);
-extern bool queue_may_have(Queue *queue, const char *phone);
+extern bool queue_may_have(Queue *queue, const Requester *requester, const Removal *names);
 extern void queue_keep(Queue *queue, const Requester *requester, Removal *names);
 extern int64 queue_fail(const Requester *requester, const Removal *removal, const char *error);
 

@@ -363,7 +363,7 @@ database_settings(void)
 	ScanKeyData keys[1];
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	char		text[100] = "";
+	char		found[100] = "";
 
 	begin_transaction();
 	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
@@ -373,14 +373,14 @@ database_settings(void)
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		if (((Form_pg_db_role_setting) GETSTRUCT(tuple))->setrole == InvalidOid)
-			snprintf(text, sizeof(text), "%u (%u,%u)", HeapTupleHeaderGetRawXmin(tuple->t_data),
+			snprintf(found, sizeof(found), "%u (%u,%u)", HeapTupleHeaderGetRawXmin(tuple->t_data),
 					 ItemPointerGetBlockNumber(&tuple->t_self),
 					 ItemPointerGetOffsetNumber(&tuple->t_self));
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	commit_transaction();
-	return MemoryContextStrdup(TopMemoryContext, text);
+	return MemoryContextStrdup(TopMemoryContext, found);
 }
 
 /*
