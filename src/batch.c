@@ -115,8 +115,11 @@ enter(Batch *batch)
 		store_insert_index_entry(waiting, BY_ID, batch->tuples[i]);
 	}
 	qsort(batch->places, batch->nrows, sizeof(Place), compare_places);
-	for (int i = 0; i < batch->nrows; i++)
-		store_insert_index_entry(waiting, BY_CUSTOMER, batch->tuples[batch->places[i].row]);
+	for (int place = BY_CUSTOMER; place < waiting->nindexes; place++)
+	{
+		for (int i = 0; i < batch->nrows; i++)
+			store_insert_index_entry(waiting, place, batch->tuples[batch->places[i].row]);
+	}
 
 	for (int i = 0; i < batch->nrows; i++)
 		ExecClearTuple(batch->slots[i]);
