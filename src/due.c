@@ -42,6 +42,7 @@ static bool is_running(Snapshot snapshot, TransactionId xid);
 static bool have_xact(List *runners, int64 xact);
 static int64 widen(TransactionId xid, int64 next);
 static List *read_rows(Store *waiting, const QueueRow *customer, bool keeps, int limit);
+static void copy_customer(QueueRow *copy, const QueueRow *customer);
 static void take_back(DuePart *part, List *keeps);
 static TimestampTz latest_due(List *parts);
 static void choose(List *live, Due *due);
@@ -240,7 +241,7 @@ due_read(Store *waiting, const QueueRow *customer, TimestampTz now, double retry
 	ListCell   *cell;
 
 	memset(due, 0, sizeof(Due));
-	due->customer = *customer;
+	copy_customer(&due->customer, customer);
 	due->has_keeps = keeps != NIL;
 	foreach(cell, removals)
 	{
@@ -296,6 +297,18 @@ read_rows(Store *waiting, const QueueRow *customer, bool keeps, int limit)
 	store_end_scan(scan);
 	UnregisterSnapshot(snapshot);
 	return parts;
+}
+
+/* What tells who it is: the row that was given may be gone before the request is. */
+static void
+copy_customer(QueueRow *copy, const QueueRow *customer)
+{
+	*copy = *customer;
+	copy->server = pstrdup(customer->server);
+	copy->phone = pstrdup(customer->phone);
+	copy->waba = customer->waba ? pstrdup(customer->waba) : NULL;
+	copy->tags = copy->fields = NULL;
+	copy->last_error = NULL;
 }
 
 /* Takes out of a removal the names that later keeps have. */
