@@ -44,6 +44,7 @@ static int64 widen(TransactionId xid, int64 next);
 static void read_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps);
 static bool scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot,
 					  bool keeps_only, List **removals, List **keeps);
+static void copy_customer(QueueRow *copy, const QueueRow *customer);
 static void take_back(DuePart *part, List *keeps);
 static TimestampTz latest_due(List *parts);
 static void choose(List *live, Due *due);
@@ -246,7 +247,7 @@ due_read(Store *waiting, const QueueRow *customer, TimestampTz now, double retry
 
 	read_rows(waiting, customer, &removals, &keeps);
 	memset(due, 0, sizeof(Due));
-	due->customer = *customer;
+	copy_customer(&due->customer, customer);
 	due->has_keeps = keeps != NIL;
 	foreach(cell, removals)
 	{
@@ -315,6 +316,18 @@ scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot, bool keep
 	}
 	store_end_scan(scan);
 	return fits;
+}
+
+/* What tells who it is: the row that was given may be gone before the request is. */
+static void
+copy_customer(QueueRow *copy, const QueueRow *customer)
+{
+	*copy = *customer;
+	copy->server = pstrdup(customer->server);
+	copy->phone = pstrdup(customer->phone);
+	copy->waba = customer->waba ? pstrdup(customer->waba) : NULL;
+	copy->tags = copy->fields = NULL;
+	copy->last_error = NULL;
 }
 
 /* Takes out of a removal the names that later keeps have. */

@@ -48,6 +48,7 @@ typedef enum HoldColumn
 	HOLD_NCOLUMNS = HOLD_REASON
 } HoldColumn;
 
+static const char *name_of_role(const Lane *lane);
 static void set_reason(Lane *lane, const char *reason, const char *definition);
 static void write_hold(const Lane *lane);
 static void erase_hold(Store *hold, const Lane *lane);
@@ -153,7 +154,7 @@ hold_enter(Lane *lane, const Fault *fault, const char *definition)
 		ereport(WARNING,
 				(errcode(fault->sqlstate),
 				 errmsg("requests of role \"%s\" to server \"%s\" are held: %s",
-						GetUserNameFromId(lane->role, true), lane->server, fault->message),
+						name_of_role(lane), lane->server, fault->message),
 				 errdetail("They wait, and go on by themselves when this is mended."),
 				 fault->hint ? errhint("%s", fault->hint) : 0));
 }
@@ -178,7 +179,7 @@ hold_lift(Lane *lane)
 	if (lane->held)
 		ereport(LOG,
 				(errmsg("requests of role \"%s\" to server \"%s\" go on",
-						GetUserNameFromId(lane->role, true), lane->server)));
+						name_of_role(lane), lane->server)));
 	hold_drop(lane);
 }
 
@@ -196,6 +197,15 @@ hold_drop(Lane *lane)
 	erase_hold(&hold, lane);
 	store_close(&hold);
 	lane->held = false;
+}
+
+/* As pg_get_userbyid() has it: a role may be dropped while a request of it is out. */
+static const char *
+name_of_role(const Lane *lane)
+{
+	const char *name = GetUserNameFromId(lane->role, true);
+
+	return name ? name : psprintf("unknown (OID=%u)", lane->role);
 }
 
 static void
