@@ -18,6 +18,7 @@ OBJS = \
 	src/drain.o \
 	src/due.o \
 	src/fault.o \
+	src/fill.o \
 	src/flight.o \
 	src/gains.o \
 	src/hold.o \

@@ -1,0 +1,472 @@
+/*-------------------------------------------------------------------------
+ *
+ * fill.c
+ *		What goes out next, in a turn of the drain.
+ *
+ * A customer's rows are read when a slot and a turn of the rate are free, and
+ * not before: until then a cancel or a keep can reach them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "fill.h"
+#include "hold.h"
+#include "miscadmin.h"
+#include "rate.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+/* Rows found in one look. */
+#define DISCOVER_BATCH 256
+
+/* When all rows that were found have been looked at: until the next look, in µs. */
+#define LOOK_INTERVAL (20 * INT64CONST(1000))
+
+/* How long a customer is left alone whose rows somebody takes back, in µs. */
+#define WITHHELD_INTERVAL (100 * INT64CONST(1000))
+
+/* Memory kept for each flight, in bytes. */
+#define FLIGHT_MEMORY (16 * 1024)
+
+/* How long a lane is left alone whose definitions lack something, in µs. */
+#define HELD_INTERVAL USECS_PER_SEC
+
+/* Rows of a lane looked at in one transaction. */
+#define LOOKS_PER_FILL 1000
+
+static void discovered(void *arg, const QueueRow *place);
+static void fill_slots(Fill *fill);
+static void fill_lane(Fill *fill, Lane *lane);
+static void fill_room(Fill *fill, Lane *lane, const Account *account);
+static void fail_lane(Fill *fill, Lane *lane);
+static void expire_lane(Fill *fill, Lane *lane, double retry_for);
+static int	count_flights(const Drain *drain, const Lane *lane);
+static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
+						  const char *definition);
+static MemoryContext take_context(Drain *drain);
+static void put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due);
+static Flight *find_flight(Drain *drain, const QueueRow *row);
+static void note_time(Drain *drain, int64 microseconds);
+static bool may_look(Drain *drain);
+static void look(Fill *fill);
+
+/*
+ * Finds what waits, and makes as much of it ready as may be sent now.
+ */
+void
+fill_turn(Fill *fill)
+{
+	Drain	   *drain = fill->drain;
+
+	drain->fill_at = PG_INT64_MAX;
+	drain->waits_for_turn = false;
+	fill_slots(fill);
+	while (may_look(drain))
+	{
+		look(fill);
+		if (fill->nfound == 0)
+			break;
+		fill_slots(fill);
+		if (!fill->hungry)
+			break;
+	}
+	if (!drain->at_end)
+		note_time(drain, 0);
+	else if (fill->hungry && (drain->nout > 0 || !dlist_is_empty(&drain->ready)))
+		note_time(drain, drain->look_at - rate_clock());
+}
+
+/* Each lane in its turn is the first to be served. */
+static void
+fill_slots(Fill *fill)
+{
+	Drain	   *drain = fill->drain;
+	int			nlanes = list_length(drain->lanes);
+
+	fill->hungry = false;
+	for (int i = 0; i < nlanes; i++)
+		fill_lane(fill, list_nth(drain->lanes, (drain->turn + i) % nlanes));
+	drain->turn = nlanes > 0 ? (drain->turn + 1) % nlanes : 0;
+}
+
+/*
+ * Reads as many of a lane's customers as may be sent now, and makes their
+ * requests ready.
+ */
+static void
+fill_lane(Fill *fill, Lane *lane)
+{
+	Drain	   *drain = fill->drain;
+	TimestampTz next_due = lane_next_due(lane);
+	Account		account;
+	Fault	   *fault;
+
+	if (lane->nrows == 0 && next_due > fill->now)
+	{
+		fill->hungry = fill->hungry || !lane->held;
+		if (next_due != DT_NOEND)
+			note_time(drain, next_due - fill->now);
+		else if (drain->at_end && lane->nflights == 0)
+			hold_drop(lane);
+		return;
+	}
+	if (lane->held && fill->now < lane->look_at)
+	{
+		note_time(drain, lane->probe_at - fill->now);
+		return;
+	}
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(lane->role)))
+	{
+		fail_lane(fill, lane);
+		return;
+	}
+
+	fault = account_get(lane->server, lane->role, &account);
+	if (fault)
+	{
+		expire_lane(fill, lane, account.retry_for);
+		lane->look_at = fill->now + HELD_INTERVAL;
+	}
+	if (!hold_check(lane, fault, fill->now))
+	{
+		if (lane->nflights == 0)
+			note_time(drain, lane->probe_at - fill->now);
+		return;
+	}
+	if (rate_paused(account.serverid) > 0)
+	{
+		note_time(drain, rate_paused(account.serverid));
+		return;
+	}
+	fill_room(fill, lane, &account);
+}
+
+/* As many as there are slots, and turns of the rate. */
+static void
+fill_room(Fill *fill, Lane *lane, const Account *account)
+{
+	Drain	   *drain = fill->drain;
+	int			room = lane->held ? 1 : account->max_connections - count_flights(drain, lane);
+	char	   *definition = account_definition(lane->server, lane->role);
+	bool		has_turn = false;
+	int64		turn_at = 0;
+	int64		left = 0;
+	Waiting		row;
+
+	room = Min(room, http_capacity() - count_flights(drain, NULL));
+	for (int nlooks = 0; room > 0; nlooks++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (!lane_pop(lane, fill->now, &row))
+		{
+			fill->hungry = fill->hungry || !lane->held;
+			if (lane_next_due(lane) != DT_NOEND)
+				note_time(drain, lane_next_due(lane) - fill->now);
+			break;
+		}
+		if (!has_turn)
+		{
+			left = rate_claim(account->serverid, account->rate_limit);
+			turn_at = rate_clock();
+		}
+		has_turn = left == 0;
+		if (!has_turn || nlooks == LOOKS_PER_FILL)
+		{
+			lane_push_front(lane, row);
+			drain->waits_for_turn = true;
+			note_time(drain, left);
+			break;
+		}
+		if (send_customer(fill, lane, row, account, definition))
+		{
+			has_turn = false;
+			room--;
+			if (lane->held)
+				hold_probe(lane);
+		}
+	}
+	if (has_turn)
+		rate_return(account->serverid, account->rate_limit, turn_at);
+}
+
+/* A role that was dropped does not come back. */
+static void
+fail_lane(Fill *fill, Lane *lane)
+{
+	Drain	   *drain = fill->drain;
+	Waiting		place;
+
+	for (int i = 0; lane_pop(lane, DT_NOEND, &place); i++)
+	{
+		QueueRow	row;
+		Flight	   *flight;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!store_find_waiting(&fill->waiting, place.id, &row))
+			continue;
+		flight = find_flight(drain, &row);
+		if (flight)
+			flight_note_again(flight, place);
+		else if (i == LOOKS_PER_FILL || !claim_pick(row.role, row.customer))
+		{
+			/* The others can wait as well: nobody waits for them. */
+			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
+			drain->waits_for_turn = drain->waits_for_turn || i == LOOKS_PER_FILL;
+			note_time(drain, i == LOOKS_PER_FILL ? 0 : WITHHELD_INTERVAL);
+			return;
+		}
+		else if (row.keep)
+			(void) store_delete(&fill->waiting, &row.tid, true);
+		else
+			(void) settle_failed(&row, "role does not exist any more", &fill->waiting,
+								 &fill->settled, &drain->tally);
+	}
+	hold_lift(lane);
+}
+
+/* Rows age while they are held, too; the oldest come first. */
+static void
+expire_lane(Fill *fill, Lane *lane, double retry_for)
+{
+	Drain	   *drain = fill->drain;
+	Waiting		place;
+
+	for (int i = 0; i < LOOKS_PER_FILL && lane_pop(lane, fill->now, &place); i++)
+	{
+		QueueRow	row;
+		Flight	   *flight;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!store_find_waiting(&fill->waiting, place.id, &row))
+			continue;
+		flight = find_flight(drain, &row);
+		if (flight)
+			flight_note_again(flight, place);
+		else if ((double) (fill->now - row.enqueued_at) / 1000 < retry_for)
+		{
+			lane_push_front(lane, place);
+			return;
+		}
+		else if (!claim_pick(row.role, row.customer))
+			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
+		else if (row.keep)
+			(void) store_delete(&fill->waiting, &row.tid, true);
+		else
+			settle_expired(&row, &fill->waiting, &fill->settled, &drain->tally);
+	}
+}
+
+/* Of the lane's server, over all its lanes; of all servers without a lane. */
+static int
+count_flights(const Drain *drain, const Lane *lane)
+{
+	int			nflights = 0;
+	ListCell   *cell;
+
+	foreach(cell, drain->lanes)
+	{
+		const Lane *other = lfirst(cell);
+
+		if (lane == NULL || strcmp(other->server, lane->server) == 0)
+			nflights += other->nflights;
+	}
+	return nflights;
+}
+
+/*
+ * Makes the request ready that a row's customer is due for.  False when there is
+ * none now.
+ */
+static bool
+send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
+			  const char *definition)
+{
+	Drain	   *drain = fill->drain;
+	MemoryContext context;
+	QueueRow	row;
+	Flight	   *flight;
+	Due			due;
+
+	/* It may have gone with another row of its customer. */
+	if (!store_find_waiting(&fill->waiting, place.id, &row))
+		return false;
+	flight = find_flight(drain, &row);
+	if (flight)
+	{
+		flight_note_again(flight, place);
+		return false;
+	}
+	if (!claim_pick(row.role, row.customer))
+	{
+		lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
+		return false;
+	}
+
+	context = take_context(drain);
+	MemoryContextSwitchTo(context);
+	due_read(&fill->waiting, &row, fill->now, account->retry_for, &due);
+	settle_without_request(&due, &fill->waiting, &fill->settled, &drain->tally);
+	if (due.parts != NIL)
+	{
+		flight = flight_make(context, lane, &due, account, definition);
+		claim_fly(flight->tag);
+		dlist_push_tail(&drain->ready, &flight->node);
+		lane->nflights++;
+		if (!row.keep)
+			flight_note_again(flight, place);
+	}
+	put_off_unsent(fill, lane, place, &due);
+	MemoryContextSwitchTo(drain->turn_context);
+	if (due.parts == NIL)
+		fill_give_context(drain, context);
+	return due.parts != NIL;
+}
+
+/*
+ * Memory for one flight.  Contexts are used again, and keep what most flights
+ * need: else memory would go back to the system, and come from it, in each turn.
+ */
+static MemoryContext
+take_context(Drain *drain)
+{
+	MemoryContext context;
+
+	if (drain->spares == NIL)
+		return AllocSetContextCreate(drain->context, "doubletick flight",
+									 FLIGHT_MEMORY, FLIGHT_MEMORY, ALLOCSET_DEFAULT_MAXSIZE);
+	context = llast(drain->spares);
+	drain->spares = list_delete_last(drain->spares);
+	return context;
+}
+
+/*
+ * Memory that a flight needs no longer.
+ */
+void
+fill_give_context(Drain *drain, MemoryContext context)
+{
+	MemoryContext caller = MemoryContextSwitchTo(drain->context);
+
+	MemoryContextReset(context);
+	drain->spares = lappend(drain->spares, context);
+	MemoryContextSwitchTo(caller);
+}
+
+/*
+ * Every row that waits is carried by a flight, or has a place in a lane.  That of
+ * the row which was looked at is given back here, if need be.  A keep is no row
+ * that waits.
+ */
+static void
+put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due)
+{
+	bool		is_settled = due->parts == NIL && due->later == NIL &&
+	list_length(due->expired) + list_length(due->kept) < PAYLOAD_MAX_NAMES;
+
+	if (due->parts == NIL && !is_settled && !due->customer.keep)
+	{
+		if (due->later != NIL)
+			lane_push_later(lane, place, due->due_at);
+		else
+			lane_push(lane, place);
+	}
+
+	if (is_settled && due->has_keeps)
+	{
+		CommandCounterIncrement();	/* that was of this very command */
+		flight_forget_keeps(lane, &due->customer, &fill->waiting);
+	}
+}
+
+/* The request of the row's customer that is not settled yet; NULL: none. */
+static Flight *
+find_flight(Drain *drain, const QueueRow *row)
+{
+	dlist_head *lists[] = {&drain->out, &drain->answered, &drain->ready};
+
+	for (int i = 0; i < (int) lengthof(lists); i++)
+	{
+		dlist_iter	iter;
+
+		dlist_foreach(iter, lists[i])
+		{
+			Flight	   *flight = dlist_container(Flight, node, iter.cur);
+
+			if (flight_is_of(flight, row))
+				return flight;
+		}
+	}
+	return NULL;
+}
+
+/*
+ * Is it time to look for new rows?  When nothing is out, always: the caller may
+ * be about to leave.
+ */
+static bool
+may_look(Drain *drain)
+{
+	return !drain->at_end || rate_clock() >= drain->look_at ||
+		(drain->nout == 0 && drain->nanswered == 0 && dlist_is_empty(&drain->ready));
+}
+
+static void
+look(Fill *fill)
+{
+	Drain	   *drain = fill->drain;
+
+	fill->nfound = 0;
+	drain->at_end = !due_discover(&fill->waiting, &drain->horizon, DISCOVER_BATCH, discovered, fill);
+	drain->looked_at = rate_clock();
+	drain->look_at = drain->looked_at + LOOK_INTERVAL;
+}
+
+static void
+discovered(void *arg, const QueueRow *place)
+{
+	Fill	   *fill = arg;
+	Lane	   *lane = fill_find_lane(fill->drain, place->server, place->role);
+
+	lane_push(lane, place_of(place->id, place->customer));
+	if (place->keep && place->ord != place->id) /* see dt_retry() */
+		lane_push(lane, place_of(place->ord, place->customer));
+	fill->nfound++;
+}
+
+/*
+ * The lane of a server and a role, a new one if need be; for hold_load(), too.
+ */
+Lane *
+fill_find_lane(void *arg, const char *server, Oid role)
+{
+	Drain	   *drain = arg;
+	MemoryContext caller;
+	ListCell   *cell;
+
+	if (drain->last_lane && drain->last_lane->role == role &&
+		strcmp(drain->last_lane->server, server) == 0)
+		return drain->last_lane;
+
+	foreach(cell, drain->lanes)
+	{
+		Lane	   *lane = lfirst(cell);
+
+		if (lane->role == role && strcmp(lane->server, server) == 0)
+			return drain->last_lane = lane;
+	}
+	caller = MemoryContextSwitchTo(drain->context);
+	drain->last_lane = lane_make(drain->context, server, role);
+	drain->lanes = lappend(drain->lanes, drain->last_lane);
+	MemoryContextSwitchTo(caller);
+	return drain->last_lane;
+}
+
+/* There may be something to fill in so many microseconds. */
+static void
+note_time(Drain *drain, int64 microseconds)
+{
+	drain->fill_at = Min(drain->fill_at, rate_clock() + Max(microseconds, 0));
+}
