@@ -89,7 +89,7 @@ CREATE INDEX dt_waiting_customer ON @extschema@.dt_waiting (customer, keep, id);
 COMMENT ON TABLE @extschema@.dt_waiting IS
 'Removals that wait to be sent, and keeps: names that came back. Written by the extension alone; read the view dt_queue.';
 COMMENT ON COLUMN @extschema@.dt_waiting.ord IS
-'A keep takes back the removals whose ord is below its id: the id, or a later number after dt_retry.';
+'A keep takes back the removals whose ord is below its id: the id, or a later number after dt_retry. Of the empty keep that dt_retry enters, the id of the removal that it has put back.';
 COMMENT ON COLUMN @extschema@.dt_waiting.xact IS
 'The transaction that made the row, as a 64-bit number: how the drainer finds rows that commit late.';
 COMMENT ON COLUMN @extschema@.dt_waiting.customer IS

@@ -127,8 +127,7 @@ static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *
 						  const char *definition);
 static MemoryContext take_context(Drain *drain);
 static void give_context(Drain *drain, MemoryContext context);
-static void put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due,
-						   Flight *flight);
+static void put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due);
 static Flight *find_flight(Drain *drain, const QueueRow *row);
 static void note_time(Drain *drain, int64 microseconds);
 static bool may_look(Drain *drain);
@@ -570,7 +569,7 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 		if (!row.keep)
 			flight_note_again(flight, place);
 	}
-	put_off_unsent(fill, lane, place, &due, flight);
+	put_off_unsent(fill, lane, place, &due);
 	MemoryContextSwitchTo(drain->turn_context);
 	if (due.parts == NIL)
 		give_context(drain, context);
@@ -608,33 +607,21 @@ give_context(Drain *drain, MemoryContext context)
 /*
  * Every row that waits is carried by a flight, or has a place in a lane.  That of
  * the row which was looked at is given back here, if need be.  A keep is no row
- * that waits, but dt_retry() tells of one by a keep: so after one all are given a
- * place.
+ * that waits.
  */
 static void
-put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due, Flight *flight)
+put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due)
 {
 	bool		is_settled = due->parts == NIL && due->later == NIL &&
 		list_length(due->expired) + list_length(due->kept) < PAYLOAD_MAX_NAMES;
-	ListCell   *cell;
 
-	if (due->customer.keep)
+	if (due->parts == NIL && !is_settled && !due->customer.keep)
 	{
-		foreach(cell, due->later)
-		{
-			const QueueRow *row = &((DuePart *) lfirst(cell))->row;
-			Waiting		other = {row->id, row->customer};
-
-			if (flight)
-				flight_note_again(flight, other);
-			else
-				lane_push_later(lane, other, due->due_at);
-		}
+		if (due->later != NIL)
+			lane_push_later(lane, place, due->due_at);
+		else
+			lane_push(lane, place);
 	}
-	else if (due->parts == NIL && due->later != NIL)
-		lane_push_later(lane, place, due->due_at);
-	else if (due->parts == NIL && !is_settled)
-		lane_push(lane, place);
 
 	if (is_settled && due->has_keeps)
 	{
@@ -690,9 +677,11 @@ static void
 discovered(void *arg, const QueueRow *place)
 {
 	Fill	   *fill = arg;
+	Lane	   *lane = find_lane(fill->drain, place->server, place->role);
 
-	lane_push(find_lane(fill->drain, place->server, place->role),
-			  (Waiting) {place->id, place->customer});
+	lane_push(lane, (Waiting) {place->id, place->customer});
+	if (place->keep && place->ord != place->id)
+		lane_push(lane, (Waiting) {place->ord, place->customer});	/* see dt_retry() */
 	fill->nfound++;
 }
 

@@ -416,9 +416,9 @@ dt_retry(PG_FUNCTION_ARGS)
 
 /*
  * Enters a row again, under its old id.  The drainer, which goes by the ids, is
- * told of it by an empty keep with a new one.  That is also the row's place in
- * the order of removals and keeps: names that came back before now are to be
- * removed all the same.
+ * told of it by an empty keep with a new one, whose "ord" is the old.  The new one
+ * is also the row's place in the order of removals and keeps: names that came back
+ * before now are to be removed all the same.
  */
 static void
 put_back(QueueRow *row)
@@ -431,6 +431,7 @@ put_back(QueueRow *row)
 	fill_row(&news, &requester, &nothing);
 	news.keep = true;
 	row->ord = news.id;
+	news.ord = row->id;
 	row->xact = news.xact;
 	row->customer = news.customer;
 	row->enqueued_at = row->due_at = news.enqueued_at;

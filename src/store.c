@@ -476,8 +476,8 @@ find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple)
 }
 
 /*
- * Of a tuple of dt_waiting only what tells where it is: "id", "xact", "role",
- * "customer" and "server".
+ * Of a tuple of dt_waiting only what tells where it is: "id", "ord", "xact",
+ * "role", "customer", "keep" and "server".
  */
 void
 store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row)
@@ -487,9 +487,11 @@ store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row)
 
 	heap_deform_tuple(tuple, RelationGetDescr(waiting->rel), values, nulls);
 	row->id = DatumGetInt64(values[WAITING_ID - 1]);
+	row->ord = DatumGetInt64(values[WAITING_ORD - 1]);
 	row->xact = DatumGetInt64(values[WAITING_XACT - 1]);
 	row->customer = DatumGetInt64(values[WAITING_CUSTOMER - 1]);
 	row->role = DatumGetObjectId(values[WAITING_ROLE - 1]);
+	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
 	row->server = read_text(values[WAITING_SERVER - 1], false);
 }
 
