@@ -23,6 +23,7 @@
 #include "catalog/index.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_index.h"
 #include "commands/extension.h"
 #include "commands/sequence.h"
 #include "common/hashfn.h"
@@ -71,7 +72,10 @@ static void raise_undefined(void) pg_attribute_noreturn();
 static bool find_objects(void);
 static Oid	extension_schema(void);
 static void forget_objects(Datum arg, Oid relid);
+static Oid	lock_table(StoreObject table);
 static void open_others(Store *store);
+static void check_other(Store *store, Relation index);
+static bool has_same_key(Relation index, Relation other);
 static IndexInfo *info_of(Relation index);
 static bool find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple);
 static uint64 hash_text(const char *text, uint64 seed);
@@ -203,15 +207,12 @@ forget_objects(Datum arg pg_attribute_unused(), Oid relid)
 
 /*
  * Opens a table and its indexes; the locks last until the transaction ends, so
- * that to open it again costs little.  The table may be gone by the time that
- * its lock is there: a drain's transaction does not begin with a statement.
+ * that to open it again costs little.
  */
 void
 store_open(Store *store, StoreObject table)
 {
-	store->rel = try_table_open(oid_of(table), RowExclusiveLock);
-	if (store->rel == NULL)
-		raise_undefined();
+	store->rel = table_open(lock_table(table), NoLock);
 	store->nindexes = 0;
 	for (int i = table + 1; i < STORE_NOBJECTS && i != STORE_SETTLED && i != STORE_HOLD; i++)
 	{
@@ -219,6 +220,25 @@ store_open(Store *store, StoreObject table)
 			store->indexes[store->nindexes++] = index_open(object_oids[i], RowExclusiveLock);
 	}
 	open_others(store);
+}
+
+/*
+ * What others have committed is known when the lock is held: the table may be
+ * gone by then, or its indexes be others.  From then on they stay.
+ */
+static Oid
+lock_table(StoreObject table)
+{
+	Oid			locked = oid_of(table);
+
+	LockRelationOid(locked, RowExclusiveLock);
+	while (oid_of(table) != locked)
+	{
+		UnlockRelationOid(locked, RowExclusiveLock);
+		locked = oid_of(table);
+		LockRelationOid(locked, RowExclusiveLock);
+	}
+	return locked;
 }
 
 /*
@@ -246,9 +266,42 @@ open_others(Store *store)
 					 errmsg("table \"%s\" has too many indexes",
 							RelationGetRelationName(store->rel)),
 					 errhint("Drop those that are not of extension \"doubletick\".")));
-		store->indexes[store->nindexes++] = index_open(lfirst_oid(cell), RowExclusiveLock);
+		store->indexes[store->nindexes] = index_open(lfirst_oid(cell), RowExclusiveLock);
+		check_other(store, store->indexes[store->nindexes++]);
 	}
 	list_free(oids);
+}
+
+/*
+ * May an index be there?  It is asked before anything is sent, since an answer
+ * that cannot be settled means to send again.
+ */
+static void
+check_other(Store *store, Relation index)
+{
+	HeapTuple	tuple = index->rd_indextuple;
+	bool		is_plain = heap_attisnull(tuple, Anum_pg_index_indexprs, NULL) &&
+		heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
+		!index->rd_index->indisexclusion;
+
+	if (is_plain && (!index->rd_index->indisunique || has_same_key(index, store->indexes[0])))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("index \"%s\" cannot be on table \"%s\"",
+					RelationGetRelationName(index), RelationGetRelationName(store->rel)),
+			 errdetail("It is unique, or has expressions, a condition or an exclusion constraint."),
+			 errhint("Drop it.")));
+}
+
+static bool
+has_same_key(Relation index, Relation other)
+{
+	int			nkeys = index->rd_index->indnkeyatts;
+
+	return nkeys == other->rd_index->indnkeyatts &&
+		memcmp(index->rd_index->indkey.values, other->rd_index->indkey.values,
+			   sizeof(int16) * nkeys) == 0;
 }
 
 void
@@ -294,13 +347,6 @@ store_insert_index_entry(Store *store, int place, HeapTuple tuple)
 
 	if (!info->ii_ReadyForInserts)
 		return;
-	if (info->ii_Expressions != NIL || info->ii_Predicate != NIL || info->ii_ExclusionOps != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("index \"%s\" cannot be on table \"%s\"",
-						RelationGetRelationName(index), RelationGetRelationName(store->rel)),
-				 errdetail("It has expressions, a condition or an exclusion constraint."),
-				 errhint("Drop it.")));
 	for (int i = 0; i < info->ii_NumIndexAttrs; i++)
 		values[i] = heap_getattr(tuple, info->ii_IndexAttrNumbers[i],
 								 RelationGetDescr(store->rel), &nulls[i]);

@@ -85,7 +85,8 @@ typedef enum SettledColumn
 typedef struct QueueRow
 {
 	int64		id;
-	int64		ord;			/* what keeps are compared with */
+	int64		ord;			/* what keeps are compared with; of dt_retry()'s
+								 * keep, the id of what was put back */
 	int64		xact;			/* FullTransactionId of its maker */
 	int64		customer;		/* see store_customer() */
 	TimestampTz enqueued_at;
