@@ -32,7 +32,6 @@ diag("seed $seed");
 my $calls = Worker->new(options => { max_connections => $in_flight }, conf => "log_statement = none\n");
 my $node = $calls->node;
 my $sb = $calls->sandbox;
-my $postmaster = $node->{_pid};
 my %total = (kills => 0, committed => 0, requests => 0, lost => 0, phantoms => 0, twice => 0, too_often => 0);
 
 # So long that requests are out when the process is killed.
@@ -94,12 +93,16 @@ sub one_loop
 	return;
 }
 
-# The worker or the launcher among the postmaster's children.
+# The worker or the launcher; neither while the cluster restarts.
 sub ours
 {
 	my ($what) = @_;
+	my $pids = '';
 
-	return map { /^\s*(\d+) .*doubletick \Q$what\E/ ? $1 : () } split /\n/, `ps -o pid=,args= --ppid $postmaster`;
+	IPC::Run::run([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c',
+			"SELECT pid FROM pg_stat_activity WHERE backend_type = 'doubletick $what'" ],
+		'<', \undef, '>', \$pids, '2>', \my $err);
+	return split /\n/, $pids;
 }
 
 sub eventually_quietly
