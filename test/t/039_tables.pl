@@ -1,0 +1,303 @@
+
+# What an administrator may do to the queue's tables while they are in use, and
+# what the drainer does when it cannot have them.
+
+use strict;
+use warnings;
+
+use File::Basename qw(dirname);
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use lib dirname(__FILE__);
+use Calls;
+use Door;
+
+open_door(conf => 'autovacuum = off');
+
+my $begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class";
+
+# A statement that goes on while a snapshot is held, as a session; and what it is
+# waited for with.
+sub in_background
+{
+	my ($statement) = @_;
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+
+	$session->query_until(qr/on its way/, "\\echo on its way\n$statement;\n");
+	return $session;
+}
+
+sub is_done
+{
+	my ($session, $name) = @_;
+
+	$session->query('SELECT 1');
+	is($session->{stderr}, '', $name);
+	$session->quit;
+	return;
+}
+
+# Do all indexes have what the table has?
+sub indexes_are_whole
+{
+	my ($table, $name) = @_;
+	my @indexes = split /\n/, $calls->sql("SELECT indexrelid::regclass FROM pg_index JOIN pg_class AS c ON c.oid = indexrelid
+		JOIN pg_am AS a ON a.oid = c.relam AND a.amname = 'btree' WHERE indrelid = '$table'::regclass AND indisvalid ORDER BY 1");
+
+	$calls->sql('CREATE EXTENSION IF NOT EXISTS amcheck');
+	foreach my $index (@indexes)
+	{
+		my ($status, $stdout, $stderr) = $node->psql('postgres', "SELECT bt_index_parent_check('$index', true)");
+		is($stderr, '', "$name: $index");
+	}
+	return;
+}
+
+# All indexes are made anew, while rows come and go.
+sub reindexed
+{
+	my $old = $node->background_psql('postgres');
+	my $hanging = new_phone();
+	my @ids;
+
+	# Once with a drain under way, and once with none.
+	foreach my $drained (0, 1)
+	{
+		my @draining;
+		if ($drained)
+		{
+			$sb->rule($hanging, { fault => 'hang' });
+			$calls->sql(enqueue($hanging, ['lead']));
+			@draining = draining();
+			eventually(sub { received($hanging) }, 'reindex: a drain is under way');
+		}
+		$old->query_safe($begin);
+		my $reindex = in_background('REINDEX TABLE CONCURRENTLY dt_waiting');
+		foreach my $n (0 .. 1)
+		{
+			push @ids, map { $calls->sql(enqueue(new_phone(), ["phase $n"])) } 1 .. 20;
+			next if $n == 1;
+			eventually(sub { $calls->sql("SELECT count(*) FROM pg_index WHERE indrelid = 'dt_waiting'::regclass AND NOT indisvalid AND indisready") ne '0' },
+				'reindex: there is an index that is not valid yet');
+		}
+		if ($drained)
+		{
+			eventually(sub { $calls->sql('SELECT count(*) FROM dt_waiting') eq '1' }, 'reindex: what comes is sent');
+		}
+		$old->query_safe('COMMIT');
+		push @ids, $calls->sql(enqueue(new_phone(), ['after']));
+		is_done($reindex, 'reindex: it goes through');
+		break_off(@draining) if @draining;
+		indexes_are_whole('dt_waiting', 'reindex');
+		$sb->clear_rules;
+		drain();
+		is($calls->sql("SELECT count(*) FROM dt_history WHERE state = 'done' AND id IN (" . join(',', @ids) . ')'), scalar @ids, 'reindex: all are sent');
+		is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', 'reindex: none is left');
+		is($calls->sql("SELECT count(*) FROM pg_index WHERE indrelid = 'dt_waiting'::regclass"), '2', 'reindex: no index is left behind');
+	}
+	$old->quit;
+	return;
+}
+
+# A session that knows the indexes as they were finds them as they are.
+sub known_before
+{
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	my $phone = new_phone();
+
+	foreach my $change ('REINDEX TABLE CONCURRENTLY dt_waiting', 'REINDEX TABLE CONCURRENTLY dt_settled',
+		'VACUUM FULL dt_waiting', 'CLUSTER dt_settled USING dt_settled_pkey', 'REINDEX TABLE dt_waiting')
+	{
+		my $id = $session->query_safe(enqueue($phone, ['a']));
+		$session->query_safe("SELECT dt_cancel($id)");
+		$session->query_safe('BEGIN; SELECT 1');
+		$calls->sql($change);
+		$session->query(enqueue($phone, ['b']));
+		is($session->{stderr}, '', "known before $change: no error");
+		$session->{stderr} = '';
+		$session->query('COMMIT');
+		is($session->{stderr}, '', "known before $change: it is committed");
+		$session->{stderr} = '';
+		$calls->sql('SELECT count(dt_cancel(id)) FROM dt_queue');
+		is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', "known before $change: and can be found");
+	}
+	$session->quit;
+	return;
+}
+
+# Plain indexes that somebody adds are kept up.
+sub indexes_of_others
+{
+	my $phone = new_phone();
+
+	$calls->sql("CREATE INDEX by_phone ON dt_settled (phone) INCLUDE (state);
+		CREATE INDEX by_tags ON dt_settled USING gin (tags);
+		CREATE INDEX waiting_by_phone ON dt_waiting (phone, attempts)");
+	$sb->rule($phone, { status => 503, retry_after => '1', times => 1 });
+	my $id = $calls->sql(enqueue($phone, [ 'indexed', 'more' ]));
+	drain();
+	indexes_are_whole('dt_waiting', 'others');
+	my %by = (index => 'SET enable_seqscan = off; SET enable_bitmapscan = on;', table => 'SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_indexonlyscan = off;');
+	is($calls->sql("$by{$_} SELECT attempts FROM dt_waiting WHERE phone = '$phone'"), '1', "others: what waits, by $_") foreach sort keys %by;
+	eventually(sub { drain(); state_of($id) eq 'done' }, 'others: it is done');
+	like($calls->sql("$by{index} EXPLAIN SELECT state FROM dt_settled WHERE phone = '$phone'"), qr/by_phone/, 'others: the index is asked');
+	foreach my $how (sort keys %by)
+	{
+		is($calls->sql("$by{$how} SELECT state FROM dt_settled WHERE phone = '$phone'"), 'done', "others: what is settled, by $how");
+		is($calls->sql("$by{$how} SELECT id FROM dt_settled WHERE tags \@> '{indexed}'"), $id, "others: its names, by $how");
+	}
+	indexes_are_whole('dt_settled', 'others');
+	$calls->sql('DROP INDEX by_phone, by_tags, waiting_by_phone');
+	return;
+}
+
+# What cannot be kept up is refused, before anything is sent that could not be
+# settled.
+sub indexes_that_cannot_be
+{
+	my %indexes = (
+		'dt_waiting, expression' => 'CREATE INDEX odd ON dt_waiting ((attempts + 0))',
+		'dt_waiting, condition' => 'CREATE INDEX odd ON dt_waiting (phone) WHERE attempts > 0',
+		'dt_settled, expression' => 'CREATE INDEX odd ON dt_settled (lower(phone))',
+		'dt_settled, condition' => "CREATE INDEX odd ON dt_settled (phone) WHERE state = 'failed'",
+		'dt_settled, unique' => 'CREATE UNIQUE INDEX odd ON dt_settled (phone, id)',
+		'dt_settled, exclusion' => 'ALTER TABLE dt_settled ADD CONSTRAINT odd EXCLUDE USING btree (id WITH =)');
+
+	foreach my $name (sort keys %indexes)
+	{
+		my $phone = new_phone();
+		my $is_early = $name =~ /waiting/;
+		$sb->rule($phone, { status => 503, retry_after => '1', times => 1 });
+		my $id = $calls->sql(enqueue($phone, ['lead']));
+		$calls->sql($indexes{$name});
+		is(sqlstate_of(enqueue(new_phone(), ['lead'])), $is_early ? '0A000' : 'none: ', "$name: enqueueing");
+		is(sqlstate_of('CALL dt_process_queue()'), '0A000', "$name: draining");
+		is_received($phone, '', "$name: nothing is sent whose answer could not be kept");
+		$calls->sql($name =~ /exclusion/ ? 'ALTER TABLE dt_settled DROP CONSTRAINT odd' : 'DROP INDEX odd');
+		eventually(sub { drain(); state_of($id) eq 'done' }, "$name: it goes when the index is dropped");
+	}
+	return;
+}
+
+# Rows lie elsewhere when their answers come.
+sub rewritten
+{
+	foreach my $statement ('VACUUM FULL dt_waiting', 'VACUUM FULL dt_settled', 'CLUSTER dt_waiting USING dt_waiting_customer',
+		'CLUSTER dt_settled USING dt_settled_settled_at', 'VACUUM FULL dt_waiting, dt_settled, dt_hold')
+	{
+		my %rules = (done => {}, failed => { status => 400 }, waiting => { status => 503, retry_after => '3000' });
+		my %phones = map { $_ => new_phone() } keys %rules;
+		$sb->rule($phones{$_}, { delay_ms => 700, times => 1, %{ $rules{$_} } }) foreach keys %rules;
+
+		# Room before them, so that they move.
+		$calls->sql('SELECT count(dt_cancel(id)) FROM (SELECT dt_enqueue_remove_tags_custom_fields((919850000000 + n)::text, \'{lead}\') AS id
+			FROM generate_series(1, 500) AS n OFFSET 0) AS rows');
+		my %ids = map { $_ => $calls->sql(enqueue($phones{$_}, [ 'a', 'b' ])) } sort keys %rules;
+		my ($session) = draining();
+		eventually(sub { 3 == grep { received($phones{$_}) } keys %rules }, "$statement: requests are out");
+		$calls->sql($statement);
+		$session->query('SELECT 1');
+		unlike($session->{stderr}, qr/ERROR/, "$statement: no error");
+		$session->quit;
+		is(state_of($ids{$_}), $_, "$statement: $_") foreach sort keys %rules;
+		is(scalar(my @all = received($phones{$_})), 1, "$statement: sent once") foreach sort keys %rules;
+		is($calls->sql("SELECT attempts FROM dt_queue WHERE id = $ids{waiting}"), '1', "$statement: and counted");
+		$sb->clear_rules;
+		$calls->sql('UPDATE dt_waiting SET due_at = now()');
+		drain();
+	}
+	indexes_are_whole($_, 'rewritten') foreach qw(dt_waiting dt_settled);
+	return;
+}
+
+# A drain that fails in the middle leaves nothing behind, and the session goes on.
+sub fails_in_the_middle
+{
+	my $locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+
+	foreach my $table (qw(dt_settled dt_waiting))
+	{
+		my @phones = map { new_phone() } 1 .. 5;
+		$sb->rule($_, { delay_ms => 500, times => 1 }) foreach @phones;
+		my @ids = map { $calls->sql(enqueue($_, ['lead'])) } @phones;
+		my $locker = $node->background_psql('postgres');
+		my ($session) = draining();
+		eventually(sub { 5 == grep { received($_) } @phones }, "$table: requests are out");
+		cmp_ok($calls->sql($locks), '>', 5, "$table: customers are claimed");
+		$locker->query_safe("BEGIN; LOCK TABLE $table IN ACCESS EXCLUSIVE MODE");
+		eventually(sub { $calls->sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'CALL%'") eq '1' }, "$table: the drain waits");
+		$calls->sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL%' AND wait_event_type = 'Lock'");
+		$session->query('SELECT 1');
+		like($session->{stderr}, qr/ERROR:  canceling statement/, "$table: the CALL fails");
+		is($calls->sql($locks), '0', "$table: no lock stays");
+		$session->{stderr} = '';
+
+		# The same by a timeout, in the same session.
+		$session->query("SET lock_timeout = '100ms'");
+		$session->query('CALL dt_process_queue()');
+		like($session->{stderr}, qr/ERROR:  canceling statement due to lock timeout/, "$table: a second CALL fails by itself");
+		is($calls->sql($locks), '0', "$table: and no lock stays");
+		$session->{stderr} = '';
+		$locker->query_safe('COMMIT');
+		$session->query('CALL dt_process_queue()');
+		like($session->{stderr}, qr/queue: 5 done, 0 failed, 0 left/, "$table: a third goes through");
+		is(join(' ', map { state_of($_) } @ids), 'done done done done done', "$table: all is settled");
+		is($calls->sql($locks), '0', "$table: no lock stays then");
+		$_->quit foreach $session, $locker;
+	}
+	return;
+}
+
+# What others have made, under the names of what the views use, is not used.
+sub names_of_others
+{
+	$calls->sql('CREATE DATABASE planted');
+	my ($status, $stdout, $stderr) = $node->psql('planted', <<'SQL', on_error_stop => 1);
+CREATE SCHEMA target;
+CREATE FUNCTION target.array_position(text[], text) RETURNS int LANGUAGE sql AS $$ SELECT 1 $$;
+CREATE FUNCTION target.ltrim(text, text) RETURNS text LANGUAGE sql AS $$ SELECT 'planted' $$;
+CREATE FUNCTION target.pg_get_userbyid(oid) RETURNS name LANGUAGE sql AS $$ SELECT 'planted'::name $$;
+CREATE FUNCTION target.pg_has_role(oid, text) RETURNS boolean LANGUAGE sql AS $$ SELECT true $$;
+CREATE FUNCTION target.hashtext(text) RETURNS int LANGUAGE sql AS $$ SELECT 1 $$;
+CREATE FUNCTION target.regexp_replace(text, text, text) RETURNS text LANGUAGE sql AS $$ SELECT 'planted' $$;
+CREATE FUNCTION target.unnest(text[]) RETURNS SETOF text LANGUAGE sql AS $$ SELECT 'planted' $$;
+CREATE FUNCTION target.now() RETURNS timestamptz LANGUAGE sql AS $$ SELECT 'epoch'::timestamptz $$;
+CREATE FUNCTION target.current_database() RETURNS name LANGUAGE sql AS $$ SELECT 'planted'::name $$;
+CREATE FUNCTION target.always(text, text) RETURNS boolean LANGUAGE sql AS $$ SELECT true $$;
+CREATE FUNCTION target.always(text[], text[]) RETURNS boolean LANGUAGE sql AS $$ SELECT true $$;
+CREATE FUNCTION target.always(bigint, bigint) RETURNS boolean LANGUAGE sql AS $$ SELECT true $$;
+CREATE OPERATOR target.= (LEFTARG = text, RIGHTARG = text, FUNCTION = target.always);
+CREATE OPERATOR target.<> (LEFTARG = text[], RIGHTARG = text[], FUNCTION = target.always);
+CREATE OPERATOR target.> (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = target.always);
+CREATE TABLE target.pg_locks (n int);
+CREATE TABLE target.pg_database (n int);
+SET search_path = target, pg_catalog, public;
+CREATE EXTENSION doubletick SCHEMA target;
+SHOW search_path;
+SQL
+	is($stderr, '', 'planted: the extension can be created');
+	is($stdout, 'target, pg_catalog, public', 'planted: the search_path is as it was');
+	is($calls->sql(<<'SQL', database => 'planted'), '', 'planted: the views use nothing but ours and PostgreSQL\'s');
+SELECT DISTINCT pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid)
+FROM pg_rewrite AS r
+JOIN pg_class AS v ON v.oid = r.ev_class AND v.relname LIKE 'dt\_%'
+JOIN pg_depend AS d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+WHERE d.refobjid >= 16384
+	AND NOT EXISTS (SELECT FROM pg_depend AS e WHERE e.classid = d.refclassid AND e.objid = d.refobjid AND e.deptype = 'e')
+SQL
+	is($calls->sql("SELECT count(*) FROM pg_depend WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
+		AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'doubletick')", database => 'planted') > 10 ? 'some' : 'none', 'some',
+		'planted: the extension has its members');
+	$calls->sql('DROP DATABASE planted');
+	return;
+}
+
+reindexed();
+known_before();
+indexes_of_others();
+indexes_that_cannot_be();
+rewritten();
+fails_in_the_middle();
+names_of_others();
+done_testing;
