@@ -11,6 +11,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Sandbox;
 use Test::More;
+use Time::HiRes qw(time usleep);
 
 my $sandbox = Sandbox->start('--no-journal');
 my $node = PostgreSQL::Test::Cluster->new('resources');
@@ -91,7 +92,14 @@ my %after = usage();
 
 is($after{contexts}, $before{contexts}, 'memory contexts have not grown');
 cmp_ok($after{resident} - $before{resident}, '<', 1024, 'resident memory has not grown by 1 MiB');
-is($after{descriptors}, $before{descriptors}, 'descriptors are as many as before');
+# A thread that looks up a name may hold some yet, although nobody waits for it.
+my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
+until ($after{descriptors} <= $before{descriptors} || time > $deadline)
+{
+	usleep 10_000;
+	%after = usage();
+}
+cmp_ok($after{descriptors}, '<=', $before{descriptors}, 'descriptors are as many as before');
 $session->quit;
 
 # Each server has a connection of its own; when there is no descriptor left for
