@@ -293,6 +293,12 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 	/* It may have gone with another row of its customer. */
 	if (!store_find_waiting(&fill->waiting, place.id, &row))
 		return false;
+	if (row.keep && row.ord != row.id)
+	{
+		/* dt_retry()'s news has been heard. */
+		(void) store_delete(&fill->waiting, &row.tid, false);
+		return false;
+	}
 	flight = find_flight(drain, &row);
 	if (flight)
 	{
@@ -371,7 +377,10 @@ put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due)
 		if (due->later != NIL)
 			lane_push_later(lane, place, due->due_at);
 		else
+		{
+			CommandCounterIncrement();	/* else the same are read again */
 			lane_push(lane, place);
+		}
 	}
 
 	if (is_settled && due->has_keeps)
