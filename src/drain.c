@@ -103,6 +103,8 @@ typedef struct Fill
 	TimestampTz now;
 	Store		waiting;
 	Store		settled;
+	QueueRow	put_off;		/* the last customer found to be due later, */
+	TimestampTz put_off_until;	/* and when; DT_NOBEGIN: none */
 	bool		hungry;			/* could more have been sent? */
 	int			nfound;			/* rows found by the last look */
 } Fill;
@@ -125,6 +127,7 @@ static void expire_lane(Fill *fill, Lane *lane, double retry_for);
 static int	count_flights(const Drain *drain, const Lane *lane);
 static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 						  const char *definition);
+static bool is_put_off(const Fill *fill, const QueueRow *row);
 static MemoryContext take_context(Drain *drain);
 static void give_context(Drain *drain, MemoryContext context);
 static void put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due);
@@ -244,7 +247,7 @@ static bool
 settle_and_fill(Drain *drain)
 {
 	MemoryContext caller;
-	Fill		fill = {.drain = drain};
+	Fill		fill = {.drain = drain, .put_off_until = DT_NOBEGIN};
 
 	FAULT_POINT("before settling");
 	begin(drain);
@@ -544,10 +547,22 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 	/* It may have gone with another row of its customer. */
 	if (!store_find_waiting(&fill->waiting, place.id, &row))
 		return false;
+	if (row.keep && row.ord != row.id)
+	{
+		/* dt_retry()'s news has been heard. */
+		(void) store_delete(&fill->waiting, &row.tid, false);
+		return false;
+	}
 	flight = find_flight(drain, &row);
 	if (flight)
 	{
 		flight_note_again(flight, place);
+		return false;
+	}
+	if (is_put_off(fill, &row))
+	{
+		if (!row.keep)
+			lane_push_later(lane, place, fill->put_off_until);
 		return false;
 	}
 	if (!claim_pick(row.role, row.customer))
@@ -569,6 +584,11 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 		if (!row.keep)
 			flight_note_again(flight, place);
 	}
+	else if (due.later != NIL)
+	{
+		fill->put_off = row;
+		fill->put_off_until = due.due_at;
+	}
 	put_off_unsent(fill, lane, place, &due);
 	MemoryContextSwitchTo(drain->turn_context);
 	if (due.parts == NIL)
@@ -576,6 +596,16 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 	return due.parts != NIL;
 }
 
+/*
+ * Has the row's customer been found to be due later, in this transaction?  Its
+ * door is held since, and a customer with many rows is read but once.
+ */
+static bool
+is_put_off(const Fill *fill, const QueueRow *row)
+{
+	return fill->put_off_until != DT_NOBEGIN && fill->put_off.customer == row->customer &&
+		store_is_same_customer(&fill->put_off, row);
+}
 
 /*
  * Memory for one flight.  Contexts are used again, and keep what most flights
@@ -620,7 +650,10 @@ put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due)
 		if (due->later != NIL)
 			lane_push_later(lane, place, due->due_at);
 		else
+		{
+			CommandCounterIncrement();	/* else the same are read again */
 			lane_push(lane, place);
+		}
 	}
 
 	if (is_settled && due->has_keeps)
