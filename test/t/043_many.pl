@@ -1,0 +1,163 @@
+
+# Many rows of one customer: few requests, each row its own part of the answer,
+# and memory and time that do not grow with their square.
+
+use strict;
+use warnings;
+
+use File::Basename qw(dirname);
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time);
+
+use lib dirname(__FILE__);
+use Calls;
+use Door;
+
+open_door();
+
+# Most that the process has ever had, in MB; 0 where that cannot be known.
+sub peak
+{
+	my ($pid) = @_;
+
+	return 0 unless -r "/proc/$pid/status";
+	return (slurp_file("/proc/$pid/status") =~ /^VmHWM:\s+(\d+)/m)[0] / 1024;
+}
+
+# Drains in a session of its own, and tells how it went.
+sub drained
+{
+	my ($name, $expected, $most_seconds) = @_;
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	my $pid = $session->query('SELECT pg_backend_pid()');
+
+	$sb->clear_journal;
+	my $begin = time;
+	$session->query('CALL dt_process_queue()');
+	my $seconds = time - $begin;
+	like($session->{stderr}, $expected, "$name: all is settled");
+	cmp_ok($seconds, '<', $most_seconds, "$name: in time");
+	cmp_ok(peak($pid), '<', 200, "$name: with little memory");
+	$session->{stderr} = '';
+	cmp_ok($session->query("SELECT coalesce(sum(total_bytes), 0) FROM pg_backend_memory_contexts WHERE name LIKE 'doubletick%'"),
+		'<', 1024 * 1024, "$name: which is given back");
+	note(sprintf '%s: %.1f s, %.0f MB', $name, $seconds, peak($pid));
+	$session->quit;
+	return;
+}
+
+sub nrequests
+{
+	my ($phone) = @_;
+
+	return scalar grep { $_->{body}{phone} eq $phone } @{ $sb->journal };
+}
+
+# More than a request can carry.
+sub many_rows
+{
+	my $phone = new_phone();
+
+	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('$phone', ARRAY['t' || n])) FROM generate_series(1, 4000) AS n");
+	drained('4,000 rows', qr/queue: 4000 done, 0 failed, 0 left/, 60);
+	cmp_ok(nrequests($phone), '>=', 4, '4,000 rows: as many requests as are needed');
+	cmp_ok(nrequests($phone), '<=', 5, '4,000 rows: and no more');
+	my %names = map { $_ => 1 } map { split /,/ } received($phone);
+	is(scalar keys %names, 4000, '4,000 rows: every name is sent');
+
+	# They all fail, and are retried, while the first of them backs off.
+	$calls->sql("UPDATE dt_settled SET state = 'failed', answer = NULL WHERE phone = '$phone';
+		SELECT count(dt_retry(id)) FROM dt_history WHERE phone = '$phone';
+		UPDATE dt_waiting SET attempts = 1, due_at = now() + interval '1 hour'
+			WHERE id = (SELECT min(id) FROM dt_waiting)");
+	drained('4,000 retried', qr/queue: 0 done, 0 failed, 4000 left/, 60);
+	is(nrequests($phone), 0, '4,000 retried: they wait with the customer');
+	$calls->sql('UPDATE dt_waiting SET due_at = now()');
+	drained('4,000 retried', qr/queue: 4000 done, 0 failed, 0 left/, 60);
+	cmp_ok(nrequests($phone), '<=', 5, '4,000 retried: they go together');
+	is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', '4,000 retried: no keep is left');
+	return;
+}
+
+# Retried while the drain is under way that must then wait for the customer.
+sub retried_meanwhile
+{
+	my ($phone, $hanging) = (new_phone(), new_phone());
+
+	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('$phone', ARRAY['t' || n])) FROM generate_series(1, 3000) AS n");
+	drain();
+	$sb->rule($phone, { status => 503, retry_after => '3000', times => 1 });
+	$calls->sql(enqueue($phone, ['first']));
+	$sb->rule($hanging, { fault => 'hang' });
+	$calls->sql(enqueue($hanging, ['lead']));
+	my ($session, $pid) = draining();
+	eventually(sub { $calls->sql("SELECT attempts FROM dt_queue WHERE phone = '$phone'") eq '1' }, 'retried meanwhile: the customer backs off');
+	$calls->sql("UPDATE dt_settled SET state = 'failed', answer = NULL WHERE phone = '$phone';
+		SELECT count(dt_retry(id)) FROM dt_history WHERE phone = '$phone'");
+	my $later = new_phone();
+	$calls->sql(enqueue($later, ['now']));
+	eventually(sub { received($later) }, 'retried meanwhile: others go');
+	cmp_ok(peak($pid), '<', 200, 'retried meanwhile: with little memory');
+	note(sprintf 'retried meanwhile: %.0f MB', peak($pid));
+	break_off($session, $pid);
+	$sb->clear_rules;
+	$calls->sql('UPDATE dt_waiting SET due_at = now()');
+	drain();
+	return;
+}
+
+# Rows that need no request are many, too.
+sub many_expire
+{
+	my $phone = new_phone();
+
+	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('$phone', ARRAY['t' || n])) FROM generate_series(1, 8000) AS n;
+		UPDATE dt_waiting SET enqueued_at = now() - interval '73 hours'");
+	drained('8,000 too old', qr/gave up 8000 removals.*queue: 0 done, 8000 failed, 0 left/s, 20);
+	is(nrequests($phone), 0, '8,000 too old: none is sent');
+	return;
+}
+
+sub many_are_taken_back
+{
+	my $phone = new_phone();
+
+	$calls->sql("CREATE TABLE customers (phone text, tags text[], fields text[], waba text);
+		INSERT INTO customers VALUES ('$phone', (SELECT array_agg('t' || n) FROM generate_series(1, 900) AS n));
+		CREATE TRIGGER removals AFTER UPDATE ON customers FOR EACH ROW
+			EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags', 'fields', 'waba', 'doubletick')");
+	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('$phone', ARRAY['t' || n % 900 + 1])) FROM generate_series(1, 5000) AS n;
+		UPDATE customers SET tags = '{}';
+		UPDATE customers SET tags = (SELECT array_agg('t' || n) FROM generate_series(1, 900) AS n)");
+	is($calls->sql('SELECT count(*) FROM dt_queue'), '0', 'taken back: nothing is shown');
+	drained('5,001 taken back', qr/queue: 0 done, 0 failed, 0 left/, 20);
+	is($calls->sql("SELECT count(*) FROM dt_history WHERE phone = '$phone' AND state = 'cancelled'"), '5001', 'taken back: all are cancelled');
+	is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', 'taken back: no keep is left');
+	return;
+}
+
+# As much as one request can carry, and each row its own name of the answer.
+sub long_names
+{
+	my $phone = new_phone();
+	my $name = "lpad(n::text, 500, 'x')";
+
+	$sb->customer($phone, [ map { ('x' x (500 - length)) . $_ } grep { $_ % 10 } 1 .. 1000 ], []);
+	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('$phone', ARRAY[$name])) FROM generate_series(1, 1000) AS n");
+	drained('long names', qr/queue: 1000 done, 0 failed, 0 left/, 60);
+	is(nrequests($phone), 1, 'long names: one request');
+	my $shape = "jsonb_build_object('tags', jsonb_build_object('removed', %s, 'errored', %s), 'customFields', '{\"removed\": [], \"errored\": []}'::jsonb)";
+	my $removed = sprintf $shape, 'to_jsonb(tags)', "'[]'::jsonb";
+	my $errored = sprintf $shape, "'[]'::jsonb", "jsonb_build_array(jsonb_build_object('tag', tags[1], 'error', answer #> '{tags,errored,0,error}'))";
+	is($calls->sql("SELECT count(*) FILTER (WHERE answer = $removed AND right(tags[1], 1) <> '0'), count(*) FILTER (WHERE answer = $errored AND right(tags[1], 1) = '0')
+		FROM dt_history WHERE phone = '$phone'"), '900|100', 'long names: each row has its own');
+	return;
+}
+
+many_rows();
+retried_meanwhile();
+many_expire();
+many_are_taken_back();
+long_names();
+done_testing;
