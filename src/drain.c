@@ -161,7 +161,7 @@ static bool
 settle_and_fill(Drain *drain)
 {
 	MemoryContext caller;
-	Fill		fill = {.drain = drain};
+	Fill		fill = {.drain = drain, .put_off_until = DT_NOBEGIN};
 
 	FAULT_POINT("before settling");
 	begin(drain);

@@ -46,6 +46,7 @@ static void expire_lane(Fill *fill, Lane *lane, double retry_for);
 static int	count_flights(const Drain *drain, const Lane *lane);
 static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 						  const char *definition);
+static bool is_put_off(const Fill *fill, const QueueRow *row);
 static MemoryContext take_context(Drain *drain);
 static void put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due);
 static Flight *find_flight(Drain *drain, const QueueRow *row);
@@ -299,6 +300,12 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 		(void) store_delete(&fill->waiting, &row.tid, false);
 		return false;
 	}
+	if (is_put_off(fill, &row))
+	{
+		if (!row.keep)
+			lane_push_later(lane, place, fill->put_off_until);
+		return false;
+	}
 	flight = find_flight(drain, &row);
 	if (flight)
 	{
@@ -324,11 +331,27 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 		if (!row.keep)
 			flight_note_again(flight, place);
 	}
+	else if (due.later != NIL)
+	{
+		fill->put_off = row;
+		fill->put_off_until = due.due_at;
+	}
 	put_off_unsent(fill, lane, place, &due);
 	MemoryContextSwitchTo(drain->turn_context);
 	if (due.parts == NIL)
 		fill_give_context(drain, context);
 	return due.parts != NIL;
+}
+
+/*
+ * Has the row's customer been found to be due later, in this transaction?  Its
+ * door is held since, and a customer with many rows is read but once.
+ */
+static bool
+is_put_off(const Fill *fill, const QueueRow *row)
+{
+	return fill->put_off_until != DT_NOBEGIN && fill->put_off.customer == row->customer &&
+		store_is_same_customer(&fill->put_off, row);
 }
 
 /*

@@ -56,6 +56,8 @@ typedef struct Fill
 	Store		settled;
 	bool		hungry;			/* could more have been sent? */
 	int			nfound;			/* rows found by the last look */
+	QueueRow	put_off;		/* the last customer found to be due later, */
+	TimestampTz put_off_until;	/* and when; DT_NOBEGIN: none */
 } Fill;
 
 extern void fill_turn(Fill *fill);
