@@ -25,6 +25,9 @@
 /* When all rows that were found have been looked at: until the next look, in µs. */
 #define LOOK_INTERVAL (20 * INT64CONST(1000))
 
+/* The same while no more can be sent to the servers that are known, in µs. */
+#define FULL_INTERVAL (200 * INT64CONST(1000))
+
 /* How long a customer is left alone whose rows somebody takes back, in µs. */
 #define WITHHELD_INTERVAL (100 * INT64CONST(1000))
 
@@ -76,8 +79,9 @@ fill_turn(Fill *fill)
 	}
 	if (!drain->at_end)
 		note_time(drain, 0);
-	else if (fill->hungry && (drain->nout > 0 || !dlist_is_empty(&drain->ready)))
-		note_time(drain, drain->look_at - rate_clock());
+	else if (drain->nout > 0 || !dlist_is_empty(&drain->ready))
+		note_time(drain, (fill->hungry ? drain->look_at : drain->looked_at + FULL_INTERVAL) -
+				  rate_clock());
 }
 
 /* Each lane in its turn is the first to be served. */

@@ -169,6 +169,25 @@ sub others_are_late
 	return;
 }
 
+# What comes for a server that the drain does not know of yet does not wait for
+# another one, all of whose slots are taken by a request that hangs.
+sub beside_a_full_server
+{
+	my ($slow, $phone) = (new_phone(), new_phone());
+
+	$calls->server('narrow', timeout => '5min', max_connections => '1');
+	$calls->server('second');
+	$sb->rule($slow, { fault => 'hang' });
+	$calls->sql("SET doubletick.server = narrow; $_") foreach enqueue($slow, ['lead']), enqueue(new_phone(), ['lead']);
+	my @other = draining();
+	eventually(sub { received($slow) }, 'full: a request hangs');
+	$calls->sql('SET doubletick.server = second; ' . enqueue($phone, ['lead']));
+	eventually(sub { received($phone) }, 'full: another server does not wait for it');
+	break_off(@other);
+	$calls->sql('SELECT count(dt_cancel(id)) FROM dt_queue');
+	return;
+}
+
 younger_is_late('younger');
 younger_is_late('in a savepoint', 'SAVEPOINT s', 'SELECT pg_current_xact_id()', 'SAVEPOINT t');
 younger_is_late('savepoints that are undone', 'SAVEPOINT s', 'CREATE TEMP TABLE undone (n int)', 'ROLLBACK TO s', 'SAVEPOINT t');
@@ -184,4 +203,5 @@ break_off(@draining);
 $sb->clear_rules;
 drain();
 is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', 'nothing is left');
+beside_a_full_server();
 done_testing;
