@@ -19,9 +19,10 @@
 #include "miscadmin.h"
 #include "names.h"
 
+static void add_renumbered(const Requester *requester, const Removal *old, uint32 old_row,
+						   const Removal *new, Removal *gained);
 static bool is_number(const char *number);
 static bool is_usable(const Removal *names);
-static bool is_empty(const Removal *names);
 static const char *reason(const char *what, const char *number);
 static void fail_unsendable(const Requester *requester, Removal *lost);
 static bool are_sendable(const char **names, int nnames);
@@ -35,32 +36,62 @@ static int	fit(const char **names, int nnames, int *room, size_t *nbytes);
 
 /*
  * A row was changed: "old" and "new" are what it said and says, NULL where there
- * is none.  Both are used up.  "owned": has this transaction made the old row?
+ * is none.  Both are used up.  The numbers tell it from other rows (gains.h).
  */
 void
-change_row(Queue *queue, const Requester *requester, Removal *old, Removal *new, bool owned)
+change_row(Queue *queue, const Requester *requester, Removal *old, uint32 old_row,
+		   Removal *new, uint32 new_row)
 {
-	Removal		nothing = {0};
-	Removal		gained;
+	Removal		lost = {0};
+	Removal		gained = {0};
 
-	if (old == NULL || old->phone == NULL)
-		old = &nothing;
-	if (new == NULL || new->phone == NULL)
-		new = &nothing;
-	gained = *new;
-	if (old->phone && new->phone && change_is_same_customer(old, new))
+	change_compare(requester, old, old_row, new, new_row, &lost, &gained);
+	gains_add(requester, &gained, new_row);
+	if (new && new->phone)
+		change_keep(queue, requester, new);
+	gains_cover(requester, &lost, old_row);
+	change_remove(queue, requester, &lost);
+}
+
+/*
+ * What a row has lost and gained.  What it had gained before, under another number,
+ * is gained anew, and no longer counts under the old one.  "old" is used up.
+ */
+void
+change_compare(const Requester *requester, Removal *old, uint32 old_row,
+			   const Removal *new, uint32 new_row, Removal *lost, Removal *gained)
+{
+	bool		had = old && old->phone;
+	bool		has = new && new->phone;
+
+	if (had)
+		*lost = *old;
+	if (has)
+		*gained = change_copy(new);
+	if (had && has && change_is_same_customer(old, new))
 	{
-		gained = change_copy(new);
-		change_subtract(&gained, old);
-		change_subtract(old, new);
+		change_subtract(gained, old);
+		if (gains_any() && old_row != new_row)
+			add_renumbered(requester, old, old_row, new, gained);
+		change_subtract(lost, new);
 	}
-	if (!is_empty(new))
-		change_keep(queue, requester, new, &gained);
-	if (!is_empty(old))
-	{
-		gains_cover(requester, old, owned);
-		change_remove(queue, requester, old);
-	}
+}
+
+/* Of the names that stay those that the row has gained. */
+static void
+add_renumbered(const Requester *requester, const Removal *old, uint32 old_row,
+			   const Removal *new, Removal *gained)
+{
+	Removal		stay = change_copy(new);
+
+	stay.ntags = names_intersect(stay.tags, stay.ntags, old->tags, old->ntags);
+	stay.nfields = names_intersect(stay.fields, stay.nfields, old->fields, old->nfields);
+	gains_take(requester, &stay, old_row);
+	/* There is room for all names of the new row. */
+	memcpy(gained->tags + gained->ntags, stay.tags, sizeof(char *) * stay.ntags);
+	memcpy(gained->fields + gained->nfields, stay.fields, sizeof(char *) * stay.nfields);
+	gained->ntags += stay.ntags;
+	gained->nfields += stay.nfields;
 }
 
 /*
@@ -100,25 +131,21 @@ change_copy(const Removal *names)
 }
 
 /*
- * A customer has these names now, some of which it has gained, or none (NULL): a
- * waiting removal of them is taken back.
+ * A customer has these names now: a waiting removal of them is taken back.
  */
 void
-change_keep(Queue *queue, const Requester *requester, const Removal *now, const Removal *gained)
+change_keep(Queue *queue, const Requester *requester, const Removal *now)
 {
-	Removal		kept = {0};
+	Removal		kept;
 
-	if (is_usable(now))
-	{
-		PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
-		if (queue_may_have(queue, requester, now))
-		{
-			kept = change_copy(now);
-			queue_keep(queue, requester, &kept);
-		}
-	}
-	if (gained)
-		gains_remember(requester, gained, &kept);
+	if (payload_is_empty(now) || !is_usable(now))
+		return;
+	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
+	if (!queue_may_have(queue, requester, now))
+		return;
+	kept = change_copy(now);
+	queue_keep(queue, requester, &kept);
+	gains_owe(requester, &kept);
 }
 
 /*
@@ -127,7 +154,7 @@ change_keep(Queue *queue, const Requester *requester, const Removal *now, const 
 void
 change_remove(Queue *queue, const Requester *requester, Removal *lost)
 {
-	if (is_empty(lost))
+	if (payload_is_empty(lost))
 		return;
 	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
 	if (!is_number(lost->phone))
@@ -151,12 +178,6 @@ static bool
 is_number(const char *number)
 {
 	return payload_is_e164(number);
-}
-
-static bool
-is_empty(const Removal *names)
-{
-	return names->ntags == 0 && names->nfields == 0;
 }
 
 static const char *
@@ -223,7 +244,7 @@ enter_in_parts(Queue *queue, const Requester *requester, const Removal *lost)
 {
 	Removal		left = *lost;
 
-	while (!is_empty(&left))
+	while (!payload_is_empty(&left))
 	{
 		Removal		part = left;
 		int			room = PAYLOAD_MAX_NAMES;

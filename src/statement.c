@@ -4,14 +4,18 @@
  *		The trigger at statement level.
  *
  * What counts is what the statement's old and new rows say of a customer, however
- * many rows that are: lost is what old rows have and no new row has.  How many
- * rows have a name matters for what the transaction has gained (gains.c).
+ * many rows that are: lost is what old rows have and no new row has.
  *
- * An UPDATE's two tables have their rows in the same order, or nearly.  Two rows
- * in the same place that say the same add nothing to what is lost, and are
- * skipped, so that only customers with changed rows take memory: about half a
+ * An UPDATE's two tables have a row's old and new in the same place, unless a
+ * trigger of a partition has dropped what moved there; then there are more old
+ * ones.  Two in the same place that say the same add nothing to what is lost, and
+ * are skipped, so that only customers with changed rows take memory: about half a
  * kilobyte each.  If some of those have lost something, a second pass over the new
  * rows sees what the rows that were skipped have still.
+ *
+ * What rows have gained (gains.c) goes by their key, for a row in a transition
+ * table has no place.  No two rows have the same at any time: when a new row is
+ * added that has it, the old one has been.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,21 +36,19 @@
 /* Bytes that customers may take before those of a DELETE are entered. */
 #define MOST_MEMORY (64 * 1024 * 1024)
 
-/*
- * What old and new rows say of a customer: repeated names for each row, until
- * compare() has made of "old" what was lost, each name once.
- */
+/* What old and new rows say of a customer. */
 typedef struct Customer
 {
 	dlist_node	node;
-	Removal		old;			/* has the numbers of the first row */
+	Removal		lost;			/* has the numbers of the first row; names of
+								 * each row, and then each once */
 	Removal		new;
-	Removal    *gained;			/* new, but not old, for each row; NULL: none */
 } Customer;
 
 typedef struct CustomerEntry
 {
-	const Removal *number;		/* "old" of a Customer, for its phone and waba */
+	const Removal *number;		/* "lost" of a Customer, for its phone and
+								 * waba */
 	uint32		hash;
 	char		status;
 } CustomerEntry;
@@ -95,13 +97,21 @@ static Rows rows_open(const TriggerData *data, Tuplestorestate *store);
 static bool rows_next(Rows *rows);
 static void rows_rewind(Rows *rows);
 static void rows_close(Rows *rows);
-static void add(Statement *statement, Rows *rows, bool is_new);
+static void add_pairs(Statement *statement, Rows *old, Rows *new);
+static bool is_same_row(Statement *statement, Rows *old, Rows *new);
+static void add(Statement *statement, Rows *old, Rows *new);
+static Removal *read_row(Statement *statement, Rows *rows, Removal *row);
+static uint32 row_number(Statement *statement, Rows *rows);
+static void add_lost(Statement *statement, const Removal *lost);
+static void add_new(Statement *statement, const Removal *new);
+static Customer *find_or_make(Statement *statement, const Removal *number);
 static Customer *make_customer(const Removal *number);
+static void append(Removal *names, const Removal *others);
 static void compare(Statement *statement);
-static Removal *gained_by(Statement *statement, const Customer *customer);
+static void subtract_new(Statement *statement, Customer *customer);
 static void subtract_skipped(Statement *statement, Rows *new);
 static void enter(Statement *statement);
-static Customer *customer_of(const Removal *old);
+static Customer *customer_of(const Removal *lost);
 
 /*
  * A trigger for each statement has fired: enters what its customers have lost,
@@ -161,28 +171,39 @@ forget(Statement *statement)
 static void
 update(Statement *statement, Rows *old, Rows *new)
 {
-	for (;;)
+	if (tuplestore_tuple_count(old->store) == tuplestore_tuple_count(new->store))
+		add_pairs(statement, old, new);
+	else
 	{
-		bool		has_old = rows_next(old);
-		bool		has_new = rows_next(new);
-
-		CHECK_FOR_INTERRUPTS();
-		if (!has_old && !has_new)
-			break;
-		if (has_old && has_new && columns_equal(&statement->definition->columns, old->slot, new->slot))
-		{
-			statement->any_skipped = true;
-			continue;
-		}
-		if (has_old)
-			add(statement, old, false);
-		if (has_new)
-			add(statement, new, true);
+		while (rows_next(old))
+			add(statement, old, NULL);
+		while (rows_next(new))
+			add(statement, NULL, new);
 	}
 	compare(statement);
 	if (statement->any_lost && statement->any_skipped)
 		subtract_skipped(statement, new);
 	enter(statement);
+}
+
+static void
+add_pairs(Statement *statement, Rows *old, Rows *new)
+{
+	while (rows_next(old) && rows_next(new))
+	{
+		if (is_same_row(statement, old, new))
+			statement->any_skipped = true;
+		else
+			add(statement, old, new);
+	}
+}
+
+/* Where rows have gained something, their keys matter, too. */
+static bool
+is_same_row(Statement *statement, Rows *old, Rows *new)
+{
+	return columns_equal(&statement->definition->columns, old->slot, new->slot) &&
+		(!gains_any() || row_number(statement, old) == row_number(statement, new));
 }
 
 /* Entered in portions: a removal of what two portions have is sent once anyway. */
@@ -191,8 +212,7 @@ delete(Statement *statement, Rows *old)
 {
 	while (rows_next(old))
 	{
-		CHECK_FOR_INTERRUPTS();
-		add(statement, old, false);
+		add(statement, old, NULL);
 		if (MemoryContextMemAllocated(statement->context, true) > MOST_MEMORY)
 		{
 			compare(statement);
@@ -216,10 +236,9 @@ insert(Statement *statement, Rows *new)
 		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 		Removal		row;
 
-		CHECK_FOR_INTERRUPTS();
 		columns_read_customer(columns, new->slot, &row);
 		columns_read_names(columns, new->slot, &row);
-		change_row(queue, &statement->definition->requester, NULL, &row, true);
+		change_row(queue, &statement->definition->requester, NULL, 0, &row, row_number(statement, new));
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
@@ -242,6 +261,7 @@ rows_open(const TriggerData *data, Tuplestorestate *store)
 static bool
 rows_next(Rows *rows)
 {
+	CHECK_FOR_INTERRUPTS();
 	tuplestore_select_read_pointer(rows->store, rows->pointer);
 	return tuplestore_gettupleslot(rows->store, true, false, rows->slot);
 }
@@ -260,37 +280,85 @@ rows_close(Rows *rows)
 		ExecDropSingleTupleTableSlot(rows->slot);
 }
 
-/* Adds what a row says to what is known of its customer. */
+/* Adds what a row said and says, NULL where there is none. */
 static void
-add(Statement *statement, Rows *rows, bool is_new)
+add(Statement *statement, Rows *old, Rows *new)
 {
+	const Requester *requester = &statement->definition->requester;
 	MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
-	Columns    *columns = &statement->definition->columns;
-	CustomerEntry *entry;
-	Customer   *customer;
-	Removal		row;
-	Removal    *side;
-	bool		found;
+	uint32		old_row = row_number(statement, old);
+	uint32		new_row = row_number(statement, new);
+	Removal		had;
+	Removal		has;
+	Removal		lost = {0};
+	Removal		gained = {0};
 
-	columns_read_customer(columns, rows->slot, &row);
-	columns_read_names(columns, rows->slot, &row);
-	MemoryContextSwitchTo(statement->context);
-	if (row.ntags > 0 || row.nfields > 0)
-	{
-		entry = customers_insert(statement->customers, &row, &found);
-		if (!found)
-		{
-			customer = make_customer(&row);
-			dlist_push_tail(&statement->order, &customer->node);
-			entry->number = &customer->old;
-		}
-		customer = customer_of(entry->number);
-		side = is_new ? &customer->new : &customer->old;
-		names_append_copy(&side->tags, &side->ntags, row.tags, row.ntags);
-		names_append_copy(&side->fields, &side->nfields, row.fields, row.nfields);
-	}
+	change_compare(requester, read_row(statement, old, &had), old_row,
+				   read_row(statement, new, &has), new_row, &lost, &gained);
+	gains_add(requester, &gained, new_row);
+	gains_cover(requester, &lost, old_row);
+	add_lost(statement, &lost);
+	if (new)
+		add_new(statement, &has);
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(statement->row_context);
+}
+
+static Removal *
+read_row(Statement *statement, Rows *rows, Removal *row)
+{
+	Columns    *columns = &statement->definition->columns;
+
+	if (rows == NULL)
+		return NULL;
+	columns_read_customer(columns, rows->slot, row);
+	columns_read_names(columns, rows->slot, row);
+	return row;
+}
+
+/* By its key. */
+static uint32
+row_number(Statement *statement, Rows *rows)
+{
+	if (rows == NULL)
+		return GAINS_ANY_ROW;
+	return Max(columns_hash_key(&statement->definition->columns, rows->slot), GAINS_ANY_ROW);
+}
+
+static void
+add_lost(Statement *statement, const Removal *lost)
+{
+	MemoryContext caller = MemoryContextSwitchTo(statement->context);
+
+	if (!payload_is_empty(lost))
+		append(&find_or_make(statement, lost)->lost, lost);
+	MemoryContextSwitchTo(caller);
+}
+
+static void
+add_new(Statement *statement, const Removal *new)
+{
+	MemoryContext caller = MemoryContextSwitchTo(statement->context);
+
+	if (!payload_is_empty(new))
+		append(&find_or_make(statement, new)->new, new);
+	MemoryContextSwitchTo(caller);
+}
+
+static Customer *
+find_or_make(Statement *statement, const Removal *number)
+{
+	bool		found;
+	CustomerEntry *entry = customers_insert(statement->customers, number, &found);
+
+	if (!found)
+	{
+		Customer   *customer = make_customer(number);
+
+		dlist_push_tail(&statement->order, &customer->node);
+		entry->number = &customer->lost;
+	}
+	return customer_of(entry->number);
 }
 
 /* With its numbers in one piece: there may be very many. */
@@ -304,13 +372,20 @@ make_customer(const Removal *number)
 	char	   *phone = (char *) (customer + 1);
 
 	memset(customer, 0, sizeof(Customer));
-	customer->old.phone = customer->new.phone = memcpy(phone, number->phone, phone_size);
+	customer->lost.phone = customer->new.phone = memcpy(phone, number->phone, phone_size);
 	if (number->waba)
-		customer->old.waba = customer->new.waba = memcpy(phone + phone_size, number->waba, waba_size);
+		customer->lost.waba = customer->new.waba = memcpy(phone + phone_size, number->waba, waba_size);
 	return customer;
 }
 
-/* Leaves in "old" what was lost, as far as is known. */
+static void
+append(Removal *names, const Removal *others)
+{
+	names_append_copy(&names->tags, &names->ntags, others->tags, others->ntags);
+	names_append_copy(&names->fields, &names->nfields, others->fields, others->nfields);
+}
+
+/* Leaves of what was lost what no new row has, as far as is known. */
 static void
 compare(Statement *statement)
 {
@@ -320,43 +395,34 @@ compare(Statement *statement)
 	dlist_foreach(iter, &statement->order)
 	{
 		Customer   *customer = dlist_container(Customer, node, iter.cur);
-		Removal    *old = &customer->old;
+		Removal    *lost = &customer->lost;
 		Removal    *new = &customer->new;
 
-		customer->gained = gained_by(statement, customer);
-		old->ntags = names_subtract_each(old->tags, old->ntags, new->tags, new->ntags);
-		old->nfields = names_subtract_each(old->fields, old->nfields, new->fields, new->nfields);
-		gains_cover(&statement->definition->requester, old, true);
-
-		old->ntags = names_distinct(old->tags, old->ntags);
-		old->nfields = names_distinct(old->fields, old->nfields);
+		lost->ntags = names_distinct(lost->tags, lost->ntags);
+		lost->nfields = names_distinct(lost->fields, lost->nfields);
 		new->ntags = names_distinct(new->tags, new->ntags);
 		new->nfields = names_distinct(new->fields, new->nfields);
-		change_subtract(old, new);
-		statement->any_lost = statement->any_lost || old->ntags > 0 || old->nfields > 0;
+		subtract_new(statement, customer);
+		statement->any_lost = statement->any_lost || !payload_is_empty(lost);
 	}
 	MemoryContextSwitchTo(caller);
 }
 
-/* Most have gained nothing, and take no memory for it. */
-static Removal *
-gained_by(Statement *statement, const Customer *customer)
+/* If what is there still was gained, a removal is owed when it goes. */
+static void
+subtract_new(Statement *statement, Customer *customer)
 {
-	MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
-	const Removal *old = &customer->old;
-	Removal		gained = change_copy(&customer->new);
-	Removal    *result = NULL;
+	Removal		there;
 
-	gained.ntags = names_subtract_each(gained.tags, gained.ntags, old->tags, old->ntags);
-	gained.nfields = names_subtract_each(gained.fields, gained.nfields, old->fields, old->nfields);
-	MemoryContextSwitchTo(caller);
-	if (gained.ntags > 0 || gained.nfields > 0)
+	if (gains_any())
 	{
-		result = palloc(sizeof(Removal));
-		*result = change_copy(&gained);
+		there = change_copy(&customer->lost);
+		there.ntags = names_intersect(there.tags, there.ntags, customer->new.tags, customer->new.ntags);
+		there.nfields = names_intersect(there.fields, there.nfields,
+										customer->new.fields, customer->new.nfields);
+		gains_owe(&statement->definition->requester, &there);
 	}
-	MemoryContextReset(statement->row_context);
-	return result;
+	change_subtract(&customer->lost, &customer->new);
 }
 
 /* Of new rows those that were skipped matter; the others do no harm. */
@@ -372,14 +438,13 @@ subtract_skipped(Statement *statement, Rows *new)
 		CustomerEntry *entry = NULL;
 		Removal		row;
 
-		CHECK_FOR_INTERRUPTS();
 		columns_read_customer(columns, new->slot, &row);
 		if (row.phone)
 			entry = customers_lookup(statement->customers, &row);
-		if (entry && (entry->number->ntags > 0 || entry->number->nfields > 0))
+		if (entry && !payload_is_empty(entry->number))
 		{
 			columns_read_names(columns, new->slot, &row);
-			change_subtract(&customer_of(entry->number)->old, &row);
+			change_subtract(&customer_of(entry->number)->lost, &row);
 		}
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
@@ -399,9 +464,8 @@ enter(Statement *statement)
 		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 
 		CHECK_FOR_INTERRUPTS();
-		if (customer->new.ntags > 0 || customer->new.nfields > 0)
-			change_keep(queue, requester, &customer->new, customer->gained);
-		change_remove(queue, requester, &customer->old);
+		change_keep(queue, requester, &customer->new);
+		change_remove(queue, requester, &customer->lost);
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
@@ -409,9 +473,9 @@ enter(Statement *statement)
 }
 
 static Customer *
-customer_of(const Removal *old)
+customer_of(const Removal *lost)
 {
-	return (Customer *) ((char *) unconstify(Removal *, old) - offsetof(Customer, old));
+	return (Customer *) ((char *) unconstify(Removal *, lost) - offsetof(Customer, lost));
 }
 
 /* Without a leading "+", as change_is_same_customer() compares. */
