@@ -127,7 +127,7 @@ queue_open(int64 ncustomers)
 
 	store_open(&queue->waiting, STORE_WAITING);
 	if (ncustomers > 1)
-		queue->batch = batch_create(&queue->waiting);
+		queue->batch = batch_create(&queue->waiting, ncustomers);
 	if (ncustomers / KEEPS_PER_BLOCK > RelationGetNumberOfBlocks(queue->waiting.rel))
 		find_busy(queue);
 	return queue;

@@ -76,6 +76,8 @@ static Oid	lock_table(StoreObject table);
 static void open_others(Store *store);
 static void check_other(Store *store, Relation index);
 static bool has_same_key(Relation index, Relation other);
+static void insert_index_entry(Store *store, int place, IndexInfo *info, Datum *values, bool *nulls,
+							   ItemPointer tid);
 static IndexInfo *info_of(Relation index);
 static bool find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple);
 static uint64 hash_text(const char *text, uint64 seed);
@@ -281,8 +283,8 @@ check_other(Store *store, Relation index)
 {
 	HeapTuple	tuple = index->rd_indextuple;
 	bool		is_plain = heap_attisnull(tuple, Anum_pg_index_indexprs, NULL) &&
-		heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
-		!index->rd_index->indisexclusion;
+	heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
+	!index->rd_index->indisexclusion;
 
 	if (is_plain && (!index->rd_index->indisunique || has_same_key(index, store->indexes[0])))
 		return;
@@ -340,18 +342,57 @@ store_insert(Store *store, HeapTuple tuple)
 void
 store_insert_index_entry(Store *store, int place, HeapTuple tuple)
 {
-	Relation	index = store->indexes[place];
-	IndexInfo  *info = info_of(index);
+	IndexInfo  *info = info_of(store->indexes[place]);
 	Datum		values[INDEX_MAX_KEYS];
 	bool		nulls[INDEX_MAX_KEYS];
 
-	if (!info->ii_ReadyForInserts)
-		return;
 	for (int i = 0; i < info->ii_NumIndexAttrs; i++)
 		values[i] = heap_getattr(tuple, info->ii_IndexAttrNumbers[i],
 								 RelationGetDescr(store->rel), &nulls[i]);
-	(void) index_insert(index, values, nulls, &tuple->t_self, store->rel,
-						info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
+	insert_index_entry(store, place, info, values, nulls, &tuple->t_self);
+}
+
+static void
+insert_index_entry(Store *store, int place, IndexInfo *info, Datum *values, bool *nulls,
+				   ItemPointer tid)
+{
+	if (info->ii_ReadyForInserts)
+		(void) index_insert(store->indexes[place], values, nulls, tid, store->rel,
+							info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
+}
+
+/*
+ * What our indexes are to have of a row, which is nowhere yet.
+ */
+WaitingKey
+store_key_of(const QueueRow *row)
+{
+	WaitingKey	key = {0};
+
+	key.customer = row->customer;
+	key.id = row->id;
+	key.keep = row->keep;
+	return key;
+}
+
+/*
+ * Enters a row of dt_waiting that is in the table into one of our two indexes.
+ */
+void
+store_insert_key(Store *waiting, int place, const WaitingKey *key)
+{
+	Datum		values[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS] = {false};
+	ItemPointerData tid = key->tid;
+	int			n = 0;
+
+	if (place == BY_CUSTOMER)
+	{
+		values[n++] = Int64GetDatum(key->customer);
+		values[n++] = BoolGetDatum(key->keep);
+	}
+	values[n] = Int64GetDatum(key->id);
+	insert_index_entry(waiting, place, info_of(waiting->indexes[place]), values, nulls, &tid);
 }
 
 /* Kept for as long as the index is the same, if it is ours. */

@@ -85,8 +85,9 @@ typedef enum SettledColumn
 typedef struct QueueRow
 {
 	int64		id;
-	int64		ord;			/* what keeps are compared with; of dt_retry()'s
-								 * keep, the id of what was put back */
+	int64		ord;			/* what keeps are compared with; of
+								 * dt_retry()'s keep, the id of what was put
+								 * back */
 	int64		xact;			/* FullTransactionId of its maker */
 	int64		customer;		/* see store_customer() */
 	TimestampTz enqueued_at;
@@ -106,6 +107,15 @@ typedef struct QueueRow
 	ItemPointerData tid;		/* where it was read, */
 	Oid			filenode;		/* in which file of the table */
 } QueueRow;
+
+/* What our indexes have of a row of dt_waiting. */
+typedef struct WaitingKey
+{
+	int64		customer;
+	int64		id;
+	ItemPointerData tid;		/* where the row is, once it is in the table */
+	bool		keep;
+} WaitingKey;
 
 /* States of a settled row. */
 #define STATE_DONE "done"
@@ -128,6 +138,8 @@ extern void store_close(Store *store);
 extern int64 store_next_id(void);
 extern void store_insert(Store *store, HeapTuple tuple);
 extern void store_insert_index_entry(Store *store, int place, HeapTuple tuple);
+extern WaitingKey store_key_of(const QueueRow *row);
+extern void store_insert_key(Store *waiting, int place, const WaitingKey *key);
 extern HeapTuple store_form_waiting(Store *waiting, const QueueRow *row);
 extern void store_insert_waiting(Store *waiting, const QueueRow *row);
 extern void store_update_waiting(Store *waiting, const QueueRow *row);

@@ -262,9 +262,14 @@ $customer =~ s/w\.role/(SELECT relowner FROM pg_class WHERE oid = 'customers'::r
 is(one(sprintf $same, $customer), 1998, 'found by the index of customers');
 is(one('SELECT count(*) FROM generate_series((SELECT min(id) FROM dt_waiting), (SELECT max(id) FROM dt_waiting)) AS i'
 		  . ' JOIN dt_waiting AS w ON w.id = i'), 1998, 'and by that of ids, in one run');
-run('RESET enable_seqscan', 'RESET enable_hashjoin', 'RESET enable_mergejoin',
+run('RESET enable_seqscan', 'RESET enable_hashjoin', 'RESET enable_mergejoin', "UPDATE customers SET tags = '{other}'",
 	'UPDATE customers SET tags = had.tags FROM had WHERE had.phone = customers.phone', 'DROP TABLE had');
-is(queued(), '', 'and all of it is taken back');
+is(one("SELECT count(*) || ' ' || count(*) FILTER (WHERE tags = '{other}') FROM dt_queue"), '1998 1998',
+	'and all of it is taken back while something else is lost');
+run('CREATE EXTENSION amcheck');
+is(one("SELECT bt_index_parent_check('$_', true)"), '', "$_ has all rows") foreach qw(dt_waiting_pkey dt_waiting_customer);
+run('DROP EXTENSION amcheck', "UPDATE customers SET tags = tags || '{other}'");
+is(queued(), '', 'which is taken back, too');
 
 # Whatever the columns are.
 
