@@ -18,20 +18,20 @@
 #include "access/sysattr.h"
 #include "access/tupmacs.h"
 #include "catalog/dependency.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "column.h"
 #include "commands/extension.h"
 #include "common/hashfn.h"
 #include "names.h"
-#include "nodes/makefuncs.h"
 #include "parser/parse_coerce.h"
-#include "parser/parse_func.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 static Oid	find_column(Column *column, Relation rel, const char *name, const char *what);
 static bool is_string_like(Oid type);
@@ -202,14 +202,16 @@ find_output(Column *column, Oid type, MemoryContext context)
 	fmgr_info_cxt(function, &column->function, context);
 }
 
-/* hstore's function for the keys; InvalidOid when the type is another. */
+/*
+ * hstore's function for the keys; InvalidOid when the type is another.  Not by
+ * its name, for which the role that updates would need USAGE on hstore's schema.
+ */
 static Oid
 find_akeys(Oid type)
 {
 	Oid			extension = get_extension_oid("hstore", true);
 	HeapTuple	tuple;
 	Oid			schema;
-	List	   *name;
 
 	if (!OidIsValid(extension) || getExtensionOfObject(TypeRelationId, type) != extension)
 		return InvalidOid;
@@ -218,8 +220,8 @@ find_akeys(Oid type)
 		return InvalidOid;
 	schema = ((Form_pg_type) GETSTRUCT(tuple))->typnamespace;
 	ReleaseSysCache(tuple);
-	name = list_make2(makeString(get_namespace_name(schema)), makeString("akeys"));
-	return LookupFuncName(name, 1, &type, true);
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum("akeys"),
+						   PointerGetDatum(buildoidvector(&type, 1)), ObjectIdGetDatum(schema));
 }
 
 static void

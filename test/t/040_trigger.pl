@@ -300,6 +300,13 @@ foreach my $type (qw(varchar citext char(12) bigint numeric tel))
 	is(queued(), "$a {x} {} $b", "numbers of type $type");
 }
 
+# hstore where the role that updates cannot look.
+run('CREATE SCHEMA hidden', 'ALTER EXTENSION hstore SET SCHEMA hidden');
+customers_of('id int, phone text, f hidden.hstore', "'phone', '', 'f'", "(1, '$a', 'lead=>1')");
+run('GRANT SELECT, DELETE ON customers TO app', 'SET ROLE app', 'DELETE FROM customers', 'RESET ROLE');
+is(queued(), "$a {} {lead} -", "hstore in a schema that the updating role has no USAGE on");
+run('ALTER EXTENSION hstore SET SCHEMA public', 'DROP SCHEMA hidden');
+
 # Values stored out of line, and those that are there in another form.
 customers_of('id int, phone text, tags text[]', "'phone', 'tags'");
 run('ALTER TABLE customers ALTER tags SET STORAGE EXTERNAL',
