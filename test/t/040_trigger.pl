@@ -203,6 +203,20 @@ foreach my $level (qw(row statement))
 	is(queued(), '', "$level: any key will do");
 }
 
+# A rewritten table's rows are at other places, where others may have gained something.
+customers(undef, "(8), (9)");
+run("INSERT INTO customers VALUES (1, '$b', '{x}'), (2, '$a', '{x}'), (3, '$a', '{x}')", 'DELETE FROM customers WHERE id > 3', 'VACUUM customers', triggers('row', 'customers', "'phone', 'tags'"),
+	'BEGIN', 'INSERT INTO customers VALUES (8)', "UPDATE customers SET phone = '$a' WHERE id = 1", 'DELETE FROM customers WHERE id = 8',
+	'ALTER TABLE customers ALTER id TYPE bigint', 'DELETE FROM customers WHERE id = 2', 'DELETE FROM customers WHERE id = 3', 'COMMIT');
+is(queued(), "$b {x} {} -", 'rows of a table that is rewritten');
+
+# Rows that COPY has frozen are known all the same.
+customers('row', "(1, '$a', '{x}', NULL, NULL)");
+run('DELETE FROM customers', 'BEGIN', 'TRUNCATE customers',
+	"COPY customers (id, phone, tags) FROM PROGRAM 'printf \"1\t$a\t{x}\n\"' (FREEZE)",
+	'UPDATE customers SET id = 2', 'DELETE FROM customers', 'COMMIT');
+is(queued(), "$a {x} {} -", 'COPY (FREEZE)');
+
 customers('statement', "(1, '$a', '{x}', NULL, NULL), (2, '$a', '{x}', NULL, NULL)");
 run("UPDATE customers SET tags = CASE id WHEN 1 THEN '{}' ELSE tags END");
 is(queued(), '', 'statement: a row that stays as it was has its names');
