@@ -196,11 +196,23 @@ foreach my $level (qw(row statement))
 	is(queued(), "$a {x} {} -", "$level: a table without a key");
 	run('BEGIN', "UPDATE customers SET phone = '$a'", 'COMMIT', 'DELETE FROM customers');
 	is(queued(), "$a {x,y} {} -; $b {y} {} -", "$level: of which rows meet");
+	run('TRUNCATE dt_waiting, customers', "INSERT INTO customers VALUES $three", 'BEGIN',
+		"UPDATE customers SET phone = '$a' WHERE id = 1", 'DELETE FROM customers WHERE id = 2',
+		'UPDATE customers SET id = id + 1', 'DELETE FROM customers WHERE id = 4', 'COMMIT');
+	is(queued(), "$b {x} {} -", "$level: and which do not");
 	fresh();
 	run("CREATE TABLE customers (phone text UNIQUE, tags text[])", triggers($level, 'customers', "'phone', 'tags'"),
 		'BEGIN', "INSERT INTO customers VALUES ('$a', '{x}'), ('+$a', '{x}'), (NULL, '{x}')",
 		"DELETE FROM customers WHERE phone = '$a'", "UPDATE customers SET phone = '$a' WHERE phone IS NULL", 'DELETE FROM customers', 'COMMIT');
 	is(queued(), '', "$level: any key will do");
+
+	# Rows of two tables with the same key are two.
+	customers($level);
+	run("CREATE TABLE leads (id int PRIMARY KEY, $columns)", "INSERT INTO leads VALUES (1, '$a', '{x,y}'), (2, '$a', '{x,y}')",
+		triggers($level, 'leads', "'phone', 'tags', 'fields', 'waba'"), 'BEGIN',
+		"INSERT INTO customers VALUES (1, '$a', '{x}')", 'DELETE FROM leads WHERE id = 1', 'DELETE FROM leads', 'COMMIT');
+	is(queued(), "$a {y} {} -", "$level: rows of two tables");
+	run('DROP TABLE leads');
 }
 
 # A rewritten table's rows are at other places, where others may have gained something.
@@ -403,6 +415,10 @@ is(queued(), '', "a child's rows do not fire the parent's row trigger");
 run('DROP TRIGGER t ON customers', statement_triggers('customers', "'phone', 'tags'"),
 	"INSERT INTO child VALUES (1, '$a', '{x}', 2)", 'DELETE FROM customers');
 is(queued(), "$a {x} {} -", 'but its statement trigger sees them');
+run('TRUNCATE dt_waiting', 'ALTER TABLE customers ADD PRIMARY KEY (id)', "INSERT INTO customers VALUES (1, '$b', '{x}'), (2, '$a', '{x}')",
+	"INSERT INTO child VALUES (1, '$a', '{x,y}')", 'BEGIN', "UPDATE customers SET phone = '$a' WHERE phone = '$b'",
+	'DELETE FROM customers WHERE tags = \'{x,y}\'', 'DELETE FROM customers WHERE id = 2', 'COMMIT');
+is(queued(), "$a {y} {} -; $b {x} {} -", "and takes none for another that has its key");
 run('DROP TABLE child', 'TRUNCATE dt_waiting', 'CREATE TEMP TABLE mine (phone text, tags text[])',
 	sprintf("CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags')", 'mine'),
 	"INSERT INTO mine VALUES ('$a', '{x}')", 'DELETE FROM mine');
