@@ -42,7 +42,7 @@ dt_remove_tags_custom_fields_trigger(PG_FUNCTION_ARGS)
 	TriggerData *data = (TriggerData *) fcinfo->context;
 	Definition *definition = definition_get(fcinfo);
 
-	definition->requester.enqueued_by = GetUserId();
+	definition->requester.enqueued_by = GetOuterUserId();
 	if (TRIGGER_FIRED_FOR_ROW(data->tg_event))
 		row_fired(definition, data);
 	else

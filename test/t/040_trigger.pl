@@ -448,6 +448,10 @@ is(outcome("UPDATE customers SET tags = NULL"), '', 'settings make no difference
 run('RESET ROLE', 'RESET search_path', 'RESET row_security');
 is(one('SELECT string_agg(server || \' \' || role, \', \') FROM dt_queue'), 'doubletick owner, doubletick owner',
 	'nor to whose request it is');
+run("UPDATE customers SET tags = '{x}'", 'TRUNCATE dt_waiting',
+	q{CREATE FUNCTION clear_all() RETURNS void LANGUAGE sql SECURITY DEFINER AS 'UPDATE customers SET tags = NULL'},
+	'SET ROLE app', 'SELECT clear_all()', 'RESET ROLE');
+is(one('SELECT role || \' \' || enqueued_by FROM dt_queue'), 'owner app', 'who calls a SECURITY DEFINER function is recorded');
 run('DROP TRIGGER t ON customers', 'TRUNCATE dt_waiting', "UPDATE customers SET tags = '{x}'", 'ALTER TABLE customers OWNER TO app',
 	sprintf("CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags', '', '', 'Other One')", 'customers'),
 	'DELETE FROM customers');
