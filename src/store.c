@@ -41,6 +41,9 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+/* What 15 digits, which are less than 2^50, leave of 64 bits. */
+#define CUSTOMER_HASH_BITS 14
+
 static const char *const object_names[STORE_NOBJECTS] = {
 	[STORE_WAITING] = "dt_waiting",
 	[STORE_WAITING_ID] = "dt_waiting_id_seq",
@@ -754,15 +757,23 @@ store_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)
 
 /*
  * What tells customers apart, as a number: those of different roles and servers
- * are different.  Two may have the same, in theory.
+ * are different.  Two with the same phone may have the same, in theory.
+ *
+ * The phone's digits come first, so that rows that are enqueued in the order of
+ * phones are in that of the index, too.
  */
 int64
 store_customer(const char *server, Oid role, const char *phone, const char *waba)
 {
-	uint64		hash = hash_text(server, role);
+	const char *digits = phone + (*phone == '+');
+	uint64		hash = hash_text(digits, hash_text(server, role));
+	uint64		number = 0;
 
-	hash = hash_text(phone + (*phone == '+'), hash);
-	return (int64) (waba ? hash_text(waba + (*waba == '+'), hash) : hash);
+	if (waba)
+		hash = hash_text(waba + (*waba == '+'), hash);
+	for (const char *digit = digits; *digit; digit++)
+		number = number * 10 + (*digit - '0');
+	return (int64) (number << CUSTOMER_HASH_BITS | (hash & ((1 << CUSTOMER_HASH_BITS) - 1)));
 }
 
 static uint64
