@@ -84,8 +84,7 @@ add_renumbered(const Requester *requester, const Removal *old, uint32 old_row,
 {
 	Removal		stay = change_copy(new);
 
-	stay.ntags = names_intersect(stay.tags, stay.ntags, old->tags, old->ntags);
-	stay.nfields = names_intersect(stay.fields, stay.nfields, old->fields, old->nfields);
+	change_intersect(&stay, old);
 	gains_take(requester, &stay, old_row);
 	/* There is room for all names of the new row. */
 	memcpy(gained->tags + gained->ntags, stay.tags, sizeof(char *) * stay.ntags);
@@ -113,6 +112,16 @@ change_subtract(Removal *names, const Removal *others)
 {
 	names->ntags = names_subtract(names->tags, names->ntags, others->tags, others->ntags);
 	names->nfields = names_subtract(names->fields, names->nfields, others->fields, others->nfields);
+}
+
+/*
+ * Leaves those that are among the others', in place.
+ */
+void
+change_intersect(Removal *names, const Removal *others)
+{
+	names->ntags = names_intersect(names->tags, names->ntags, others->tags, others->ntags);
+	names->nfields = names_intersect(names->fields, names->nfields, others->fields, others->nfields);
 }
 
 /*

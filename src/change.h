@@ -18,6 +18,7 @@ extern void change_keep(Queue *queue, const Requester *requester, const Removal 
 extern void change_remove(Queue *queue, const Requester *requester, Removal *lost);
 extern bool change_is_same_customer(const Removal *row, const Removal *other);
 extern void change_subtract(Removal *names, const Removal *others);
+extern void change_intersect(Removal *names, const Removal *others);
 extern Removal change_copy(const Removal *names);
 
 #endif							/* DOUBLETICK_CHANGE_H */

@@ -43,6 +43,7 @@ typedef struct Customer
 	Removal		lost;			/* has the numbers of the first row; names of
 								 * each row, and then each once */
 	Removal		new;
+	int			nrows;
 } Customer;
 
 typedef struct CustomerEntry
@@ -102,13 +103,12 @@ static bool is_same_row(Statement *statement, Rows *old, Rows *new);
 static void add(Statement *statement, Rows *old, Rows *new);
 static Removal *read_row(Statement *statement, Rows *rows, Removal *row);
 static uint32 row_number(Statement *statement, Rows *rows);
-static void add_lost(Statement *statement, const Removal *lost);
-static void add_new(Statement *statement, const Removal *new);
-static Customer *find_or_make(Statement *statement, const Removal *number);
+static Customer *customer_for(Statement *statement, const Removal *number, Customer *likely);
 static Customer *make_customer(const Removal *number);
 static void append(Removal *names, const Removal *others);
 static void compare(Statement *statement);
-static void subtract_new(Statement *statement, Customer *customer);
+static void compare_rows(Statement *statement, Customer *customer);
+static void owe_subtracted(Statement *statement, const Customer *customer);
 static void subtract_skipped(Statement *statement, Rows *new);
 static void enter(Statement *statement);
 static Customer *customer_of(const Removal *lost);
@@ -289,17 +289,26 @@ add(Statement *statement, Rows *old, Rows *new)
 	uint32		old_row = row_number(statement, old);
 	uint32		new_row = row_number(statement, new);
 	Removal		had;
-	Removal		has;
+	Removal		has = {0};
 	Removal		lost = {0};
 	Removal		gained = {0};
+	Customer   *customer = NULL;
 
 	change_compare(requester, read_row(statement, old, &had), old_row,
 				   read_row(statement, new, &has), new_row, &lost, &gained);
 	gains_add(requester, &gained, new_row);
 	gains_cover(requester, &lost, old_row);
-	add_lost(statement, &lost);
-	if (new)
-		add_new(statement, &has);
+	MemoryContextSwitchTo(statement->context);
+	if (!payload_is_empty(&lost))
+	{
+		customer = customer_for(statement, &lost, NULL);
+		append(&customer->lost, &lost);
+	}
+	if (!payload_is_empty(&has))
+	{
+		customer = customer_for(statement, &has, customer);
+		append(&customer->new, &has);
+	}
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(statement->row_context);
 }
@@ -325,40 +334,26 @@ row_number(Statement *statement, Rows *rows)
 	return Max(columns_hash_key(&statement->definition->columns, rows->slot), GAINS_ANY_ROW);
 }
 
-static void
-add_lost(Statement *statement, const Removal *lost)
-{
-	MemoryContext caller = MemoryContextSwitchTo(statement->context);
-
-	if (!payload_is_empty(lost))
-		append(&find_or_make(statement, lost)->lost, lost);
-	MemoryContextSwitchTo(caller);
-}
-
-static void
-add_new(Statement *statement, const Removal *new)
-{
-	MemoryContext caller = MemoryContextSwitchTo(statement->context);
-
-	if (!payload_is_empty(new))
-		append(&find_or_make(statement, new)->new, new);
-	MemoryContextSwitchTo(caller);
-}
-
+/* Whose row it is; "likely" is the customer whose row it was, if it was one's. */
 static Customer *
-find_or_make(Statement *statement, const Removal *number)
+customer_for(Statement *statement, const Removal *number, Customer *likely)
 {
+	CustomerEntry *entry;
+	Customer   *customer;
 	bool		found;
-	CustomerEntry *entry = customers_insert(statement->customers, number, &found);
 
+	if (likely && change_is_same_customer(&likely->lost, number))
+		return likely;
+	entry = customers_insert(statement->customers, number, &found);
 	if (!found)
 	{
-		Customer   *customer = make_customer(number);
-
+		customer = make_customer(number);
 		dlist_push_tail(&statement->order, &customer->node);
 		entry->number = &customer->lost;
 	}
-	return customer_of(entry->number);
+	customer = customer_of(entry->number);
+	customer->nrows++;
+	return customer;
 }
 
 /* With its numbers in one piece: there may be very many. */
@@ -395,34 +390,37 @@ compare(Statement *statement)
 	dlist_foreach(iter, &statement->order)
 	{
 		Customer   *customer = dlist_container(Customer, node, iter.cur);
-		Removal    *lost = &customer->lost;
-		Removal    *new = &customer->new;
 
-		lost->ntags = names_distinct(lost->tags, lost->ntags);
-		lost->nfields = names_distinct(lost->fields, lost->nfields);
-		new->ntags = names_distinct(new->tags, new->ntags);
-		new->nfields = names_distinct(new->fields, new->nfields);
-		subtract_new(statement, customer);
-		statement->any_lost = statement->any_lost || !payload_is_empty(lost);
+		if (customer->nrows > 1)
+			compare_rows(statement, customer);
+		statement->any_lost = statement->any_lost || !payload_is_empty(&customer->lost);
 	}
 	MemoryContextSwitchTo(caller);
 }
 
-/* If what is there still was gained, a removal is owed when it goes. */
 static void
-subtract_new(Statement *statement, Customer *customer)
+compare_rows(Statement *statement, Customer *customer)
 {
-	Removal		there;
+	Removal    *lost = &customer->lost;
+	Removal    *new = &customer->new;
 
+	lost->ntags = names_distinct(lost->tags, lost->ntags);
+	lost->nfields = names_distinct(lost->fields, lost->nfields);
+	new->ntags = names_distinct(new->tags, new->ntags);
+	new->nfields = names_distinct(new->fields, new->nfields);
 	if (gains_any())
-	{
-		there = change_copy(&customer->lost);
-		there.ntags = names_intersect(there.tags, there.ntags, customer->new.tags, customer->new.ntags);
-		there.nfields = names_intersect(there.fields, there.nfields,
-										customer->new.fields, customer->new.nfields);
-		gains_owe(&statement->definition->requester, &there);
-	}
-	change_subtract(&customer->lost, &customer->new);
+		owe_subtracted(statement, customer);
+	change_subtract(lost, new);
+}
+
+/* Where what is there still was gained, a removal is owed when it goes. */
+static void
+owe_subtracted(Statement *statement, const Customer *customer)
+{
+	Removal		there = change_copy(&customer->lost);
+
+	change_intersect(&there, &customer->new);
+	gains_owe(&statement->definition->requester, &there);
 }
 
 /* Of new rows those that were skipped matter; the others do no harm. */
