@@ -128,7 +128,8 @@ queue_open(int64 ncustomers)
 	store_open(&queue->waiting, STORE_WAITING);
 	if (ncustomers > 1)
 		queue->batch = batch_create(&queue->waiting, ncustomers);
-	if (ncustomers / KEEPS_PER_BLOCK > RelationGetNumberOfBlocks(queue->waiting.rel))
+	if (ncustomers >= KEEPS_PER_BLOCK &&
+		ncustomers / KEEPS_PER_BLOCK > RelationGetNumberOfBlocks(queue->waiting.rel))
 		find_busy(queue);
 	return queue;
 }

@@ -251,9 +251,13 @@ static void
 open_others(Store *store)
 {
 	int			nours = store->nindexes;
-	List	   *oids = RelationGetIndexList(store->rel);
+	List	   *oids;
 	ListCell   *cell;
 
+	/* Seen without a copy of the list, for it is asked for every row. */
+	if (store->rel->rd_indexvalid && list_length(store->rel->rd_indexlist) == nours)
+		return;
+	oids = RelationGetIndexList(store->rel);
 	foreach(cell, oids)
 	{
 		bool		is_ours = false;
@@ -331,25 +335,27 @@ void
 store_insert(Store *store, HeapTuple tuple)
 {
 	simple_heap_insert(store->rel, tuple);
-	for (int i = 0; i < store->nindexes; i++)
-		store_insert_index_entry(store, i, tuple);
+	store_insert_index_entries(store, 0, tuple);
 	heap_freetuple(tuple);
 }
 
 /*
- * Enters a tuple that is in the table into one of its indexes.
+ * Enters a tuple that is in the table into its indexes, from this place on.
  */
 void
-store_insert_index_entry(Store *store, int place, HeapTuple tuple)
+store_insert_index_entries(Store *store, int from, HeapTuple tuple)
 {
-	IndexInfo  *info = info_of(store->indexes[place]);
-	Datum		values[INDEX_MAX_KEYS];
-	bool		nulls[INDEX_MAX_KEYS];
+	for (int place = from; place < store->nindexes; place++)
+	{
+		IndexInfo  *info = info_of(store->indexes[place]);
+		Datum		values[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
 
-	for (int i = 0; i < info->ii_NumIndexAttrs; i++)
-		values[i] = heap_getattr(tuple, info->ii_IndexAttrNumbers[i],
-								 RelationGetDescr(store->rel), &nulls[i]);
-	insert_index_entry(store, place, info, values, nulls, &tuple->t_self);
+		for (int i = 0; i < info->ii_NumIndexAttrs; i++)
+			values[i] = heap_getattr(tuple, info->ii_IndexAttrNumbers[i],
+									 RelationGetDescr(store->rel), &nulls[i]);
+		insert_index_entry(store, place, info, values, nulls, &tuple->t_self);
+	}
 }
 
 static void
@@ -420,7 +426,15 @@ info_of(Relation index)
 void
 store_insert_waiting(Store *waiting, const QueueRow *row)
 {
-	store_insert(waiting, store_form_waiting(waiting, row));
+	HeapTuple	tuple = store_form_waiting(waiting, row);
+	WaitingKey	key = store_key_of(row);
+
+	simple_heap_insert(waiting->rel, tuple);
+	key.tid = tuple->t_self;
+	store_insert_key(waiting, BY_ID, &key);
+	store_insert_key(waiting, BY_CUSTOMER, &key);
+	store_insert_index_entries(waiting, BY_CUSTOMER + 1, tuple);
+	heap_freetuple(tuple);
 }
 
 /*

@@ -137,7 +137,7 @@ extern void store_close(Store *store);
 
 extern int64 store_next_id(void);
 extern void store_insert(Store *store, HeapTuple tuple);
-extern void store_insert_index_entry(Store *store, int place, HeapTuple tuple);
+extern void store_insert_index_entries(Store *store, int from, HeapTuple tuple);
 extern WaitingKey store_key_of(const QueueRow *row);
 extern void store_insert_key(Store *waiting, int place, const WaitingKey *key);
 extern HeapTuple store_form_waiting(Store *waiting, const QueueRow *row);
