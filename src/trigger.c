@@ -57,6 +57,7 @@ row_fired(Definition *definition, const TriggerData *data)
 	TupleTableSlot *new = NULL;
 	Removal		had;
 	Removal		has;
+	Removal		lost;
 	Queue	   *queue;
 
 	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
@@ -76,7 +77,8 @@ row_fired(Definition *definition, const TriggerData *data)
 	queue = queue_open(1);
 	change_row(queue, &definition->requester,
 			   read_row(definition, old, &had), row_number(old),
-			   read_row(definition, new, &has), row_number(new));
+			   read_row(definition, new, &has), row_number(new), &lost);
+	change_remove(queue, &definition->requester, &lost);
 	queue_close(queue);
 }
 
