@@ -15,11 +15,13 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "access/tupmacs.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_type.h"
 #include "column.h"
 #include "commands/extension.h"
+#include "common/hashfn.h"
 #include "names.h"
 #include "nodes/makefuncs.h"
 #include "parser/parse_coerce.h"
@@ -145,6 +147,33 @@ find_column(Column *column, Relation rel, const char *name, const char *what)
 			 errtable(rel)));
 }
 
+/*
+ * Finds the columns that tell the table's rows apart: of its primary key, or
+ * else of all its keys.
+ */
+void
+columns_find_key(Columns *columns, Relation rel, MemoryContext context)
+{
+	Bitmapset  *key = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_PRIMARY_KEY);
+	int			member = -1;
+
+	if (key == NULL)
+		key = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_KEY);
+	columns->key = MemoryContextAllocZero(context, sizeof(Column) * bms_num_members(key));
+	while ((member = bms_next_member(key, member)) >= 0)
+	{
+		AttrNumber	attno = member + FirstLowInvalidHeapAttributeNumber;
+		Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(rel), attno - 1);
+		Column	   *column = &columns->key[columns->nkey++];
+
+		column->attno = attno;
+		column->byval = attribute->attbyval;
+		column->len = attribute->attlen;
+		columns->last_key = attno;
+	}
+	bms_free(key);
+}
+
 static bool
 is_string_like(Oid type)
 {
@@ -231,6 +260,26 @@ is_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new)
 	if (old->tts_isnull[i] || new->tts_isnull[i])
 		return old->tts_isnull[i] == new->tts_isnull[i];
 	return datumIsEqual(old->tts_values[i], new->tts_values[i], column->byval, column->len);
+}
+
+/*
+ * A hash of the row's key; 0 when there is none.
+ */
+uint32
+columns_hash_key(const Columns *columns, TupleTableSlot *slot)
+{
+	uint32		hash = 0;
+
+	slot_getsomeattrs(slot, columns->last_key);
+	for (int i = 0; i < columns->nkey; i++)
+	{
+		const Column *column = &columns->key[i];
+
+		if (!slot->tts_isnull[column->attno - 1])
+			hash = hash_combine(hash, datum_image_hash(slot->tts_values[column->attno - 1],
+													   column->byval, column->len));
+	}
+	return hash;
 }
 
 /*

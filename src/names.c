@@ -24,7 +24,6 @@
 
 static int	compare_places(const void *a, const void *b);
 static int	filter(const char **names, int nnames, const char **others, int nothers, bool wanted);
-static int	subtract_few(const char **names, int nnames, const char **others, int nothers);
 static const char **sort(const char **names, int nnames);
 static int	compare(const void *a, const void *b);
 
@@ -193,56 +192,6 @@ int
 names_subtract(const char **names, int nnames, const char **others, int nothers)
 {
 	return filter(names, nnames, others, nothers, false);
-}
-
-/*
- * Of repeated names, each of the others takes out one, in place.  Returns how
- * many are left; they may be in another order.
- */
-int
-names_subtract_each(const char **names, int nnames, const char **others, int nothers)
-{
-	const char **sorted;
-	int			nleft = 0;
-	int			j = 0;
-
-	if (nnames == 0 || nothers == 0)
-		return nnames;
-	if (nnames + nothers < MANY_NAMES)
-		return subtract_few(names, nnames, others, nothers);
-	sorted = sort(others, nothers);
-	qsort(names, nnames, sizeof(char *), compare);
-	for (int i = 0; i < nnames; i++)
-	{
-		while (j < nothers && strcmp(sorted[j], names[i]) < 0)
-			j++;
-		if (j < nothers && strcmp(sorted[j], names[i]) == 0)
-			j++;
-		else
-			names[nleft++] = names[i];
-	}
-	pfree(sorted);
-	return nleft;
-}
-
-static int
-subtract_few(const char **names, int nnames, const char **others, int nothers)
-{
-	bool		used[MANY_NAMES] = {false};
-	int			nleft = 0;
-
-	for (int i = 0; i < nnames; i++)
-	{
-		int			j = 0;
-
-		while (j < nothers && (used[j] || strcmp(names[i], others[j]) != 0))
-			j++;
-		if (j < nothers)
-			used[j] = true;
-		else
-			names[nleft++] = names[i];
-	}
-	return nleft;
 }
 
 /*

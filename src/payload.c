@@ -120,6 +120,15 @@ payload_utf8(Jsonb *payload, size_t *length)
 }
 
 /*
+ * Does it name nothing to remove?
+ */
+bool
+payload_is_empty(const Removal *removal)
+{
+	return removal->ntags == 0 && removal->nfields == 0;
+}
+
+/*
  * True for an E.164 number as API.md takes it: an optional "+", then 7 to 15
  * digits, the first not 0.
  */

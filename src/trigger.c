@@ -13,15 +13,19 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
-#include "catalog/pg_class.h"
+#include "catalog/pg_am.h"
 #include "change.h"
+#include "common/hashfn.h"
 #include "definition.h"
+#include "gains.h"
 #include "miscadmin.h"
 #include "statement.h"
 #include "utils/rel.h"
 
 static void row_fired(Definition *definition, const TriggerData *data);
-static bool is_ours(const TriggerData *data);
+static bool may_be_ours(const TriggerData *data);
+static void renumber(Definition *definition, TupleTableSlot *old, TupleTableSlot *new);
+static uint32 row_number(const TupleTableSlot *slot);
 static Removal *read_row(Definition *definition, TupleTableSlot *slot, Removal *row);
 
 PG_FUNCTION_INFO_V1(dt_remove_tags_custom_fields_trigger);
@@ -53,6 +57,7 @@ row_fired(Definition *definition, const TriggerData *data)
 	TupleTableSlot *new = NULL;
 	Removal		had;
 	Removal		has;
+	Removal		lost;
 	Queue	   *queue;
 
 	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
@@ -63,23 +68,54 @@ row_fired(Definition *definition, const TriggerData *data)
 	{
 		new = data->tg_newslot;
 		if (columns_equal(&definition->columns, old, new))
+		{
+			if (gains_any() && may_be_ours(data))
+				renumber(definition, old, new);
 			return;
+		}
 	}
 	queue = queue_open(1);
-	change_row(queue, &definition->requester, read_row(definition, old, &had), read_row(definition, new, &has),
-			   old && is_ours(data));
+	change_row(queue, &definition->requester,
+			   read_row(definition, old, &had), row_number(old),
+			   read_row(definition, new, &has), row_number(new), &lost);
+	change_remove(queue, &definition->requester, &lost);
 	queue_close(queue);
 }
 
 /*
- * Has this transaction made the row as it was before?  A foreign table's rows do
- * not say.
+ * May this transaction have made the row as it was before?  Only a heap's rows
+ * say.
  */
 static bool
-is_ours(const TriggerData *data)
+may_be_ours(const TriggerData *data)
 {
-	return data->tg_relation->rd_rel->relkind == RELKIND_FOREIGN_TABLE ||
+	return data->tg_relation->rd_rel->relam != HEAP_TABLE_AM_OID ||
 		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(data->tg_trigtuple->t_data));
+}
+
+/* What a row has gained it has still, at another place. */
+static void
+renumber(Definition *definition, TupleTableSlot *old, TupleTableSlot *new)
+{
+	Removal		names;
+
+	read_row(definition, old, &names);
+	if (names.phone == NULL)
+		return;
+	gains_take(&definition->requester, &names, row_number(old));
+	gains_add(&definition->requester, &names, row_number(new));
+}
+
+/* By its place; a foreign table's rows have none. */
+static uint32
+row_number(const TupleTableSlot *slot)
+{
+	uint32		number;
+
+	if (slot == NULL || !ItemPointerIsValid(&slot->tts_tid))
+		return GAINS_ANY_ROW;
+	number = hash_bytes((const unsigned char *) &slot->tts_tid, sizeof(ItemPointerData));
+	return Max(hash_combine(number, slot->tts_tableOid), GAINS_ANY_ROW + 1);
 }
 
 static Removal *

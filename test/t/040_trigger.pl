@@ -148,10 +148,59 @@ foreach my $level (qw(row statement))
 	customers($level, "(1, '$a', '{x}', NULL, NULL), (2, '+$a', '{x,y}', NULL, NULL)");
 	run("UPDATE customers SET tags = array_remove(tags, CASE id WHEN 1 THEN 'x' ELSE 'y' END)");
 	is(queued(), "$a {y} {} -", "$level: but for those that the statement changes");
-	customers($level, "(1, '$b', '{x}', NULL, NULL), (2, '$a', '{x}', NULL, NULL), (3, '$a', '{x}', NULL, NULL)");
+
+	# A gain is that of its row.
+	my $three = "(3, '$a', '{x}', NULL, NULL), (2, '$a', '{x}', NULL, NULL), (1, '$b', '{x}', NULL, NULL)";
+	customers($level, $three);
 	run('BEGIN', "UPDATE customers SET phone = '$a' WHERE id = 1", 'DELETE FROM customers WHERE id = 2',
-		($level eq 'row' ? 'DELETE FROM customers WHERE id = 3' : ()), 'COMMIT');
+		'DELETE FROM customers WHERE id = 3', 'COMMIT');
 	is(queued(), "$b {x} {} -", "$level: what a row gained it has, however many others lose it");
+	customers($level, $three);
+	run('BEGIN', q{UPDATE customers SET fields = '{"f": 1}' WHERE id > 1}, "UPDATE customers SET phone = '$a' WHERE id = 1",
+		'DELETE FROM customers WHERE id = 2', 'DELETE FROM customers WHERE id = 3', 'COMMIT');
+	is(queued(), "$b {x} {} -", "$level: others that were changed before among them");
+	customers($level, $three);
+	run('BEGIN', "UPDATE customers SET phone = '$a' WHERE id = 1", 'DELETE FROM customers WHERE id > 1',
+		'DELETE FROM customers', 'COMMIT');
+	is(queued(), "$a {x} {} -; $b {x} {} -", "$level: until it loses it, too");
+
+	customers($level, "(1, '$b', '{x}', NULL, NULL), (2, '$a', '{x}', NULL, NULL)");
+	run("UPDATE customers SET tags = '{}' WHERE id = 2", 'BEGIN', "UPDATE customers SET tags = '{x}' WHERE id = 2",
+		"UPDATE customers SET phone = '$a' WHERE id = 1", "UPDATE customers SET tags = '{}' WHERE id = 2", 'COMMIT');
+	is(queued(), "$b {x} {} -", "$level: though a removal waits");
+	run('BEGIN', "UPDATE customers SET tags = '{x}' WHERE id = 2", "UPDATE customers SET tags = '{}'", 'COMMIT');
+	is(queued(), "$a {x} {} -; $b {x} {} -", "$level: which is owed when the last one goes");
+
+	# So it is when the row has another place, or key.
+	customers($level, "(1, '$b', '{x}', NULL, NULL)");
+	run('BEGIN', "INSERT INTO customers VALUES (2, '$b', '{x,y}', NULL, NULL)", 'UPDATE customers SET waba = NULL',
+		'UPDATE customers SET id = 3 WHERE id = 2', "UPDATE customers SET id = 4, tags = '{x,z}' WHERE id = 3",
+		'DELETE FROM customers WHERE id = 4', 'COMMIT');
+	is(queued(), '', "$level: what comes, moves and goes has been nobody's");
+	customers($level, $three);
+	run('BEGIN', "UPDATE customers SET phone = '$a' WHERE id = 1", 'UPDATE customers SET id = id + 1',
+		'DELETE FROM customers WHERE id > 2');
+	is(queued(), "$b {x} {} -", "$level: rows that take each other's keys keep what they gained");
+	run('SAVEPOINT s', 'UPDATE customers SET id = id + 1', 'ROLLBACK TO s', 'DELETE FROM customers', 'COMMIT');
+	is(queued(), "$a {x} {} -; $b {x} {} -", "$level: and lose it");
+	customers($level, "(1, NULL, '{x}', NULL, NULL)");
+	run('BEGIN', "INSERT INTO customers VALUES (2, '$a', '{y}', NULL, NULL)", 'UPDATE customers SET id = id + 2', 'COMMIT');
+	is(queued(), '', "$level: nobody's row gains nothing");
+
+	# Without a key, rows are told apart by what they say.
+	fresh();
+	run("CREATE TABLE customers (id int, $columns)", "INSERT INTO customers VALUES (1, '$a', '{x}', NULL, NULL)",
+		triggers($level, 'customers', "'phone', 'tags', 'fields', 'waba'"), 'BEGIN',
+		"INSERT INTO customers VALUES (2, '$b', '{x}', NULL, NULL), (3, '$b', '{x}', NULL, NULL)",
+		"UPDATE customers SET id = id + 1, tags = '{y}' WHERE id < 3", "DELETE FROM customers WHERE tags = '{x}'", 'COMMIT');
+	is(queued(), "$a {x} {} -", "$level: a table without a key");
+	run('BEGIN', "UPDATE customers SET phone = '$a'", 'COMMIT', 'DELETE FROM customers');
+	is(queued(), "$a {x,y} {} -; $b {y} {} -", "$level: of which rows meet");
+	fresh();
+	run("CREATE TABLE customers (phone text UNIQUE, tags text[])", triggers($level, 'customers', "'phone', 'tags'"),
+		'BEGIN', "INSERT INTO customers VALUES ('$a', '{x}'), ('+$a', '{x}'), (NULL, '{x}')",
+		"DELETE FROM customers WHERE phone = '$a'", "UPDATE customers SET phone = '$a' WHERE phone IS NULL", 'DELETE FROM customers', 'COMMIT');
+	is(queued(), '', "$level: any key will do");
 }
 
 customers('statement', "(1, '$a', '{x}', NULL, NULL), (2, '$a', '{x}', NULL, NULL)");
@@ -296,6 +345,35 @@ run('DROP TRIGGER t ON customers', 'TRUNCATE dt_waiting',
 is(queued(), '', 'by statement they lose nothing either');
 run(q{UPDATE customers SET region = 'west', tags = '{y}'});
 is(queued(), "$c {x} {} -", 'but for what they lose');
+
+# By statement, where a partition drops what moves into it: old rows stand beside new ones that are not theirs.
+fresh();
+run('CREATE TABLE customers (region text, phone text, tags text[], PRIMARY KEY (region, phone)) PARTITION BY LIST (region)',
+	q{CREATE TABLE east PARTITION OF customers FOR VALUES IN ('east')}, q{CREATE TABLE west PARTITION OF customers FOR VALUES IN ('west')},
+	qq{CREATE FUNCTION drop_some() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.phone = ''$b'' THEN RETURN NULL; END IF; RETURN NEW; END'},
+	'CREATE TRIGGER b BEFORE INSERT ON west FOR EACH ROW EXECUTE FUNCTION drop_some()',
+	"INSERT INTO customers SELECT 'east', p, '{x}' FROM unnest('{$b,$a,$c}'::text[]) AS p",
+	statement_triggers('customers', "'phone', 'tags'"),
+	'BEGIN', "UPDATE customers SET tags = '{x,y}'", "UPDATE customers SET region = 'west'", "UPDATE customers SET tags = '{x}'", 'COMMIT');
+is(queued(), "$b {x} {} -", 'a row that a partition drops is lost, and no other');
+run("UPDATE customers SET tags = '{}' WHERE phone = '$c'");
+is(queued(), "$b {x} {} -; $c {x} {} -", 'the others go on');
+run('TRUNCATE dt_waiting', 'TRUNCATE customers', "INSERT INTO customers SELECT 'east', p, '{x}' FROM unnest('{$b,$a,$c}'::text[]) AS p",
+	'BEGIN', "UPDATE customers SET region = 'west'", 'DELETE FROM customers', 'COMMIT');
+is(queued(), "$a {x} {} -; $b {x} {} -; $c {x} {} -", 'to where they go, too');
+
+# Foreign tables, whose rows have no place.
+$calls->sql('CREATE EXTENSION postgres_fdw; CREATE SERVER self FOREIGN DATA WRAPPER postgres_fdw'
+	  . " OPTIONS (host '@{[ $calls->node->host ]}', port '@{[ $calls->node->port ]}', dbname 'postgres');"
+	  . 'CREATE USER MAPPING FOR PUBLIC SERVER self');
+fresh();
+run("CREATE TABLE far (id int, $columns)", "CREATE FOREIGN TABLE customers (id int, $columns) SERVER self OPTIONS (table_name 'far')",
+	"INSERT INTO customers VALUES (1, '$a', '{x}', NULL, NULL), (2, '$b', '{x}', NULL, NULL)",
+	triggers('row', 'customers', "'phone', 'tags', 'fields', 'waba'"),
+	'BEGIN', "UPDATE customers SET phone = '$b' WHERE id = 1", 'UPDATE customers SET id = id + 2',
+	"UPDATE customers SET phone = '$a' WHERE id = 4", "UPDATE customers SET tags = '{}' WHERE id = 3", 'COMMIT');
+is(queued(), "$b {x} {} -", "a foreign table's rows");
+run('DROP FOREIGN TABLE customers', 'DROP TABLE far');
 
 # Inheritance, and temporary tables.
 customers_of('id int, phone text, tags text[]', "'phone', 'tags'");
