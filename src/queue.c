@@ -21,6 +21,7 @@
 #include "claim.h"
 #include "common/hashfn.h"
 #include "fmgr.h"
+#include "history.h"
 #include "miscadmin.h"
 #include "names.h"
 #include "queue.h"
@@ -347,7 +348,7 @@ queue_fail(const Requester *requester, const Removal *removal, const char *error
 	row.tags = names_to_array(removal->tags, removal->ntags);
 	row.fields = names_to_array(removal->fields, removal->nfields);
 	store_open(&settled, STORE_SETTLED);
-	store_insert_settled(&settled, &row, STATE_FAILED, NULL, error);
+	history_insert(&settled, &row, STATE_FAILED, NULL, error);
 	store_close(&settled);
 	return row.id;
 }
@@ -394,7 +395,7 @@ dt_cancel(PG_FUNCTION_ARGS)
 	if (taken)
 	{
 		store_open(&settled, STORE_SETTLED);
-		store_insert_settled(&settled, &row, STATE_CANCELLED, NULL, "taken out by dt_cancel");
+		history_insert(&settled, &row, STATE_CANCELLED, NULL, "taken out by dt_cancel");
 		store_close(&settled);
 	}
 	store_close(&waiting);
@@ -431,7 +432,7 @@ dt_retry(PG_FUNCTION_ARGS)
 
 	CommandCounterIncrement();
 	store_open(&settled, STORE_SETTLED);
-	found = store_find_settled(&settled, id, &row, &state) &&
+	found = history_find(&settled, id, &row, &state) &&
 		strcmp(state, STATE_FAILED) == 0 && has_privs_of_role(GetUserId(), row.role);
 	if (found)
 		check_sendable(&row);
