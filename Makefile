@@ -21,6 +21,7 @@ OBJS = \
 	src/fill.o \
 	src/flight.o \
 	src/gains.o \
+	src/history.o \
 	src/hold.o \
 	src/http.o \
 	src/inbox.o \

@@ -128,18 +128,10 @@ enter_tuples(Batch *batch)
 		/* Where a copy went, if the tuple had to be made smaller. */
 		keys[i].tid = batch->slots[i]->tts_tid;
 		store_insert_key(waiting, BY_ID, &keys[i]);
-	}
-	for (int place = BY_CUSTOMER + 1; place < waiting->nindexes; place++)
-	{
-		for (int i = 0; i < batch->ntuples; i++)
-		{
-			batch->tuples[i]->t_self = keys[i].tid;
-			store_insert_index_entry(waiting, place, batch->tuples[i]);
-		}
-	}
-
-	for (int i = 0; i < batch->ntuples; i++)
+		batch->tuples[i]->t_self = keys[i].tid;
+		store_insert_index_entries(waiting, BY_CUSTOMER + 1, batch->tuples[i]);
 		ExecClearTuple(batch->slots[i]);
+	}
 	batch->ntuples = 0;
 	batch->nbytes = 0;
 	MemoryContextSwitchTo(caller);

@@ -19,8 +19,11 @@
 #include "miscadmin.h"
 #include "names.h"
 
+static void compare(const Requester *requester, Removal *old, uint32 old_row,
+					const Removal *new, uint32 new_row, Removal *lost, Removal *gained);
 static void add_renumbered(const Requester *requester, const Removal *old, uint32 old_row,
 						   const Removal *new, Removal *gained);
+static void keep(Queue *queue, const Requester *requester, const Removal *now);
 static bool is_number(const char *number);
 static bool is_usable(const Removal *names);
 static const char *reason(const char *what, const char *number);
@@ -36,30 +39,31 @@ static int	fit(const char **names, int nnames, int *room, size_t *nbytes);
 
 /*
  * A row was changed: "old" and "new" are what it said and says, NULL where there
- * is none.  Both are used up.  The numbers tell it from other rows (gains.h).
+ * is none; the numbers tell it from other rows (gains.h).  What it has now is
+ * kept.  Leaves in "lost" what is to be removed, as far as this row can tell.
+ * "old" is used up.
  */
 void
 change_row(Queue *queue, const Requester *requester, Removal *old, uint32 old_row,
-		   Removal *new, uint32 new_row)
+		   const Removal *new, uint32 new_row, Removal *lost)
 {
-	Removal		lost = {0};
 	Removal		gained = {0};
 
-	change_compare(requester, old, old_row, new, new_row, &lost, &gained);
+	memset(lost, 0, sizeof(Removal));
+	compare(requester, old, old_row, new, new_row, lost, &gained);
 	gains_add(requester, &gained, new_row);
 	if (new && new->phone)
-		change_keep(queue, requester, new);
-	gains_cover(requester, &lost, old_row);
-	change_remove(queue, requester, &lost);
+		keep(queue, requester, new);
+	gains_cover(requester, lost, old_row);
 }
 
 /*
  * What a row has lost and gained.  What it had gained before, under another number,
- * is gained anew, and no longer counts under the old one.  "old" is used up.
+ * is gained anew, and no longer counts under the old one.
  */
-void
-change_compare(const Requester *requester, Removal *old, uint32 old_row,
-			   const Removal *new, uint32 new_row, Removal *lost, Removal *gained)
+static void
+compare(const Requester *requester, Removal *old, uint32 old_row,
+		const Removal *new, uint32 new_row, Removal *lost, Removal *gained)
 {
 	bool		had = old && old->phone;
 	bool		has = new && new->phone;
@@ -84,14 +88,29 @@ add_renumbered(const Requester *requester, const Removal *old, uint32 old_row,
 {
 	Removal		stay = change_copy(new);
 
-	stay.ntags = names_intersect(stay.tags, stay.ntags, old->tags, old->ntags);
-	stay.nfields = names_intersect(stay.fields, stay.nfields, old->fields, old->nfields);
+	change_intersect(&stay, old);
 	gains_take(requester, &stay, old_row);
 	/* There is room for all names of the new row. */
 	memcpy(gained->tags + gained->ntags, stay.tags, sizeof(char *) * stay.ntags);
 	memcpy(gained->fields + gained->nfields, stay.fields, sizeof(char *) * stay.nfields);
 	gained->ntags += stay.ntags;
 	gained->nfields += stay.nfields;
+}
+
+/* A customer has these names now: a waiting removal of them is taken back. */
+static void
+keep(Queue *queue, const Requester *requester, const Removal *now)
+{
+	Removal		kept;
+
+	if (payload_is_empty(now) || !is_usable(now))
+		return;
+	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
+	if (!queue_may_have(queue, requester, now))
+		return;
+	kept = change_copy(now);
+	queue_keep(queue, requester, &kept);
+	gains_owe(requester, &kept);
 }
 
 /*
@@ -116,6 +135,16 @@ change_subtract(Removal *names, const Removal *others)
 }
 
 /*
+ * Leaves those that are among the others', in place.
+ */
+void
+change_intersect(Removal *names, const Removal *others)
+{
+	names->ntags = names_intersect(names->tags, names->ntags, others->tags, others->ntags);
+	names->nfields = names_intersect(names->fields, names->nfields, others->fields, others->nfields);
+}
+
+/*
  * A copy whose lists can be changed.
  */
 Removal
@@ -128,24 +157,6 @@ change_copy(const Removal *names)
 	memcpy(copy.tags, names->tags, sizeof(char *) * names->ntags);
 	memcpy(copy.fields, names->fields, sizeof(char *) * names->nfields);
 	return copy;
-}
-
-/*
- * A customer has these names now: a waiting removal of them is taken back.
- */
-void
-change_keep(Queue *queue, const Requester *requester, const Removal *now)
-{
-	Removal		kept;
-
-	if (payload_is_empty(now) || !is_usable(now))
-		return;
-	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
-	if (!queue_may_have(queue, requester, now))
-		return;
-	kept = change_copy(now);
-	queue_keep(queue, requester, &kept);
-	gains_owe(requester, &kept);
 }
 
 /*

@@ -16,6 +16,7 @@
 #include "access/xact.h"
 #include "fault_point.h"
 #include "fill.h"
+#include "history.h"
 #include "hold.h"
 #include "miscadmin.h"
 #include "rate.h"
@@ -373,7 +374,7 @@ drain_prune(Drain *drain)
 	if (store_lock(&drain->waiting_oid))
 	{
 		store_open(&settled, STORE_SETTLED);
-		npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
+		npruned = history_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
 		store_close(&settled);
 	}
 	commit(drain);

@@ -45,19 +45,36 @@ names_of_array(ArrayType *array, int *nnames)
 }
 
 /*
- * The names as a text[].
+ * The names as a text[].  In one piece, for every row that is enqueued has two.
  */
 ArrayType *
 names_to_array(const char **names, int nnames)
 {
-	Datum	   *elements;
+	Size		size = ARR_OVERHEAD_NONULLS(1);
+	ArrayType  *array;
+	char	   *element;
 
 	if (nnames == 0)
 		return construct_empty_array(TEXTOID);
-	elements = palloc(sizeof(Datum) * nnames);
 	for (int i = 0; i < nnames; i++)
-		elements[i] = CStringGetTextDatum(names[i]);
-	return construct_array(elements, nnames, TEXTOID, -1, false, TYPALIGN_INT);
+		size += INTALIGN(VARHDRSZ + strlen(names[i]));
+	array = palloc0(size);
+	SET_VARSIZE(array, size);
+	array->ndim = 1;
+	array->elemtype = TEXTOID;
+	ARR_DIMS(array)[0] = nnames;
+	ARR_LBOUND(array)[0] = 1;
+
+	element = ARR_DATA_PTR(array);
+	for (int i = 0; i < nnames; i++)
+	{
+		Size		length = strlen(names[i]);
+
+		SET_VARSIZE(element, VARHDRSZ + length);
+		memcpy(VARDATA(element), names[i], length);
+		element += INTALIGN(VARHDRSZ + length);
+	}
+	return array;
 }
 
 /*

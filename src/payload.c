@@ -225,12 +225,20 @@ payload_json_length(const char *string)
 
 	for (const char *c = string; *c; c++)
 	{
-		if (strchr("\b\f\n\r\t\"\\", *c))
-			length += strlen("\\n");
-		else if ((unsigned char) *c < ' ')
-			length += strlen("\\u0001");
-		else
-			length++;
+		switch (*c)
+		{
+			case '\b':
+			case '\f':
+			case '\n':
+			case '\r':
+			case '\t':
+			case '"':
+			case '\\':
+				length += strlen("\\n");
+				break;
+			default:
+				length += (unsigned char) *c < ' ' ? strlen("\\u0001") : 1;
+		}
 	}
 	return length;
 }

@@ -21,6 +21,7 @@
 #include "claim.h"
 #include "common/hashfn.h"
 #include "fmgr.h"
+#include "history.h"
 #include "miscadmin.h"
 #include "names.h"
 #include "queue.h"
@@ -53,13 +54,14 @@ typedef struct Busy
 #define SH_DEFINE
 #include "lib/simplehash.h"
 
-/* Keeps that are worth reading one block of the table for. */
-#define KEEPS_PER_BLOCK 16
+/* Customers looked for that are worth reading one block of the table for. */
+#define LOOKS_PER_BLOCK 16
 
 struct Queue
 {
 	Store		waiting;
 	Batch	   *batch;			/* NULL: rows are entered one by one */
+	int64		nlooks;			/* of queue_may_have() so far */
 	busy_hash  *busy;			/* NULL: anybody may be */
 };
 
@@ -113,23 +115,18 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 }
 
 /*
- * Opens the queue for removals and keeps of so many customers.  What is entered
- * is there when the queue is closed: a customer's keeps come before its removals,
- * or do not take them back.
- *
- * Who has more than a few keeps had better know beforehand which customers they
- * could be for: if the table is small beside them, it is read once.
+ * Opens the queue for at most so many removals and keeps.  What is entered is
+ * there when the queue is closed: a customer's keeps come before its removals, or
+ * do not take them back.
  */
 Queue *
-queue_open(int64 ncustomers)
+queue_open(int64 nrows)
 {
 	Queue	   *queue = palloc0(sizeof(Queue));
 
 	store_open(&queue->waiting, STORE_WAITING);
-	if (ncustomers > 1)
-		queue->batch = batch_create(&queue->waiting, ncustomers);
-	if (ncustomers / KEEPS_PER_BLOCK > RelationGetNumberOfBlocks(queue->waiting.rel))
-		find_busy(queue);
+	if (nrows > 1)
+		queue->batch = batch_create(&queue->waiting, nrows);
 	return queue;
 }
 
@@ -142,32 +139,6 @@ queue_close(Queue *queue)
 	if (queue->busy)
 		busy_destroy(queue->busy);
 	pfree(queue);
-}
-
-/* The customers with removals that wait, as queue_keep() would find them. */
-static void
-find_busy(Queue *queue)
-{
-	TupleDesc	desc = RelationGetDescr(queue->waiting.rel);
-	SnapshotData dirty;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	queue->busy = busy_create(CurrentMemoryContext, 64, NULL);
-	InitDirtySnapshot(dirty);
-	scan = systable_beginscan(queue->waiting.rel, InvalidOid, false, &dirty, 0, NULL);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		bool		isnull;
-		bool		found;
-
-		CHECK_FOR_INTERRUPTS();
-		if (!DatumGetBool(heap_getattr(tuple, WAITING_KEEP, desc, &isnull)))
-			(void) busy_insert(queue->busy,
-							   DatumGetInt64(heap_getattr(tuple, WAITING_CUSTOMER, desc, &isnull)),
-							   &found);
-	}
-	systable_endscan(scan);
 }
 
 /*
@@ -195,13 +166,45 @@ insert(Queue *queue, const QueueRow *row)
 
 /*
  * May something wait for this customer?  If not, to keep anything is in vain.
+ *
+ * Who asks often had better know at once for which customers something does:
+ * when as much has been looked up as it takes to read the table, it is read.
  */
 bool
 queue_may_have(Queue *queue, const Requester *requester, const Removal *names)
 {
+	if (queue->busy == NULL && ++queue->nlooks % LOOKS_PER_BLOCK == 0 &&
+		queue->nlooks / LOOKS_PER_BLOCK > RelationGetNumberOfBlocks(queue->waiting.rel))
+		find_busy(queue);
 	return queue->busy == NULL ||
 		busy_lookup(queue->busy, store_customer(requester->server, requester->role,
 												names->phone, names->waba)) != NULL;
+}
+
+/* The customers with removals that wait, as queue_keep() would find them. */
+static void
+find_busy(Queue *queue)
+{
+	TupleDesc	desc = RelationGetDescr(queue->waiting.rel);
+	SnapshotData dirty;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	queue->busy = busy_create(GetMemoryChunkContext(queue), 64, NULL);
+	InitDirtySnapshot(dirty);
+	scan = systable_beginscan(queue->waiting.rel, InvalidOid, false, &dirty, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+		bool		found;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!DatumGetBool(heap_getattr(tuple, WAITING_KEEP, desc, &isnull)))
+			(void) busy_insert(queue->busy,
+							   DatumGetInt64(heap_getattr(tuple, WAITING_CUSTOMER, desc, &isnull)),
+							   &found);
+	}
+	systable_endscan(scan);
 }
 
 /*
@@ -345,7 +348,7 @@ queue_fail(const Requester *requester, const Removal *removal, const char *error
 	row.tags = names_to_array(removal->tags, removal->ntags);
 	row.fields = names_to_array(removal->fields, removal->nfields);
 	store_open(&settled, STORE_SETTLED);
-	store_insert_settled(&settled, &row, STATE_FAILED, NULL, error);
+	history_insert(&settled, &row, STATE_FAILED, NULL, error);
 	store_close(&settled);
 	return row.id;
 }
@@ -392,7 +395,7 @@ dt_cancel(PG_FUNCTION_ARGS)
 	if (taken)
 	{
 		store_open(&settled, STORE_SETTLED);
-		store_insert_settled(&settled, &row, STATE_CANCELLED, NULL, "taken out by dt_cancel");
+		history_insert(&settled, &row, STATE_CANCELLED, NULL, "taken out by dt_cancel");
 		store_close(&settled);
 	}
 	store_close(&waiting);
@@ -429,7 +432,7 @@ dt_retry(PG_FUNCTION_ARGS)
 
 	CommandCounterIncrement();
 	store_open(&settled, STORE_SETTLED);
-	found = store_find_settled(&settled, id, &row, &state) &&
+	found = history_find(&settled, id, &row, &state) &&
 		strcmp(state, STATE_FAILED) == 0 && has_privs_of_role(GetUserId(), row.role);
 	if (found)
 		check_sendable(&row);

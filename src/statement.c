@@ -8,10 +8,10 @@
  *
  * An UPDATE's two tables have a row's old and new in the same place, unless a
  * trigger of a partition has dropped what moved there; then there are more old
- * ones.  Two in the same place that say the same add nothing to what is lost, and
- * are skipped, so that only customers with changed rows take memory: about half a
- * kilobyte each.  If some of those have lost something, a second pass over the new
- * rows sees what the rows that were skipped have still.
+ * ones.  Two in the same place that say the same are skipped, and of the others
+ * what is lost is collected: only customers that have lost something take memory,
+ * about a quarter of a kilobyte each.  A second pass over the new rows takes out
+ * what others have; it is saved where there are none.
  *
  * What rows have gained (gains.c) goes by their key, for a row in a transition
  * table has no place.  No two rows have the same at any time, if the table has a key
@@ -36,13 +36,15 @@
 /* Bytes that customers may take before those of a DELETE are entered. */
 #define MOST_MEMORY (64 * 1024 * 1024)
 
-/* What old and new rows say of a customer. */
+/* Names lost by a customer from which on what is there is put by. */
+#define MANY_NAMES 32
+
+/* A customer that has lost something. */
 typedef struct Customer
 {
 	dlist_node	node;
-	Removal		lost;			/* has the numbers of the first row; names of
-								 * each row, and then each once */
-	Removal		new;
+	Removal		lost;			/* names of each row, and then each once */
+	Removal		there;			/* what has been put by */
 } Customer;
 
 typedef struct CustomerEntry
@@ -72,12 +74,14 @@ static uint32 hash_customer(const Removal *number);
 typedef struct Statement
 {
 	Definition *definition;
-	MemoryContext context;		/* of customers */
+	MemoryContext context;		/* of the queue */
+	MemoryContext customers_context;
 	MemoryContext row_context;	/* of the row at hand */
 	customers_hash *customers;
 	dlist_head	order;			/* the same, the first seen first */
-	bool		any_lost;
-	bool		any_skipped;
+	Queue	   *queue;			/* NULL: not needed so far */
+	int64		nrows;			/* at most, that are entered */
+	bool		look_again;		/* may a new row have what another has lost? */
 } Statement;
 
 /* A transition table being read. */
@@ -88,28 +92,28 @@ typedef struct Rows
 	TupleTableSlot *slot;
 } Rows;
 
-static void start(Statement *statement, Definition *definition);
+static void start(Statement *statement, Definition *definition, int64 nrows);
 static void forget(Statement *statement);
+static void finish(Statement *statement);
 static void update(Statement *statement, Rows *old, Rows *new);
+static void add_pairs(Statement *statement, Rows *old, Rows *new);
+static bool is_same_row(Statement *statement, Rows *old, Rows *new);
 static void delete(Statement *statement, Rows *old);
 static void insert(Statement *statement, Rows *new);
 static Rows rows_open(const TriggerData *data, Tuplestorestate *store);
 static bool rows_next(Rows *rows);
 static void rows_rewind(Rows *rows);
 static void rows_close(Rows *rows);
-static void add_pairs(Statement *statement, Rows *old, Rows *new);
-static bool is_same_row(Statement *statement, Rows *old, Rows *new);
 static void add(Statement *statement, Rows *old, Rows *new);
+static Queue *queue_of(Statement *statement);
 static Removal *read_row(Statement *statement, Rows *rows, Removal *row);
 static uint32 row_number(Statement *statement, Rows *rows);
-static void add_lost(Statement *statement, const Removal *lost);
-static void add_new(Statement *statement, const Removal *new);
-static Customer *find_or_make(Statement *statement, const Removal *number);
+static bool add_lost(Statement *statement, const Removal *lost);
 static Customer *make_customer(const Removal *number);
 static void append(Removal *names, const Removal *others);
-static void compare(Statement *statement);
-static void subtract_new(Statement *statement, Customer *customer);
-static void subtract_skipped(Statement *statement, Rows *new);
+static void look_again(Statement *statement, Rows *new);
+static void take_out(Statement *statement, Customer *customer, const Removal *names);
+static void subtract(Statement *statement, Customer *customer, const Removal *names);
 static void enter(Statement *statement);
 static Customer *customer_of(const Removal *lost);
 
@@ -121,39 +125,42 @@ void
 statement_fired(Definition *definition, const TriggerData *data)
 {
 	Statement	statement;
-	Rows		old = {0};
-	Rows		new = {0};
+	Rows		old;
+	Rows		new;
 
-	start(&statement, definition);
+	if (data->tg_oldtable)
+		old = rows_open(data, data->tg_oldtable);
+	if (data->tg_newtable)
+		new = rows_open(data, data->tg_newtable);
+	start(&statement, definition,
+		  tuplestore_tuple_count(data->tg_oldtable ? data->tg_oldtable : data->tg_newtable));
 	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
-	{
-		new = rows_open(data, data->tg_newtable);
 		insert(&statement, &new);
-	}
 	else if (TRIGGER_FIRED_BY_DELETE(data->tg_event))
-	{
-		old = rows_open(data, data->tg_oldtable);
 		delete(&statement, &old);
-	}
 	else
-	{
-		old = rows_open(data, data->tg_oldtable);
-		new = rows_open(data, data->tg_newtable);
 		update(&statement, &old, &new);
-	}
-	rows_close(&old);
-	rows_close(&new);
-	MemoryContextDelete(statement.context);
+	finish(&statement);
+	if (data->tg_oldtable)
+		rows_close(&old);
+	if (data->tg_newtable)
+		rows_close(&new);
 }
 
 static void
-start(Statement *statement, Definition *definition)
+start(Statement *statement, Definition *definition, int64 nrows)
 {
 	memset(statement, 0, sizeof(Statement));
 	statement->definition = definition;
+	statement->nrows = nrows;
+	statement->context = AllocSetContextCreate(CurrentMemoryContext, "doubletick statement",
+											   ALLOCSET_DEFAULT_SIZES);
+	statement->row_context = AllocSetContextCreate(statement->context, "doubletick row",
+												   ALLOCSET_DEFAULT_SIZES);
 	/* Packed: nothing of it is freed before all of it is. */
-	statement->context = GenerationContextCreate(CurrentMemoryContext, "doubletick statement",
-												 ALLOCSET_DEFAULT_SIZES);
+	statement->customers_context = GenerationContextCreate(statement->context,
+														   "doubletick customers",
+														   ALLOCSET_DEFAULT_SIZES);
 	forget(statement);
 }
 
@@ -161,11 +168,17 @@ start(Statement *statement, Definition *definition)
 static void
 forget(Statement *statement)
 {
-	MemoryContextReset(statement->context);
-	statement->row_context = AllocSetContextCreate(statement->context, "doubletick row",
-												   ALLOCSET_DEFAULT_SIZES);
-	statement->customers = customers_create(statement->context, 64, NULL);
+	MemoryContextReset(statement->customers_context);
+	statement->customers = customers_create(statement->customers_context, 64, NULL);
 	dlist_init(&statement->order);
+}
+
+static void
+finish(Statement *statement)
+{
+	if (statement->queue)
+		queue_close(statement->queue);
+	MemoryContextDelete(statement->context);
 }
 
 static void
@@ -180,9 +193,8 @@ update(Statement *statement, Rows *old, Rows *new)
 		while (rows_next(new))
 			add(statement, NULL, new);
 	}
-	compare(statement);
-	if (statement->any_lost && statement->any_skipped)
-		subtract_skipped(statement, new);
+	if (statement->look_again && statement->customers->members > 0)
+		look_again(statement, new);
 	enter(statement);
 }
 
@@ -192,7 +204,7 @@ add_pairs(Statement *statement, Rows *old, Rows *new)
 	while (rows_next(old) && rows_next(new))
 	{
 		if (is_same_row(statement, old, new))
-			statement->any_skipped = true;
+			statement->look_again = true;
 		else
 			add(statement, old, new);
 	}
@@ -213,36 +225,21 @@ delete(Statement *statement, Rows *old)
 	while (rows_next(old))
 	{
 		add(statement, old, NULL);
-		if (MemoryContextMemAllocated(statement->context, true) > MOST_MEMORY)
+		if (MemoryContextMemAllocated(statement->customers_context, true) > MOST_MEMORY)
 		{
-			compare(statement);
 			enter(statement);
 			forget(statement);
 		}
 	}
-	compare(statement);
 	enter(statement);
 }
 
-/* Row by row: nothing is lost, and to keep twice does no harm. */
+/* Nothing is lost. */
 static void
 insert(Statement *statement, Rows *new)
 {
-	Columns    *columns = &statement->definition->columns;
-	Queue	   *queue = queue_open(tuplestore_tuple_count(new->store));
-
 	while (rows_next(new))
-	{
-		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
-		Removal		row;
-
-		columns_read_customer(columns, new->slot, &row);
-		columns_read_names(columns, new->slot, &row);
-		change_row(queue, &statement->definition->requester, NULL, 0, &row, row_number(statement, new));
-		MemoryContextSwitchTo(caller);
-		MemoryContextReset(statement->row_context);
-	}
-	queue_close(queue);
+		add(statement, NULL, new);
 }
 
 /* Other triggers read the same table, each from a place of its own. */
@@ -276,32 +273,42 @@ rows_rewind(Rows *rows)
 static void
 rows_close(Rows *rows)
 {
-	if (rows->slot)
-		ExecDropSingleTupleTableSlot(rows->slot);
+	ExecDropSingleTupleTableSlot(rows->slot);
 }
 
 /* Adds what a row said and says, NULL where there is none. */
 static void
 add(Statement *statement, Rows *old, Rows *new)
 {
-	const Requester *requester = &statement->definition->requester;
 	MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
-	uint32		old_row = row_number(statement, old);
-	uint32		new_row = row_number(statement, new);
 	Removal		had;
-	Removal		has;
-	Removal		lost = {0};
-	Removal		gained = {0};
+	Removal		has = {0};
+	Removal		lost;
+	bool		is_alone;
 
-	change_compare(requester, read_row(statement, old, &had), old_row,
-				   read_row(statement, new, &has), new_row, &lost, &gained);
-	gains_add(requester, &gained, new_row);
-	gains_cover(requester, &lost, old_row);
-	add_lost(statement, &lost);
-	if (new)
-		add_new(statement, &has);
+	change_row(queue_of(statement), &statement->definition->requester,
+			   read_row(statement, old, &had), row_number(statement, old),
+			   read_row(statement, new, &has), row_number(statement, new), &lost);
+	if (payload_is_empty(&lost))
+		is_alone = payload_is_empty(&has);
+	else
+		is_alone = add_lost(statement, &lost) &&
+			(payload_is_empty(&has) || change_is_same_customer(&lost, &has));
+	if (!is_alone)
+		statement->look_again = true;
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(statement->row_context);
+}
+
+static Queue *
+queue_of(Statement *statement)
+{
+	MemoryContext caller = MemoryContextSwitchTo(statement->context);
+
+	if (statement->queue == NULL)
+		statement->queue = queue_open(statement->nrows);
+	MemoryContextSwitchTo(caller);
+	return statement->queue;
 }
 
 static Removal *
@@ -325,40 +332,24 @@ row_number(Statement *statement, Rows *rows)
 	return Max(columns_hash_key(&statement->definition->columns, rows->slot), GAINS_ANY_ROW);
 }
 
-static void
+/* Adds what a row's customer has lost; false when another row of it has, too. */
+static bool
 add_lost(Statement *statement, const Removal *lost)
 {
-	MemoryContext caller = MemoryContextSwitchTo(statement->context);
-
-	if (!payload_is_empty(lost))
-		append(&find_or_make(statement, lost)->lost, lost);
-	MemoryContextSwitchTo(caller);
-}
-
-static void
-add_new(Statement *statement, const Removal *new)
-{
-	MemoryContext caller = MemoryContextSwitchTo(statement->context);
-
-	if (!payload_is_empty(new))
-		append(&find_or_make(statement, new)->new, new);
-	MemoryContextSwitchTo(caller);
-}
-
-static Customer *
-find_or_make(Statement *statement, const Removal *number)
-{
+	MemoryContext caller = MemoryContextSwitchTo(statement->customers_context);
 	bool		found;
-	CustomerEntry *entry = customers_insert(statement->customers, number, &found);
+	CustomerEntry *entry = customers_insert(statement->customers, lost, &found);
 
 	if (!found)
 	{
-		Customer   *customer = make_customer(number);
+		Customer   *customer = make_customer(lost);
 
 		dlist_push_tail(&statement->order, &customer->node);
 		entry->number = &customer->lost;
 	}
-	return customer_of(entry->number);
+	append(&customer_of(entry->number)->lost, lost);
+	MemoryContextSwitchTo(caller);
+	return !found;
 }
 
 /* With its numbers in one piece: there may be very many. */
@@ -372,9 +363,9 @@ make_customer(const Removal *number)
 	char	   *phone = (char *) (customer + 1);
 
 	memset(customer, 0, sizeof(Customer));
-	customer->lost.phone = customer->new.phone = memcpy(phone, number->phone, phone_size);
+	customer->lost.phone = memcpy(phone, number->phone, phone_size);
 	if (number->waba)
-		customer->lost.waba = customer->new.waba = memcpy(phone + phone_size, number->waba, waba_size);
+		customer->lost.waba = memcpy(phone + phone_size, number->waba, waba_size);
 	return customer;
 }
 
@@ -385,49 +376,9 @@ append(Removal *names, const Removal *others)
 	names_append_copy(&names->fields, &names->nfields, others->fields, others->nfields);
 }
 
-/* Leaves of what was lost what no new row has, as far as is known. */
+/* Takes out of what was lost what new rows have. */
 static void
-compare(Statement *statement)
-{
-	MemoryContext caller = MemoryContextSwitchTo(statement->context);
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &statement->order)
-	{
-		Customer   *customer = dlist_container(Customer, node, iter.cur);
-		Removal    *lost = &customer->lost;
-		Removal    *new = &customer->new;
-
-		lost->ntags = names_distinct(lost->tags, lost->ntags);
-		lost->nfields = names_distinct(lost->fields, lost->nfields);
-		new->ntags = names_distinct(new->tags, new->ntags);
-		new->nfields = names_distinct(new->fields, new->nfields);
-		subtract_new(statement, customer);
-		statement->any_lost = statement->any_lost || !payload_is_empty(lost);
-	}
-	MemoryContextSwitchTo(caller);
-}
-
-/* If what is there still was gained, a removal is owed when it goes. */
-static void
-subtract_new(Statement *statement, Customer *customer)
-{
-	Removal		there;
-
-	if (gains_any())
-	{
-		there = change_copy(&customer->lost);
-		there.ntags = names_intersect(there.tags, there.ntags, customer->new.tags, customer->new.ntags);
-		there.nfields = names_intersect(there.fields, there.nfields,
-										customer->new.fields, customer->new.nfields);
-		gains_owe(&statement->definition->requester, &there);
-	}
-	change_subtract(&customer->lost, &customer->new);
-}
-
-/* Of new rows those that were skipped matter; the others do no harm. */
-static void
-subtract_skipped(Statement *statement, Rows *new)
+look_again(Statement *statement, Rows *new)
 {
 	Columns    *columns = &statement->definition->columns;
 
@@ -441,35 +392,66 @@ subtract_skipped(Statement *statement, Rows *new)
 		columns_read_customer(columns, new->slot, &row);
 		if (row.phone)
 			entry = customers_lookup(statement->customers, &row);
-		if (entry && !payload_is_empty(entry->number))
+		if (entry)
 		{
 			columns_read_names(columns, new->slot, &row);
-			change_subtract(&customer_of(entry->number)->lost, &row);
+			take_out(statement, customer_of(entry->number), &row);
 		}
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
 }
 
+/* Much is put by, and taken out at once: any number of rows may have it. */
+static void
+take_out(Statement *statement, Customer *customer, const Removal *names)
+{
+	if (customer->lost.ntags + customer->lost.nfields < MANY_NAMES)
+		subtract(statement, customer, names);
+	else
+	{
+		MemoryContext caller = MemoryContextSwitchTo(statement->customers_context);
+
+		append(&customer->there, names);
+		MemoryContextSwitchTo(caller);
+	}
+}
+
+/* Where what is there still was gained, a removal is owed when it goes. */
+static void
+subtract(Statement *statement, Customer *customer, const Removal *names)
+{
+	if (gains_any())
+	{
+		Removal		there = change_copy(names);
+
+		change_intersect(&there, &customer->lost);
+		gains_owe(&statement->definition->requester, &there);
+	}
+	change_subtract(&customer->lost, names);
+}
+
+/* Enters what was lost. */
 static void
 enter(Statement *statement)
 {
-	const Requester *requester = &statement->definition->requester;
-	Queue	   *queue = queue_open(statement->customers->members);
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &statement->order)
 	{
 		Customer   *customer = dlist_container(Customer, node, iter.cur);
+		Removal    *lost = &customer->lost;
 		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 
 		CHECK_FOR_INTERRUPTS();
-		change_keep(queue, requester, &customer->new);
-		change_remove(queue, requester, &customer->lost);
+		lost->ntags = names_distinct(lost->tags, lost->ntags);
+		lost->nfields = names_distinct(lost->fields, lost->nfields);
+		if (!payload_is_empty(&customer->there))
+			subtract(statement, customer, &customer->there);
+		change_remove(queue_of(statement), &statement->definition->requester, lost);
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
-	queue_close(queue);
 }
 
 static Customer *

@@ -10,8 +10,8 @@
 
 #include "access/genam.h"
 #include "access/htup.h"
-#include "compat.h"
 #include "datatype/timestamp.h"
+#include "utils/array.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
 
@@ -60,27 +60,6 @@ typedef enum WaitingColumn
 	WAITING_NCOLUMNS = WAITING_LAST_ERROR
 } WaitingColumn;
 
-/* Columns of dt_settled. */
-typedef enum SettledColumn
-{
-	SETTLED_ID = 1,
-	SETTLED_ENQUEUED_AT,
-	SETTLED_SETTLED_AT,
-	SETTLED_ROLE,
-	SETTLED_ENQUEUED_BY,
-	SETTLED_ATTEMPTS,
-	SETTLED_HTTP_STATUS,
-	SETTLED_STATE,
-	SETTLED_SERVER,
-	SETTLED_PHONE,
-	SETTLED_WABA,
-	SETTLED_TAGS,
-	SETTLED_FIELDS,
-	SETTLED_ANSWER,
-	SETTLED_ERROR,
-	SETTLED_NCOLUMNS = SETTLED_ERROR
-} SettledColumn;
-
 /* A row of dt_waiting, or as much of it as dt_settled has. */
 typedef struct QueueRow
 {
@@ -117,11 +96,6 @@ typedef struct WaitingKey
 	bool		keep;
 } WaitingKey;
 
-/* States of a settled row. */
-#define STATE_DONE "done"
-#define STATE_FAILED "failed"
-#define STATE_CANCELLED "cancelled"
-
 /* A table that is open, with its indexes: ours first, and perhaps others. */
 typedef struct Store
 {
@@ -137,29 +111,29 @@ extern void store_close(Store *store);
 
 extern int64 store_next_id(void);
 extern void store_insert(Store *store, HeapTuple tuple);
-extern void store_insert_index_entry(Store *store, int place, HeapTuple tuple);
+extern void store_insert_index_entries(Store *store, int from, HeapTuple tuple);
 extern WaitingKey store_key_of(const QueueRow *row);
 extern void store_insert_key(Store *waiting, int place, const WaitingKey *key);
 extern HeapTuple store_form_waiting(Store *waiting, const QueueRow *row);
 extern void store_insert_waiting(Store *waiting, const QueueRow *row);
 extern void store_update_waiting(Store *waiting, const QueueRow *row);
 extern bool store_delete(Store *store, const ItemPointerData *tid, bool wait);
-extern void store_insert_settled(Store *settled, const QueueRow *row, const char *state,
-								 Jsonb *answer, const char *error);
 
 extern SysScanDesc store_scan(Store *store, int index, Snapshot snapshot, int nkeys, ScanKey keys);
 extern HeapTuple store_next(SysScanDesc scan);
 extern void store_end_scan(SysScanDesc scan);
+extern bool store_find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple);
+extern char *store_read_text(Datum value, bool isnull);
+extern void store_set_text(Datum *values, bool *nulls, int column, const char *string);
+
 extern void store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row);
 extern void store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row);
 extern bool store_find_waiting(Store *waiting, int64 id, QueueRow *row);
-extern bool store_find_settled(Store *settled, int64 id, QueueRow *row, char **state);
 extern bool store_is_still(Store *waiting, const QueueRow *row);
 extern int64 store_customer(const char *server, Oid role, const char *phone,
 							const char *waba);
 extern bool store_is_same_customer(const QueueRow *row, const QueueRow *other);
 
 extern int64 store_count_waiting(Store *waiting);
-extern int	store_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit);
 
 #endif							/* DOUBLETICK_STORE_H */

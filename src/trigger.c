@@ -58,6 +58,7 @@ row_fired(Definition *definition, const TriggerData *data)
 	TupleTableSlot *new = NULL;
 	Removal		had;
 	Removal		has;
+	Removal		lost;
 	Queue	   *queue;
 
 	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
@@ -77,7 +78,8 @@ row_fired(Definition *definition, const TriggerData *data)
 	queue = queue_open(1);
 	change_row(queue, &definition->requester,
 			   read_row(definition, old, &had), row_number(data, old),
-			   read_row(definition, new, &has), row_number(data, new));
+			   read_row(definition, new, &has), row_number(data, new), &lost);
+	change_remove(queue, &definition->requester, &lost);
 	queue_close(queue);
 }
 
