@@ -263,6 +263,11 @@ foreach my $level (qw(row statement))
 	like(one('SELECT state || error || length(tags[1]) FROM dt_history'),
 		qr/^failednames cannot be sent: .*600000$/, "$level: a name of more fails");
 
+	my $names = 'ARRAY(SELECT \'tag \' || i FROM generate_series(1, 200000) AS i)';
+	customers($level, "(1, '$a', $names)");
+	run("UPDATE customers SET tags = '{}'", q{SET statement_timeout = '20s'}, "UPDATE customers SET tags = $names", 'RESET statement_timeout');
+	is(one('SELECT sum(cardinality(tags)) FROM dt_waiting WHERE keep'), '200000', "$level: very many names come back");
+
 	customers($level, "(1, '98765 43210', '{x}', '{\"f\": 1}', NULL), (2, '$a', '{x}', NULL, 'waba')");
 	run("UPDATE customers SET tags = '{y}'");
 	is(failed(),
