@@ -14,8 +14,8 @@
  * what others have; it is saved where there are none.
  *
  * What rows have gained (gains.c) goes by their key, for a row in a transition
- * table has no place.  No two rows have the same at any time, if the table has a key
- * that cannot be deferred: when a new row is added that has it, the old one has been.
+ * table has no place.  An UPDATE may give a row the key that another is about to
+ * leave: so whoever changes its key has a number of its own until all are done.
  *
  *-------------------------------------------------------------------------
  */
@@ -38,6 +38,12 @@
 
 /* Names lost by a customer from which on what is there is put by. */
 #define MANY_NAMES 32
+
+/*
+ * A row's number while others may have yet to leave the one that it is to have; no
+ * row's own, but by chance.
+ */
+#define BETWEEN(number) Max((number) ^ 0x5bd1e995, GAINS_ANY_ROW)
 
 /* A customer that has lost something. */
 typedef struct Customer
@@ -82,6 +88,7 @@ typedef struct Statement
 	Queue	   *queue;			/* NULL: not needed so far */
 	int64		nrows;			/* at most, that are entered */
 	bool		look_again;		/* may a new row have what another has lost? */
+	bool		any_between;	/* may a row's number be one between two? */
 } Statement;
 
 /* A transition table being read. */
@@ -97,6 +104,7 @@ static void forget(Statement *statement);
 static void finish(Statement *statement);
 static void update(Statement *statement, Rows *old, Rows *new);
 static void add_pairs(Statement *statement, Rows *old, Rows *new);
+static void settle_numbers(Statement *statement, Rows *old, Rows *new);
 static bool is_same_row(Statement *statement, Rows *old, Rows *new);
 static void delete(Statement *statement, Rows *old);
 static void insert(Statement *statement, Rows *new);
@@ -208,6 +216,33 @@ add_pairs(Statement *statement, Rows *old, Rows *new)
 		else
 			add(statement, old, new);
 	}
+	if (statement->any_between && gains_any())
+		settle_numbers(statement, old, new);
+}
+
+/* All rows have left their old numbers. */
+static void
+settle_numbers(Statement *statement, Rows *old, Rows *new)
+{
+	const Requester *requester = &statement->definition->requester;
+
+	rows_rewind(old);
+	rows_rewind(new);
+	while (rows_next(old) && rows_next(new))
+	{
+		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
+		uint32		number = row_number(statement, new);
+		Removal		names;
+
+		if (number != row_number(statement, old))
+		{
+			read_row(statement, new, &names);
+			gains_take(requester, &names, BETWEEN(number));
+			gains_add(requester, &names, number);
+		}
+		MemoryContextSwitchTo(caller);
+		MemoryContextReset(statement->row_context);
+	}
 }
 
 /* Where rows have gained something, their keys matter, too. */
@@ -284,11 +319,18 @@ add(Statement *statement, Rows *old, Rows *new)
 	Removal		had;
 	Removal		has = {0};
 	Removal		lost;
+	uint32		old_row = row_number(statement, old);
+	uint32		new_row = row_number(statement, new);
 	bool		is_alone;
 
+	if (old && new && old_row != new_row)
+	{
+		new_row = BETWEEN(new_row);
+		statement->any_between = true;
+	}
 	change_row(queue_of(statement), &statement->definition->requester,
-			   read_row(statement, old, &had), row_number(statement, old),
-			   read_row(statement, new, &has), row_number(statement, new), &lost);
+			   read_row(statement, old, &had), old_row,
+			   read_row(statement, new, &has), new_row, &lost);
 	if (payload_is_empty(&lost))
 		is_alone = payload_is_empty(&has);
 	else

@@ -206,6 +206,18 @@ foreach my $level (qw(row statement))
 		"DELETE FROM customers WHERE phone = '$a'", "UPDATE customers SET phone = '$a' WHERE phone IS NULL", 'DELETE FROM customers', 'COMMIT');
 	is(queued(), '', "$level: any key will do");
 
+	# Where rows may meet, until all have moved on.
+	foreach my $key ('', 'PRIMARY KEY DEFERRABLE')
+	{
+		fresh();
+		run("CREATE TABLE customers (id int $key, $columns)",
+			"INSERT INTO customers VALUES (1, '$b', '{x}', NULL, NULL), (2, '$a', '{x}', NULL, NULL), (9, '$a', '{x}', NULL, NULL)",
+			triggers($level, 'customers', "'phone', 'tags', 'fields', 'waba'"),
+			'BEGIN', "UPDATE customers SET phone = '$a' WHERE id = 1", 'UPDATE customers SET id = id WHERE id = 2',
+			'UPDATE customers SET id = id + 1', 'DELETE FROM customers WHERE id = 3', 'DELETE FROM customers WHERE id = 10', 'COMMIT');
+		is(queued(), "$b {x} {} -", "$level: rows that meet on their way, $key");
+	}
+
 	# Rows of two tables with the same key are two.
 	customers($level);
 	run("CREATE TABLE leads (id int PRIMARY KEY, $columns)", "INSERT INTO leads VALUES (1, '$a', '{x,y}'), (2, '$a', '{x,y}')",
