@@ -21,6 +21,7 @@
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "compat.h"
+#include "launcher.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -31,10 +32,8 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/ps_status.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
-#include "worker.h"
 
 /* Pause before a worker that failed is started again: doubled each time, in ms. */
 #define FIRST_PAUSE 1000
@@ -282,15 +281,14 @@ note_end(Oid oid)
 	bool		failed = false;
 	bool		is_first;
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(oid, false);
+	database = shared_lock_database(oid, false);
 	if (database)
 	{
 		/* The one that has ended may have found another one at work. */
 		database->starting = database->adopted = database->proc != NULL;
 		failed = !database->starting && !database->left;
 	}
-	LWLockRelease(shared->lock);
+	shared_unlock();
 	if (!failed)
 		return;
 	put_off(oid, &is_first);
@@ -308,8 +306,7 @@ put_off(Oid oid, bool *is_first)
 	SharedDatabase *database;
 
 	*is_first = false;
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(oid, false);
+	database = shared_lock_database(oid, false);
 	if (database)
 	{
 		int64		pause = Min((int64) FIRST_PAUSE << Min(database->failures, 16), LAST_PAUSE);
@@ -320,7 +317,7 @@ put_off(Oid oid, bool *is_first)
 		database->wake = true;
 		database->next_try = GetCurrentTimestamp() + pause * 1000;
 	}
-	LWLockRelease(shared->lock);
+	shared_unlock();
 }
 
 /*
@@ -426,12 +423,11 @@ start_worker(Oid oid, List **started)
 		return false;
 	}
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(oid, false);
+	database = shared_lock_database(oid, false);
 	database->starting = true;
 	database->left = false;
 	database->wake_at = DT_NOEND;
-	LWLockRelease(shared->lock);
+	shared_unlock();
 
 	memset(&worker, 0, sizeof(worker));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -473,11 +469,9 @@ is_in(Oid oid, List *databases)
 static void
 forget(Oid oid)
 {
-	SharedDatabase *database;
+	SharedDatabase *database = shared_lock_database(oid, false);
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(oid, false);
 	if (database)
 		database->oid = InvalidOid;
-	LWLockRelease(shared->lock);
+	shared_unlock();
 }

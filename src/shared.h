@@ -86,6 +86,8 @@ typedef struct Shared
 extern Shared *shared;
 
 extern void shared_init(void);
+extern SharedDatabase *shared_lock_database(Oid oid, bool create);
+extern void shared_unlock(void);
 extern SharedDatabase *shared_find_database(Oid oid, bool create);
 
 #endif							/* DOUBLETICK_SHARED_H */
