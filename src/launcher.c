@@ -225,7 +225,8 @@ explore_some(List **unexplored)
 
 /*
  * Begins to be the launcher.  One that was terminated has left its workers
- * behind; of their end we are told by themselves alone.
+ * behind; of their end we are told by themselves alone.  Those that have failed
+ * since then, as when all sessions are terminated, have told nobody.
  */
 static void
 adopt(void)
@@ -236,6 +237,8 @@ adopt(void)
 	{
 		SharedDatabase *database = &shared->databases[i];
 
+		if (database->starting && database->proc == NULL && !database->left)
+			database->wake = true;
 		database->starting = database->adopted = database->proc != NULL;
 	}
 	LWLockRelease(shared->lock);

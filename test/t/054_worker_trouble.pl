@@ -1,0 +1,75 @@
+
+# What troubles the worker: administrators who end or cut short what runs,
+# settings that are not meant for it, and databases that are closed, half
+# dropped, or drained by somebody else.
+
+use strict;
+use warnings;
+
+use File::Basename qw(dirname);
+use IPC::Run ();
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time);
+
+use lib dirname(__FILE__);
+use Worker;
+
+my $calls = Worker->new(options => { timeout => '5min' }, conf => "autovacuum = off\n");
+my $node = $calls->node;
+my $sb = $calls->sandbox;
+
+# Launcher and worker end in one moment, so that neither sees what becomes of the
+# other.
+sub ended_together
+{
+	my $n = 0;
+
+	for my $how ('terminate', 'cancel')
+	{
+		$sb->rule(Worker::phone(++$n), { fault => 'hang', times => 1 });
+		$calls->sql(enqueue($how, $n));
+		eventually(sub { $calls->has_sent($how) }, "$how: a request hangs");
+		my $launcher = $calls->launcher;
+		$calls->sql("SELECT pg_${how}_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'doubletick%'");
+		eventually(sub { $calls->has_sent($how) == 2 }, "$how: what was out goes again, by another worker");
+		isnt($calls->launcher, $launcher, "$how: which another launcher has started");
+		eventually(sub { $calls->waiting eq '0' }, "$how: and is settled");
+	}
+	return;
+}
+
+# DROP DATABASE ends the worker before the launcher knows why.
+sub dropped_by_force
+{
+	$calls->sql('CREATE DATABASE forced');
+	$calls->set_up('forced', timeout => '5min');
+	$sb->rule(Worker::phone(3), { fault => 'hang', times => 1 });
+	$calls->sql(enqueue('forced', 3), database => 'forced');
+	eventually(sub { $calls->has_sent('forced') }, 'a request hangs');
+	my $begin = time;
+	$calls->sql('DROP DATABASE forced WITH (FORCE)');
+	cmp_ok(time - $begin, '<', 2, 'DROP DATABASE WITH (FORCE) while a request hangs');
+	$calls->sql(enqueue('after_forced'));
+	eventually(sub { $calls->has_sent('after_forced') }, 'the launcher goes on');
+	return;
+}
+
+# A session without a postmaster has shared memory, but nobody to wake.
+sub single_user
+{
+	$node->stop;
+	my $enqueue = enqueue('single_user', 30);
+	my ($out, $err) = ('', '');
+	ok(IPC::Run::run([ 'postgres', '--single', '-D', $node->data_dir, 'postgres' ], '<', \$enqueue, '>', \$out, '2>', \$err),
+		'a single-user session enqueues') or diag($err);
+	$node->start;
+	eventually(sub { $calls->has_sent('single_user') }, 'the next start sends it');
+	return;
+}
+
+ended_together();
+dropped_by_force();
+single_user();
+unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');
+done_testing;
