@@ -14,6 +14,7 @@
 #include "catalog/pg_foreign_server.h"
 #include "pgstat.h"
 #include "utils/acl.h"
+#include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/syscache.h"
 
@@ -37,6 +38,19 @@
 #else
 #define new_wait_event(name) ((uint32) PG_WAIT_EXTENSION)
 #endif
+
+/*
+ * Of the timeouts that are set for sessions, these reach background workers;
+ * PostgreSQL 17 has the second.
+ */
+static inline void
+lift_timeouts(void)
+{
+	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+#if PG_VERSION_NUM >= 170000
+	SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+#endif
+}
 
 /* PostgreSQL 18 can show a module's name and version. */
 #if PG_VERSION_NUM >= 180000

@@ -104,6 +104,7 @@ doubletick_worker_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
 	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
+	lift_timeouts();
 	pgstat_report_appname("doubletick worker");
 	attach(MyDatabaseId);
 

@@ -55,6 +55,31 @@ sub dropped_by_force
 	return;
 }
 
+# What is set for the sessions of a database, and is not meant for its worker.
+sub strict_settings
+{
+	$calls->sql('CREATE ROLE nobody');
+	$calls->sql('CREATE DATABASE strict');
+	$calls->set_up('strict');
+	my $session = $node->background_psql('strict');
+	$calls->sql("ALTER DATABASE strict SET $_") foreach "lock_timeout = '10ms'", "statement_timeout = '10ms'",
+	  "idle_in_transaction_session_timeout = '10ms'", 'default_transaction_read_only = on', "role = 'nobody'",
+	  "default_transaction_isolation = 'serializable'", 'default_transaction_deferrable = on', "search_path = 'nowhere'";
+	$session->query_safe(enqueue('strict'));
+	eventually(sub { $calls->has_sent('strict') && $session->query_safe('SELECT count(*) FROM dt_queue') eq '0' },
+		'strict settings do not keep the worker from its work');
+	my ($pid) = $calls->workers('strict');
+	$session->query_safe('BEGIN; LOCK TABLE dt_waiting');
+	eventually(sub { $calls->sql("SELECT count(*) FROM pg_locks WHERE pid = $pid AND clock_timestamp() - waitstart > '200ms'") eq '1' },
+		'it waits for a lock');
+	$session->query_safe(enqueue('locked') . '; COMMIT');
+	eventually(sub { $calls->has_sent('locked') }, 'and goes on when it gets it');
+	is(($calls->workers('strict'))[0], $pid, 'as the same process');
+	$session->quit;
+	$calls->sql('DROP DATABASE strict');
+	return;
+}
+
 # A session without a postmaster has shared memory, but nobody to wake.
 sub single_user
 {
@@ -70,6 +95,7 @@ sub single_user
 
 ended_together();
 dropped_by_force();
+strict_settings();
 single_user();
 unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');
 done_testing;
