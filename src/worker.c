@@ -79,7 +79,7 @@ static bool take_wake(Worker *worker);
 static bool is_idle_for_long(const Worker *worker);
 static bool try_to_leave(Worker *worker);
 static bool is_in_the_way(void);
-static char *database_settings(void);
+static char *database_settings(bool obey);
 static void make_way(Worker *worker, const char *why);
 static void finish(Worker *worker, int64 until);
 static void tell(Worker *worker, const char *state);
@@ -223,7 +223,7 @@ do_chores(Worker *worker)
 	if (is_in_the_way())
 		make_way(worker, "database is wanted by another session");
 
-	settings = database_settings();
+	settings = database_settings(worker->settings == NULL);
 	if (worker->settings && strcmp(worker->settings, settings) != 0)
 	{
 		finish(worker, PG_INT64_MAX);
@@ -355,10 +355,11 @@ is_in_the_way(void)
 /*
  * Where the database's own settings stand, as text that is another one after
  * each ALTER DATABASE ... SET: a session has them from its beginning, and no
- * news of them.
+ * news of them.  "obey" takes them over once more: they may have changed between
+ * that beginning and the first call.
  */
 static char *
-database_settings(void)
+database_settings(bool obey)
 {
 	Relation	rel;
 	ScanKeyData keys[1];
@@ -379,6 +380,8 @@ database_settings(void)
 					 ItemPointerGetOffsetNumber(&tuple->t_self));
 	}
 	systable_endscan(scan);
+	if (obey)
+		ApplySetting(NULL, MyDatabaseId, InvalidOid, rel, PGC_S_DATABASE);
 	table_close(rel, AccessShareLock);
 	commit_transaction();
 	return MemoryContextStrdup(TopMemoryContext, found);

@@ -80,6 +80,30 @@ sub strict_settings
 	return;
 }
 
+# A switch that comes while a worker starts, which takes as long as
+# post_auth_delay says: it has read its settings by then.
+sub switched_off_at_start
+{
+	local $ENV{PGOPTIONS} = '-c post_auth_delay=0';
+
+	$calls->sql('CREATE DATABASE late');
+	$calls->set_up('late');
+	$calls->configure('post_auth_delay' => '2');
+	eventually(sub { $calls->sql("SELECT setting FROM pg_file_settings WHERE name = 'post_auth_delay' AND applied") eq '2' },
+		'workers start slowly');
+	$calls->sql(enqueue('late'), database => 'late');
+	eventually(sub { $calls->sql("SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_database'::regclass
+			AND objid = (SELECT oid FROM pg_database WHERE datname = 'late')") ne '0' }, 'one starts');
+	$calls->sql('ALTER DATABASE late SET doubletick.enabled = off');
+	is($calls->has_sent('late'), 0, 'its database is switched off before it sends anything');
+	eventually(sub { $calls->has_sent('late') || $calls->sql('SELECT count(*) FROM dt_hold', database => 'late') eq '1' },
+		'it finds what waits');
+	is($calls->has_sent('late'), 0, 'and obeys');
+	$calls->configure('post_auth_delay' => '0');
+	$calls->sql('DROP DATABASE late');
+	return;
+}
+
 # A session without a postmaster has shared memory, but nobody to wake.
 sub single_user
 {
@@ -96,6 +120,7 @@ sub single_user
 ended_together();
 dropped_by_force();
 strict_settings();
+switched_off_at_start();
 single_user();
 unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');
 done_testing;
