@@ -11,6 +11,7 @@
 #ifndef DOUBLETICK_COMPAT_H
 #define DOUBLETICK_COMPAT_H
 
+#include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
 #include "pgstat.h"
 #include "utils/acl.h"
@@ -20,6 +21,11 @@
 
 #if PG_VERSION_NUM < 150000
 #error "doubletick needs PostgreSQL 15 or newer"
+#endif
+
+/* A database whose DROP was broken off is marked so from PostgreSQL 15.4 on. */
+#ifndef DATCONNLIMIT_INVALID_DB
+#define DATCONNLIMIT_INVALID_DB -2
 #endif
 
 /* PostgreSQL 16 replaced the per-catalog privilege checks by one. */

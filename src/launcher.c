@@ -181,8 +181,10 @@ list_databases(bool open_only)
 	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
 	{
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
+		bool		is_open = database->datallowconn &&
+		database->datconnlimit != DATCONNLIMIT_INVALID_DB;
 
-		if (database->datallowconn || !open_only)
+		if (is_open || !open_only)
 		{
 			MemoryContext caller = MemoryContextSwitchTo(context);
 

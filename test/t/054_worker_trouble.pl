@@ -104,6 +104,34 @@ sub switched_off_at_start
 	return;
 }
 
+# A DROP DATABASE that was broken off leaves one that nobody can connect to.
+sub half_dropped
+{
+	my $log = -s $node->logfile;
+
+	$calls->sql('CREATE DATABASE half');
+	$calls->set_up('half');
+	my $session = $node->background_psql('half');
+	$calls->sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half'");
+	$session->query_safe(enqueue('half'));
+	eventually(sub { slurp_file($node->logfile, $log) =~ /LOG:  queue of database \d+ waits, since the database takes no connections/ },
+		'a database that is half dropped takes no connections');
+	$session->quit;
+
+	# Nor is it looked at after a restart: a later one in pg_database has been.
+	$calls->sql('CREATE DATABASE whole');
+	$calls->set_up('whole');
+	$calls->configure('doubletick.enabled' => 'off');
+	eventually(sub { $calls->sql('SHOW doubletick.enabled') eq 'off' }, 'nothing leaves');
+	$calls->sql(enqueue('whole'), database => 'whole');
+	$calls->configure('doubletick.enabled' => 'on');
+	$node->restart;
+	eventually(sub { $calls->has_sent('whole') }, 'others are looked at');
+	unlike(slurp_file($node->logfile, $log), qr/FATAL:  cannot connect to invalid database/, 'no worker is sent there');
+	$calls->sql("DROP DATABASE $_") foreach 'half', 'whole';
+	return;
+}
+
 # A session without a postmaster has shared memory, but nobody to wake.
 sub single_user
 {
@@ -121,6 +149,7 @@ ended_together();
 dropped_by_force();
 strict_settings();
 switched_off_at_start();
+half_dropped();
 single_user();
 unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');
 done_testing;
