@@ -213,12 +213,16 @@ explore_some(List **unexplored)
 		if (OidIsValid(shared->databases[i].oid) && shared->databases[i].exploring)
 			nexploring++;
 	}
-	for (; nexploring < MAX_EXPLORING && *unexplored != NIL; nexploring++)
+	while (nexploring < MAX_EXPLORING && *unexplored != NIL)
 	{
 		SharedDatabase *database = shared_find_database(linitial_oid(*unexplored), true);
 
-		if (database)
+		/* Where there is work, somebody looks anyway. */
+		if (database && !database->wake && database->proc == NULL)
+		{
 			database->wake = database->exploring = true;
+			nexploring++;
+		}
 		*unexplored = list_delete_first(*unexplored);
 	}
 	shared->explore = *unexplored != NIL;

@@ -72,6 +72,7 @@ wake_worker(void)
 	if (database)
 	{
 		database->wake = true;
+		database->exploring = false;
 		if (database->proc)
 			SetLatch(&database->proc->procLatch);
 		else if (shared->launcher)

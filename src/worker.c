@@ -69,7 +69,7 @@ typedef struct Worker
 	int64		warned_expired;
 } Worker;
 
-static void attach(Oid database);
+static void attach(Worker *worker);
 static void detach(int code, Datum arg);
 static void run(Worker *worker);
 static void do_chores(Worker *worker);
@@ -106,7 +106,7 @@ doubletick_worker_main(Datum arg)
 	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
 	lift_timeouts();
 	pgstat_report_appname("doubletick worker");
-	attach(MyDatabaseId);
+	attach(&worker);
 
 	worker.started_at = worker.worked_at = rate_clock();
 	PG_TRY();
@@ -128,13 +128,13 @@ doubletick_worker_main(Datum arg)
  * this one is not needed.
  */
 static void
-attach(Oid oid)
+attach(Worker *worker)
 {
 	SharedDatabase *database;
 	bool		attached = false;
 
 	before_shmem_exit(detach, (Datum) 0);
-	database = shared_lock_database(oid, true);
+	database = shared_lock_database(MyDatabaseId, true);
 	if (database && database->proc == NULL)
 	{
 		database->proc = MyProc;
@@ -142,6 +142,13 @@ attach(Oid oid)
 		database->since = GetCurrentTimestamp();
 		database->left = false;
 		attached = true;
+
+		/* It looks at everything at once, and so needs no wake-up for that. */
+		worker->exploring = database->exploring;
+		if (database->exploring)
+			database->wake = database->exploring = false;
+		if (worker->exploring && shared->launcher)
+			SetLatch(&shared->launcher->procLatch);
 	}
 	shared_unlock();
 	if (!attached)
@@ -274,8 +281,7 @@ wait_for_work(Worker *worker)
 }
 
 /*
- * Has somebody committed work since the last call?  Perhaps, if it is only that
- * the launcher wants to know.
+ * Has somebody committed work since the last call?
  */
 static bool
 take_wake(Worker *worker)
@@ -286,12 +292,7 @@ take_wake(Worker *worker)
 	database = shared_lock_database(MyDatabaseId, false);
 	wake = database && database->wake;
 	if (wake)
-	{
-		worker->exploring = database->exploring;
-		if (database->exploring && shared->launcher)
-			SetLatch(&shared->launcher->procLatch);
-		database->wake = database->exploring = false;
-	}
+		worker->exploring = database->wake = false;
 	shared_unlock();
 	return wake;
 }

@@ -132,6 +132,44 @@ sub half_dropped
 	return;
 }
 
+# After a start of the server each database is looked at, few at a time; those
+# that somebody else drains do not keep the others waiting.
+sub drained_by_others
+{
+	local $ENV{PGOPTIONS} = '-c post_auth_delay=0';
+	my @databases = map { "other$_" } 1 .. 3;
+
+	$sb->rule(Worker::phone(10), { fault => 'hang' });
+	$calls->configure('doubletick.enabled' => 'off');
+	eventually(sub { $calls->sql('SHOW doubletick.enabled') eq 'off' }, 'nothing leaves');
+	for my $database (@databases)
+	{
+		$calls->sql("CREATE DATABASE $database");
+		$calls->set_up($database, timeout => '5min');
+		$calls->sql(enqueue($database, $database eq 'other3' ? 11 : 10), database => $database);
+	}
+
+	# Sessions come first, for workers start slowly.
+	$calls->configure('post_auth_delay' => '2', 'doubletick.enabled' => 'on');
+	$node->restart;
+	my @sessions = map { $node->background_psql($_, on_error_stop => 0) } @databases[0, 1];
+	$_->query_until(qr/on its way/, "\\echo on its way\nCALL dt_process_queue();\n") foreach @sessions;
+	eventually(sub { $calls->has_sent('other1') && $calls->has_sent('other2') }, 'two databases are drained by sessions');
+	eventually(sub { $calls->workers('other1') && $calls->workers('other2') }, 'their workers wait');
+	eventually(sub { $calls->has_sent('other3') }, 'the third is looked at all the same');
+	$calls->sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL%'");
+	eventually(sub { $calls->has_sent('other1') == 2 && $calls->has_sent('other2') == 2 }, 'after the CALLs their workers go on');
+	$sb->clear_rules;
+	$calls->configure('post_auth_delay' => '0');
+	foreach my $session (@sessions)
+	{
+		$session->query('SELECT 1');
+		$session->{stderr} = '';
+		$session->quit;
+	}
+	return;
+}
+
 # A session without a postmaster has shared memory, but nobody to wake.
 sub single_user
 {
@@ -150,6 +188,7 @@ dropped_by_force();
 strict_settings();
 switched_off_at_start();
 half_dropped();
+drained_by_others();
 single_user();
 unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');
 done_testing;
