@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "report.h"
 #include "shared.h"
@@ -70,7 +71,13 @@ report_error(void)
 	SharedDatabase *database = shared_lock_database(MyDatabaseId, false);
 
 	if (database)
-		strlcpy(database->last_error, error->message, sizeof(database->last_error));
+	{
+		int			length = pg_mbcliplen(error->message, (int) strlen(error->message),
+										  sizeof(database->last_error) - 1);
+
+		memcpy(database->last_error, error->message, length);
+		database->last_error[length] = '\0';
+	}
 	shared_unlock();
 	MemoryContextSwitchTo(caller);
 }
