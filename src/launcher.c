@@ -25,6 +25,7 @@
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "rate.h"
 #include "settings.h"
 #include "shared.h"
 #include "storage/ipc.h"
@@ -40,7 +41,7 @@
 #define LAST_PAUSE (60 * 1000)
 
 /* Longest sleep, in ms; whoever has news sets the latch. */
-#define LONGEST_SLEEP (60 * 1000L)
+#define LONGEST_SLEEP (60 * 1000)
 
 /* Workers that look at their databases for the first time, at once. */
 #define MAX_EXPLORING 2
@@ -62,7 +63,7 @@ static void adopt(void);
 static void reap(List **started);
 static void note_end(Oid oid);
 static void note_prepared(void);
-static TimestampTz start_due(List **started);
+static int64 start_due(List **started);
 static bool is_in(Oid database, List *databases);
 static bool start_worker(Oid database, List **started);
 static void put_off(Oid database, bool *is_first);
@@ -93,7 +94,7 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 	MemoryContext context;
 	List	   *started = NIL;
 	List	   *unexplored;
-	TimestampTz prepared_at = 0;
+	int64		prepared_at = 0;	/* by rate_clock() */
 	uint32		wait_event;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -111,8 +112,8 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 
 	for (;;)
 	{
-		TimestampTz next;
-		long		sleep;
+		int64		next;
+		int64		left;
 
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -123,20 +124,19 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 		}
 
 		reap(&started);
-		if (GetCurrentTimestamp() >= prepared_at)
+		if (rate_clock() >= prepared_at)
 		{
 			note_prepared();
-			prepared_at = GetCurrentTimestamp() + setting_worker_idle_timeout * INT64CONST(1000);
+			prepared_at = rate_clock() + setting_worker_idle_timeout * INT64CONST(1000);
 		}
 		explore_some(&unexplored);
 		next = start_due(&started);
 
 		if (max_prepared_xacts > 0)
 			next = Min(next, prepared_at);
-		sleep = next == DT_NOEND ? LONGEST_SLEEP :
-			TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next) + 1;
+		left = Max(next - rate_clock(), 0) / 1000 + 1;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 Min(sleep, LONGEST_SLEEP), wait_event);
+						 (long) Min(left, LONGEST_SLEEP), wait_event);
 		ResetLatch(MyLatch);
 	}
 }
@@ -254,7 +254,8 @@ adopt(void)
 static void
 reap(List **started)
 {
-	List	   *ended = NIL;
+	Oid			ended[SHARED_MAX_DATABASES];
+	int			nended = 0;
 	ListCell   *cell;
 
 	foreach(cell, *started)
@@ -264,7 +265,7 @@ reap(List **started)
 
 		if (GetBackgroundWorkerPid(worker->handle, &pid) != BGWH_STOPPED)
 			continue;
-		ended = lappend_oid(ended, worker->database);
+		note_end(worker->database);
 		pfree(worker->handle);
 		pfree(worker);
 		*started = foreach_delete_current(*started, cell);
@@ -274,13 +275,12 @@ reap(List **started)
 	for (int i = 0; i < shared->ndatabases; i++)
 	{
 		if (shared->databases[i].adopted && shared->databases[i].proc == NULL)
-			ended = lappend_oid(ended, shared->databases[i].oid);
+			ended[nended++] = shared->databases[i].oid;
 	}
 	LWLockRelease(shared->lock);
 
-	foreach(cell, ended)
-		note_end(lfirst_oid(cell));
-	list_free(ended);
+	for (int i = 0; i < nended; i++)
+		note_end(ended[i]);
 }
 
 static void
@@ -324,7 +324,7 @@ put_off(Oid oid, bool *is_first)
 		database->starting = false;
 		database->exploring = false;	/* others need not wait for it */
 		database->wake = true;
-		database->next_try = GetCurrentTimestamp() + pause * 1000;
+		database->next_try = rate_clock() + pause * 1000;
 	}
 	shared_unlock();
 }
@@ -373,38 +373,39 @@ note_prepared(void)
 	LWLockRelease(shared->lock);
 }
 
-/* Starts workers where there is work.  Returns when to look again. */
-static TimestampTz
+/* Starts workers where there is work.  Returns when to look again, by rate_clock(). */
+static int64
 start_due(List **started)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz next = DT_NOEND;
-	List	   *due = NIL;
-	ListCell   *cell;
+	int64		clock = rate_clock();
+	int64		next = PG_INT64_MAX;
+	Oid			due[SHARED_MAX_DATABASES];
+	int			ndue = 0;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < shared->ndatabases; i++)
 	{
 		SharedDatabase *database = &shared->databases[i];
-		TimestampTz when;
+		int64		when = database->next_try;
 
-		if (!OidIsValid(database->oid) || database->starting)
+		if (!OidIsValid(database->oid) || database->starting ||
+			(!database->wake && database->wake_at == DT_NOEND))
 			continue;
-		when = database->wake ? database->next_try :
-			Max(database->next_try, database->wake_at);
-		if (when <= now)
-			due = lappend_oid(due, database->oid);
+		if (!database->wake)
+			when = Max(when, clock + database->wake_at - now);
+		if (when <= clock)
+			due[ndue++] = database->oid;
 		else
 			next = Min(next, when);
 	}
 	LWLockRelease(shared->lock);
 
-	foreach(cell, due)
+	for (int i = 0; i < ndue; i++)
 	{
-		if (!start_worker(lfirst_oid(cell), started))
-			next = Min(next, now + FIRST_PAUSE * 1000);
+		if (!start_worker(due[i], started))
+			next = Min(next, clock + FIRST_PAUSE * 1000);
 	}
-	list_free(due);
 	return next;
 }
 

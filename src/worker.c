@@ -396,7 +396,7 @@ static void
 make_way(Worker *worker, const char *why)
 {
 	SharedDatabase *database;
-	TimestampTz next_try;
+	int64		next_try;
 
 	if (why)
 	{
@@ -405,7 +405,7 @@ make_way(Worker *worker, const char *why)
 	}
 
 	/* The next one would only wait until the database is dropped, say. */
-	next_try = GetCurrentTimestamp() + (is_in_the_way() ? USECS_PER_SEC : 0);
+	next_try = rate_clock() + (is_in_the_way() ? USECS_PER_SEC : 0);
 
 	database = shared_lock_database(MyDatabaseId, false);
 	if (database)
