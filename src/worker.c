@@ -71,6 +71,7 @@ typedef struct Worker
 
 static void attach(Worker *worker);
 static void detach(int code, Datum arg);
+static void let_go(SharedDatabase *database);
 static void run(Worker *worker);
 static void do_chores(Worker *worker);
 static void note_sound(Worker *worker);
@@ -161,14 +162,20 @@ detach(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 	SharedDatabase *database = shared_lock_database(MyDatabaseId, false);
 
 	if (database && database->pid == MyProcPid)
-	{
-		database->proc = NULL;
-		database->pid = 0;
-		database->in_flight = 0;
-	}
+		let_go(database);
 	if (shared->launcher)
 		SetLatch(&shared->launcher->procLatch);
 	shared_unlock();
+}
+
+/* From now on nobody sets our latch. */
+static void
+let_go(SharedDatabase *database)
+{
+	database->proc = NULL;
+	database->pid = 0;
+	database->in_flight = 0;
+	database->state[0] = '\0';
 }
 
 static void
@@ -326,12 +333,10 @@ try_to_leave(Worker *worker)
 	may_leave = database == NULL || !database->wake;
 	if (may_leave && database)
 	{
+		let_go(database);
 		database->left = true;
 		database->failures = 0;
-		database->proc = NULL;
-		database->pid = 0;
 		database->wake_at = next;
-		strlcpy(database->state, "", sizeof(database->state));
 	}
 	shared_unlock();
 	return may_leave;
@@ -410,13 +415,11 @@ make_way(Worker *worker, const char *why)
 	database = shared_lock_database(MyDatabaseId, false);
 	if (database)
 	{
+		let_go(database);
 		database->left = true;
-		database->proc = NULL;
-		database->pid = 0;
 		/* Without a reason, only if somebody has just committed work. */
 		database->wake = database->wake || why != NULL;
 		database->next_try = next_try;
-		strlcpy(database->state, "", sizeof(database->state));
 	}
 	shared_unlock();
 	proc_exit(0);
