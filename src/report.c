@@ -113,7 +113,10 @@ dt_worker(PG_FUNCTION_ARGS)
 	}
 	for (int i = 0; i < SHARED_NSPANS; i++)
 	{
-		if (database.spans[i].number <= current_span() - SHARED_NSPANS)
+		int64		age = current_span() - database.spans[i].number;
+
+		/* Below 0 the clock has been set back. */
+		if (age < 0 || age >= SHARED_NSPANS)
 			continue;
 		sent += database.spans[i].sent;
 		failed += database.spans[i].failed;
