@@ -146,10 +146,12 @@ attach(Worker *worker)
 
 		/* It looks at everything at once, and so needs no wake-up for that. */
 		worker->exploring = database->exploring;
-		if (database->exploring)
+		if (worker->exploring)
+		{
 			database->wake = database->exploring = false;
-		if (worker->exploring && shared->launcher)
-			SetLatch(&shared->launcher->procLatch);
+			if (shared->launcher)
+				SetLatch(&shared->launcher->procLatch);
+		}
 	}
 	shared_unlock();
 	if (!attached)
@@ -222,7 +224,10 @@ run(Worker *worker)
 			}
 		}
 		if (is_idle_for_long(worker) && try_to_leave(worker))
+		{
+			warn_of_expired(worker);
 			return;
+		}
 		wait_for_work(worker);
 	}
 }
@@ -287,9 +292,7 @@ wait_for_work(Worker *worker)
 	ResetLatch(MyLatch);
 }
 
-/*
- * Has somebody committed work since the last call?
- */
+/* Has somebody committed work since the last call? */
 static bool
 take_wake(Worker *worker)
 {
@@ -408,6 +411,7 @@ make_way(Worker *worker, const char *why)
 		ereport(LOG, (errmsg("doubletick worker makes way: %s", why)));
 		finish(worker, rate_clock() + GRACE);
 	}
+	warn_of_expired(worker);
 
 	/* The next one would only wait until the database is dropped, say. */
 	next_try = rate_clock() + (is_in_the_way() ? USECS_PER_SEC : 0);
@@ -448,7 +452,7 @@ tell(Worker *worker, const char *state)
 static void
 warn_of_expired(Worker *worker)
 {
-	int64		nexpired = drain_tally(worker->drain)->expired;
+	int64		nexpired = worker->drain ? drain_tally(worker->drain)->expired : 0;
 
 	drain_warn_of_expired(nexpired - worker->warned_expired);
 	worker->warned_expired = nexpired;

@@ -197,12 +197,37 @@ SQL
 sub single_user
 {
 	$node->stop;
-	my $enqueue = enqueue('single_user', 30);
-	my ($out, $err) = ('', '');
-	ok(IPC::Run::run([ 'postgres', '--single', '-D', $node->data_dir, 'postgres' ], '<', \$enqueue, '>', \$out, '2>', \$err),
-		'a single-user session enqueues') or diag($err);
+	enqueue_alone('single_user');
 	$node->start;
 	eventually(sub { $calls->has_sent('single_user') }, 'the next start sends it');
+	return;
+}
+
+sub enqueue_alone
+{
+	my ($tag, $database) = @_;
+	my $enqueue = enqueue($tag);
+	my ($out, $err) = ('', '');
+
+	ok(IPC::Run::run([ 'postgres', '--single', '-D', $node->data_dir, $database || 'postgres' ],
+			'<', \$enqueue, '>', \$out, '2>', \$err), "$tag: a single-user session enqueues") or diag($err);
+	return;
+}
+
+# What became too old while the server was down: the worker that finds it has
+# nothing else to do, and leaves at once.
+sub given_up
+{
+	my $log = -s $node->logfile;
+
+	$calls->sql('CREATE DATABASE aged');
+	$calls->set_up('aged', retry_for => '1ms');
+	$node->stop;
+	enqueue_alone('aged', 'aged');
+	$node->start;
+	eventually(sub { $calls->sql('SELECT state FROM dt_history', database => 'aged') eq 'failed' }, 'a removal is given up for its age');
+	eventually(sub { slurp_file($node->logfile, $log) =~ /WARNING:  gave up 1 removal for its age/ }, 'the log says so');
+	is($calls->has_sent('aged'), 0, 'it is not sent');
 	return;
 }
 
@@ -214,5 +239,6 @@ half_dropped();
 drained_by_others();
 long_error();
 single_user();
+given_up();
 unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');
 done_testing;
