@@ -36,12 +36,14 @@ OBJS = \
 	src/queue.o \
 	src/rate.o \
 	src/remove.o \
+	src/report.o \
 	src/settings.o \
 	src/shared.o \
 	src/statement.o \
 	src/store.o \
 	src/testing.o \
 	src/trigger.o \
+	src/wake.o \
 	src/worker.o
 
 EXTENSION = doubletick
