@@ -28,6 +28,7 @@ OBJS = \
 	src/lane.o \
 	src/launcher.o \
 	src/names.o \
+	src/object.o \
 	src/option.o \
 	src/outcome.o \
 	src/part.o \
