@@ -18,22 +18,23 @@
 #include "access/sysattr.h"
 #include "access/tupmacs.h"
 #include "catalog/dependency.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "column.h"
 #include "commands/extension.h"
 #include "common/hashfn.h"
 #include "names.h"
-#include "nodes/makefuncs.h"
 #include "parser/parse_coerce.h"
-#include "parser/parse_func.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 static Oid	find_column(Column *column, Relation rel, const char *name, const char *what);
+static Bitmapset *find_key(Relation rel);
 static bool is_string_like(Oid type);
 static ColumnKind string_kind(Oid type);
 static void find_output(Column *column, Oid type, MemoryContext context);
@@ -148,30 +149,45 @@ find_column(Column *column, Relation rel, const char *name, const char *what)
 }
 
 /*
- * Finds the columns that tell the table's rows apart: of its primary key, or
- * else of all its keys.
+ * Finds the columns that tell the table's rows apart: of its primary key, or else
+ * of its other keys.  Where there is none, or where children do not obey it, all
+ * columns together have to.
  */
 void
 columns_find_key(Columns *columns, Relation rel, MemoryContext context)
 {
-	Bitmapset  *key = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_PRIMARY_KEY);
-	int			member = -1;
+	TupleDesc	desc = RelationGetDescr(rel);
+	Bitmapset  *key = find_key(rel);
 
-	if (key == NULL)
-		key = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_KEY);
-	columns->key = MemoryContextAllocZero(context, sizeof(Column) * bms_num_members(key));
-	while ((member = bms_next_member(key, member)) >= 0)
+	columns->table = RelationGetRelid(rel);
+	columns->key = MemoryContextAllocZero(context, sizeof(Column) * desc->natts);
+	for (int i = 0; i < desc->natts; i++)
 	{
-		AttrNumber	attno = member + FirstLowInvalidHeapAttributeNumber;
-		Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(rel), attno - 1);
-		Column	   *column = &columns->key[columns->nkey++];
+		Form_pg_attribute attribute = TupleDescAttr(desc, i);
+		Column	   *column = &columns->key[columns->nkey];
 
-		column->attno = attno;
+		if (attribute->attisdropped || attribute->attgenerated == 'v' ||
+			(key && !bms_is_member(attribute->attnum - FirstLowInvalidHeapAttributeNumber, key)))
+			continue;
+		column->attno = attribute->attnum;
 		column->byval = attribute->attbyval;
 		column->len = attribute->attlen;
-		columns->last_key = attno;
+		columns->nkey++;
+		columns->last_key = attribute->attnum;
 	}
 	bms_free(key);
+}
+
+/* NULL when there is none. */
+static Bitmapset *
+find_key(Relation rel)
+{
+	Bitmapset  *key;
+
+	if (rel->rd_rel->relhassubclass && rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return NULL;
+	key = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_PRIMARY_KEY);
+	return key ? key : RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_KEY);
 }
 
 static bool
@@ -202,14 +218,16 @@ find_output(Column *column, Oid type, MemoryContext context)
 	fmgr_info_cxt(function, &column->function, context);
 }
 
-/* hstore's function for the keys; InvalidOid when the type is another. */
+/*
+ * hstore's function for the keys; InvalidOid when the type is another.  Not by
+ * its name, for which the role that updates would need USAGE on hstore's schema.
+ */
 static Oid
 find_akeys(Oid type)
 {
 	Oid			extension = get_extension_oid("hstore", true);
 	HeapTuple	tuple;
 	Oid			schema;
-	List	   *name;
 
 	if (!OidIsValid(extension) || getExtensionOfObject(TypeRelationId, type) != extension)
 		return InvalidOid;
@@ -218,8 +236,8 @@ find_akeys(Oid type)
 		return InvalidOid;
 	schema = ((Form_pg_type) GETSTRUCT(tuple))->typnamespace;
 	ReleaseSysCache(tuple);
-	name = list_make2(makeString(get_namespace_name(schema)), makeString("akeys"));
-	return LookupFuncName(name, 1, &type, true);
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum("akeys"),
+						   PointerGetDatum(buildoidvector(&type, 1)), ObjectIdGetDatum(schema));
 }
 
 static void
@@ -263,12 +281,12 @@ is_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new)
 }
 
 /*
- * A hash of the row's key; 0 when there is none.
+ * A hash of the row's key, and of the table.
  */
 uint32
 columns_hash_key(const Columns *columns, TupleTableSlot *slot)
 {
-	uint32		hash = 0;
+	uint32		hash = columns->table;
 
 	slot_getsomeattrs(slot, columns->last_key);
 	for (int i = 0; i < columns->nkey; i++)

@@ -46,8 +46,9 @@ typedef struct Columns
 	Column		fields;
 	Column		waba;
 	AttrNumber	last;			/* the largest attno of these */
-	int			nkey;			/* of the table's key; 0: it has none */
-	Column	   *key;
+	Oid			table;			/* known for its key alone */
+	int			nkey;
+	Column	   *key;			/* what tells the table's rows apart */
 	AttrNumber	last_key;
 } Columns;
 

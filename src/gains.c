@@ -53,6 +53,7 @@ typedef struct Gain
 #define SH_HASH_KEY(tb, key) ((uint32) (key))
 #define SH_EQUAL(tb, a, b) ((a) == (b))
 #define SH_SCOPE static inline
+#define SH_USE_NONDEFAULT_ALLOCATOR
 #define SH_DECLARE
 #define SH_DEFINE
 #include "lib/simplehash.h"
@@ -108,6 +109,34 @@ static void end_subtransaction(SubXactEvent event, SubTransactionId id,
 							   SubTransactionId parent, void *arg);
 static void undo(const Level *level);
 static void merge(SubTransactionId parent);
+
+/*
+ * A savepoint may end an error for want of memory, and what was gained before it is
+ * still there: a table that cannot grow must be as it was.
+ */
+static inline void *
+gain_allocate(gain_hash *gains, Size size)
+{
+	void	   *data = MemoryContextAllocExtended(gains->ctx, size, MCXT_ALLOC_HUGE |
+												  MCXT_ALLOC_ZERO | MCXT_ALLOC_NO_OOM);
+
+	if (data == NULL)
+	{
+		gain_compute_parameters(gains, gains->size / 2);
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory"),
+				 errdetail("Failed on request of size %zu in memory context \"%s\".",
+						   size, gains->ctx->name)));
+	}
+	return data;
+}
+
+static inline void
+gain_free(gain_hash *gains pg_attribute_unused(), void *data)
+{
+	pfree(data);
+}
 
 /* Tags and fields have names apart. */
 #define FIELDS_OF(customer) (~(customer))
@@ -374,10 +403,12 @@ note_undo(const Gain *gain)
 		push_level(id);
 	if (memory.nundos == memory.undos_capacity)
 	{
-		memory.undos_capacity = Max(2 * memory.undos_capacity, 64);
+		size_t		capacity = Max(2 * memory.undos_capacity, 64);
+
 		memory.undos = memory.undos == NULL ?
-			MemoryContextAlloc(memory.context, sizeof(Undo) * memory.undos_capacity) :
-			repalloc_huge(memory.undos, sizeof(Undo) * memory.undos_capacity);
+			MemoryContextAlloc(memory.context, sizeof(Undo) * capacity) :
+			repalloc_huge(memory.undos, sizeof(Undo) * capacity);
+		memory.undos_capacity = capacity;
 	}
 	last = &memory.undos[memory.nundos++];
 	last->key = gain->key;
@@ -393,10 +424,12 @@ push_level(SubTransactionId id)
 
 	if (memory.nlevels == memory.levels_capacity)
 	{
-		memory.levels_capacity = Max(2 * memory.levels_capacity, 8);
+		int			capacity = Max(2 * memory.levels_capacity, 8);
+
 		memory.levels = memory.levels == NULL ?
-			MemoryContextAlloc(memory.context, sizeof(Level) * memory.levels_capacity) :
-			repalloc(memory.levels, sizeof(Level) * memory.levels_capacity);
+			MemoryContextAlloc(memory.context, sizeof(Level) * capacity) :
+			repalloc(memory.levels, sizeof(Level) * capacity);
+		memory.levels_capacity = capacity;
 	}
 	level = &memory.levels[memory.nlevels++];
 	level->id = id;

@@ -207,7 +207,8 @@ names_intersect(const char **names, int nnames, const char **others, int nothers
 static int
 filter(const char **names, int nnames, const char **others, int nothers, bool wanted)
 {
-	const char **sorted = nothers < MANY_NAMES ? NULL : sort(others, nothers);
+	bool		are_many = nnames >= MANY_NAMES && nothers >= MANY_NAMES;
+	const char **sorted = are_many ? sort(others, nothers) : NULL;
 	int			nleft = 0;
 
 	for (int i = 0; i < nnames; i++)

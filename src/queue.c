@@ -69,8 +69,8 @@ static void find_busy(Queue *queue);
 static void insert(Queue *queue, const QueueRow *row);
 static void fill_row(QueueRow *row, const Requester *requester, const Removal *removal);
 static void find_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps);
-static int	bring_forward(const char **names, int nfound, int nnames, const QueueRow *removal,
-						  List *keeps, ArrayType *(*names_of) (const QueueRow *row));
+static int	leave_waiting(const char **names, int nnames, List *removals, List *keeps,
+						  ArrayType *(*names_of) (const QueueRow *row));
 static ArrayType *tags_of(const QueueRow *row);
 static ArrayType *fields_of(const QueueRow *row);
 static void check_writable(const char *command);
@@ -223,9 +223,6 @@ queue_keep(Queue *queue, const Requester *requester, Removal *names)
 	QueueRow	keep = {0};
 	List	   *removals;
 	List	   *keeps;
-	ListCell   *cell;
-	int			ntags = 0;
-	int			nfields = 0;
 
 	keep.server = requester->server;
 	keep.role = requester->role;
@@ -234,16 +231,9 @@ queue_keep(Queue *queue, const Requester *requester, Removal *names)
 	keep.customer = store_customer(keep.server, keep.role, keep.phone, keep.waba);
 
 	find_rows(&queue->waiting, &keep, &removals, &keeps);
-	foreach(cell, removals)
-	{
-		QueueRow   *row = lfirst(cell);
-
-		ntags = bring_forward(names->tags, ntags, names->ntags, row, keeps, tags_of);
-		nfields = bring_forward(names->fields, nfields, names->nfields, row, keeps, fields_of);
-	}
-	names->ntags = ntags;
-	names->nfields = nfields;
-	if (ntags > 0 || nfields > 0)
+	names->ntags = leave_waiting(names->tags, names->ntags, removals, keeps, tags_of);
+	names->nfields = leave_waiting(names->fields, names->nfields, removals, keeps, fields_of);
+	if (names->ntags > 0 || names->nfields > 0)
 	{
 		fill_row(&keep, requester, names);
 		keep.keep = true;
@@ -270,6 +260,7 @@ find_rows(Store *waiting, const QueueRow *customer, List **removals, List **keep
 		bool		is_of_other = TransactionIdIsValid(dirty.xmin);
 		QueueRow   *row = palloc(sizeof(QueueRow));
 
+		CHECK_FOR_INTERRUPTS();
 		store_read_waiting(waiting, tuple, row);
 		if (!store_is_same_customer(row, customer))
 			continue;
@@ -282,38 +273,51 @@ find_rows(Store *waiting, const QueueRow *customer, List **removals, List **keep
 }
 
 /*
- * Brings names that a removal has, and no keep has taken back, to the front,
- * behind those that are there already.  Returns how many stand there then.
+ * Leaves of the names those that a removal has, and no keep has taken back.  They
+ * are looked for all at once: there may be very many, here and there.
  */
 static int
-bring_forward(const char **names, int nfound, int nnames, const QueueRow *removal, List *keeps,
+leave_waiting(const char **names, int nnames, List *removals, List *keeps,
 			  ArrayType *(*names_of) (const QueueRow *row))
 {
-	int			nwaiting;
-	const char **waiting = names_of_array(names_of(removal), &nwaiting);
+	const char **all;
+	int			nall = 0;
 	ListCell   *cell;
 
-	foreach(cell, keeps)
+	foreach(cell, removals)
 	{
-		QueueRow   *keep = lfirst(cell);
-		int			nkept;
-		const char **kept;
+		ArrayType  *array = names_of(lfirst(cell));
 
-		if (keep->id < removal->ord)
-			continue;
-		kept = names_of_array(names_of(keep), &nkept);
-		nwaiting = names_subtract(waiting, nwaiting, kept, nkept);
+		nall += ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	}
-	for (int i = nfound; i < nnames && nwaiting > 0; i++)
+	if (nnames == 0 || nall == 0)
+		return 0;
+
+	all = names_alloc(nall);
+	nall = 0;
+	foreach(cell, removals)
 	{
-		const char *name = names[i];
+		QueueRow   *removal = lfirst(cell);
+		int			nwaiting;
+		const char **waiting = names_of_array(names_of(removal), &nwaiting);
+		ListCell   *keep_cell;
 
-		if (!names_have(waiting, nwaiting, name))
-			continue;
-		names[i] = names[nfound];
-		names[nfound++] = name;
+		CHECK_FOR_INTERRUPTS();
+		foreach(keep_cell, keeps)
+		{
+			QueueRow   *keep = lfirst(keep_cell);
+			int			nkept;
+			const char **kept;
+
+			if (keep->id < removal->ord)
+				continue;
+			kept = names_of_array(names_of(keep), &nkept);
+			nwaiting = names_subtract(waiting, nwaiting, kept, nkept);
+		}
+		memcpy(all + nall, waiting, sizeof(char *) * nwaiting);
+		nall += nwaiting;
 	}
-	return nfound;
+	return names_intersect(names, nnames, all, nall);
 }
 
 static ArrayType *

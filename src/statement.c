@@ -14,8 +14,8 @@
  * what others have; it is saved where there are none.
  *
  * What rows have gained (gains.c) goes by their key, for a row in a transition
- * table has no place.  No two rows have the same at any time: when a new row is
- * added that has it, the old one has been.
+ * table has no place.  No two rows have the same at any time, if the table has a key
+ * that cannot be deferred: when a new row is added that has it, the old one has been.
  *
  *-------------------------------------------------------------------------
  */

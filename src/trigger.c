@@ -24,8 +24,9 @@
 
 static void row_fired(Definition *definition, const TriggerData *data);
 static bool may_be_ours(const TriggerData *data);
-static void renumber(Definition *definition, TupleTableSlot *old, TupleTableSlot *new);
-static uint32 row_number(const TupleTableSlot *slot);
+static void renumber(Definition *definition, const TriggerData *data, TupleTableSlot *old,
+					 TupleTableSlot *new);
+static uint32 row_number(const TriggerData *data, const TupleTableSlot *slot);
 static Removal *read_row(Definition *definition, TupleTableSlot *slot, Removal *row);
 
 PG_FUNCTION_INFO_V1(dt_remove_tags_custom_fields_trigger);
@@ -41,7 +42,7 @@ dt_remove_tags_custom_fields_trigger(PG_FUNCTION_ARGS)
 	TriggerData *data = (TriggerData *) fcinfo->context;
 	Definition *definition = definition_get(fcinfo);
 
-	definition->requester.enqueued_by = GetUserId();
+	definition->requester.enqueued_by = GetOuterUserId();
 	if (TRIGGER_FIRED_FOR_ROW(data->tg_event))
 		row_fired(definition, data);
 	else
@@ -70,52 +71,59 @@ row_fired(Definition *definition, const TriggerData *data)
 		if (columns_equal(&definition->columns, old, new))
 		{
 			if (gains_any() && may_be_ours(data))
-				renumber(definition, old, new);
+				renumber(definition, data, old, new);
 			return;
 		}
 	}
 	queue = queue_open(1);
 	change_row(queue, &definition->requester,
-			   read_row(definition, old, &had), row_number(old),
-			   read_row(definition, new, &has), row_number(new), &lost);
+			   read_row(definition, old, &had), row_number(data, old),
+			   read_row(definition, new, &has), row_number(data, new), &lost);
 	change_remove(queue, &definition->requester, &lost);
 	queue_close(queue);
 }
 
 /*
  * May this transaction have made the row as it was before?  Only a heap's rows
- * say.
+ * say, those that COPY has frozen among them.
  */
 static bool
 may_be_ours(const TriggerData *data)
 {
 	return data->tg_relation->rd_rel->relam != HEAP_TABLE_AM_OID ||
-		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(data->tg_trigtuple->t_data));
+		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetRawXmin(data->tg_trigtuple->t_data));
 }
 
 /* What a row has gained it has still, at another place. */
 static void
-renumber(Definition *definition, TupleTableSlot *old, TupleTableSlot *new)
+renumber(Definition *definition, const TriggerData *data, TupleTableSlot *old,
+		 TupleTableSlot *new)
 {
 	Removal		names;
 
 	read_row(definition, old, &names);
 	if (names.phone == NULL)
 		return;
-	gains_take(&definition->requester, &names, row_number(old));
-	gains_add(&definition->requester, &names, row_number(new));
+	gains_take(&definition->requester, &names, row_number(data, old));
+	gains_add(&definition->requester, &names, row_number(data, new));
 }
 
-/* By its place; a foreign table's rows have none. */
+/*
+ * By its place, in a file: who rewrites the table gives its rows other places, and
+ * a gain whose row is not known any more had better stay.  A foreign table's rows
+ * have none.
+ */
 static uint32
-row_number(const TupleTableSlot *slot)
+row_number(const TriggerData *data, const TupleTableSlot *slot)
 {
 	uint32		number;
 
 	if (slot == NULL || !ItemPointerIsValid(&slot->tts_tid))
 		return GAINS_ANY_ROW;
 	number = hash_bytes((const unsigned char *) &slot->tts_tid, sizeof(ItemPointerData));
-	return Max(hash_combine(number, slot->tts_tableOid), GAINS_ANY_ROW + 1);
+	number = hash_combine(number, RelationGetRelid(data->tg_relation));
+	number = hash_combine(number, data->tg_relation->rd_rel->relfilenode);
+	return Max(number, GAINS_ANY_ROW + 1);
 }
 
 static Removal *

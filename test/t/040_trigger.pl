@@ -196,12 +196,38 @@ foreach my $level (qw(row statement))
 	is(queued(), "$a {x} {} -", "$level: a table without a key");
 	run('BEGIN', "UPDATE customers SET phone = '$a'", 'COMMIT', 'DELETE FROM customers');
 	is(queued(), "$a {x,y} {} -; $b {y} {} -", "$level: of which rows meet");
+	run('TRUNCATE dt_waiting, customers', "INSERT INTO customers VALUES $three", 'BEGIN',
+		"UPDATE customers SET phone = '$a' WHERE id = 1", 'DELETE FROM customers WHERE id = 2',
+		'UPDATE customers SET id = id + 1', 'DELETE FROM customers WHERE id = 4', 'COMMIT');
+	is(queued(), "$b {x} {} -", "$level: and which do not");
 	fresh();
 	run("CREATE TABLE customers (phone text UNIQUE, tags text[])", triggers($level, 'customers', "'phone', 'tags'"),
 		'BEGIN', "INSERT INTO customers VALUES ('$a', '{x}'), ('+$a', '{x}'), (NULL, '{x}')",
 		"DELETE FROM customers WHERE phone = '$a'", "UPDATE customers SET phone = '$a' WHERE phone IS NULL", 'DELETE FROM customers', 'COMMIT');
 	is(queued(), '', "$level: any key will do");
+
+	# Rows of two tables with the same key are two.
+	customers($level);
+	run("CREATE TABLE leads (id int PRIMARY KEY, $columns)", "INSERT INTO leads VALUES (1, '$a', '{x,y}'), (2, '$a', '{x,y}')",
+		triggers($level, 'leads', "'phone', 'tags', 'fields', 'waba'"), 'BEGIN',
+		"INSERT INTO customers VALUES (1, '$a', '{x}')", 'DELETE FROM leads WHERE id = 1', 'DELETE FROM leads', 'COMMIT');
+	is(queued(), "$a {y} {} -", "$level: rows of two tables");
+	run('DROP TABLE leads');
 }
+
+# A rewritten table's rows are at other places, where others may have gained something.
+customers(undef, "(8), (9)");
+run("INSERT INTO customers VALUES (1, '$b', '{x}'), (2, '$a', '{x}'), (3, '$a', '{x}')", 'DELETE FROM customers WHERE id > 3', 'VACUUM customers', triggers('row', 'customers', "'phone', 'tags'"),
+	'BEGIN', 'INSERT INTO customers VALUES (8)', "UPDATE customers SET phone = '$a' WHERE id = 1", 'DELETE FROM customers WHERE id = 8',
+	'ALTER TABLE customers ALTER id TYPE bigint', 'DELETE FROM customers WHERE id = 2', 'DELETE FROM customers WHERE id = 3', 'COMMIT');
+is(queued(), "$b {x} {} -", 'rows of a table that is rewritten');
+
+# Rows that COPY has frozen are known all the same.
+customers('row', "(1, '$a', '{x}', NULL, NULL)");
+run('DELETE FROM customers', 'BEGIN', 'TRUNCATE customers',
+	"COPY customers (id, phone, tags) FROM PROGRAM 'printf \"1\t$a\t{x}\n\"' (FREEZE)",
+	'UPDATE customers SET id = 2', 'DELETE FROM customers', 'COMMIT');
+is(queued(), "$a {x} {} -", 'COPY (FREEZE)');
 
 customers('statement', "(1, '$a', '{x}', NULL, NULL), (2, '$a', '{x}', NULL, NULL)");
 run("UPDATE customers SET tags = CASE id WHEN 1 THEN '{}' ELSE tags END");
@@ -236,6 +262,11 @@ foreach my $level (qw(row statement))
 		'300000+1 300000+1', "$level: so are more than 512 KiB");
 	like(one('SELECT state || error || length(tags[1]) FROM dt_history'),
 		qr/^failednames cannot be sent: .*600000$/, "$level: a name of more fails");
+
+	my $names = 'ARRAY(SELECT \'tag \' || i FROM generate_series(1, 200000) AS i)';
+	customers($level, "(1, '$a', $names)");
+	run("UPDATE customers SET tags = '{}'", q{SET statement_timeout = '20s'}, "UPDATE customers SET tags = $names", 'RESET statement_timeout');
+	is(one('SELECT sum(cardinality(tags)) FROM dt_waiting WHERE keep'), '200000', "$level: very many names come back");
 
 	customers($level, "(1, '98765 43210', '{x}', '{\"f\": 1}', NULL), (2, '$a', '{x}', NULL, 'waba')");
 	run("UPDATE customers SET tags = '{y}'");
@@ -299,6 +330,13 @@ foreach my $type (qw(varchar citext char(12) bigint numeric tel))
 	run('DELETE FROM customers');
 	is(queued(), "$a {x} {} $b", "numbers of type $type");
 }
+
+# hstore where the role that updates cannot look.
+run('CREATE SCHEMA hidden', 'ALTER EXTENSION hstore SET SCHEMA hidden');
+customers_of('id int, phone text, f hidden.hstore', "'phone', '', 'f'", "(1, '$a', 'lead=>1')");
+run('GRANT SELECT, DELETE ON customers TO app', 'SET ROLE app', 'DELETE FROM customers', 'RESET ROLE');
+is(queued(), "$a {} {lead} -", "hstore in a schema that the updating role has no USAGE on");
+run('ALTER EXTENSION hstore SET SCHEMA public', 'DROP SCHEMA hidden');
 
 # Values stored out of line, and those that are there in another form.
 customers_of('id int, phone text, tags text[]', "'phone', 'tags'");
@@ -382,6 +420,10 @@ is(queued(), '', "a child's rows do not fire the parent's row trigger");
 run('DROP TRIGGER t ON customers', statement_triggers('customers', "'phone', 'tags'"),
 	"INSERT INTO child VALUES (1, '$a', '{x}', 2)", 'DELETE FROM customers');
 is(queued(), "$a {x} {} -", 'but its statement trigger sees them');
+run('TRUNCATE dt_waiting', 'ALTER TABLE customers ADD PRIMARY KEY (id)', "INSERT INTO customers VALUES (1, '$b', '{x}'), (2, '$a', '{x}')",
+	"INSERT INTO child VALUES (1, '$a', '{x,y}')", 'BEGIN', "UPDATE customers SET phone = '$a' WHERE phone = '$b'",
+	'DELETE FROM customers WHERE tags = \'{x,y}\'', 'DELETE FROM customers WHERE id = 2', 'COMMIT');
+is(queued(), "$a {y} {} -; $b {x} {} -", "and takes none for another that has its key");
 run('DROP TABLE child', 'TRUNCATE dt_waiting', 'CREATE TEMP TABLE mine (phone text, tags text[])',
 	sprintf("CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags')", 'mine'),
 	"INSERT INTO mine VALUES ('$a', '{x}')", 'DELETE FROM mine');
@@ -411,6 +453,10 @@ is(outcome("UPDATE customers SET tags = NULL"), '', 'settings make no difference
 run('RESET ROLE', 'RESET search_path', 'RESET row_security');
 is(one('SELECT string_agg(server || \' \' || role, \', \') FROM dt_queue'), 'doubletick owner, doubletick owner',
 	'nor to whose request it is');
+run("UPDATE customers SET tags = '{x}'", 'TRUNCATE dt_waiting',
+	q{CREATE FUNCTION clear_all() RETURNS void LANGUAGE sql SECURITY DEFINER AS 'UPDATE customers SET tags = NULL'},
+	'SET ROLE app', 'SELECT clear_all()', 'RESET ROLE');
+is(one('SELECT role || \' \' || enqueued_by FROM dt_queue'), 'owner app', 'who calls a SECURITY DEFINER function is recorded');
 run('DROP TRIGGER t ON customers', 'TRUNCATE dt_waiting', "UPDATE customers SET tags = '{x}'", 'ALTER TABLE customers OWNER TO app',
 	sprintf("CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags', '', '', 'Other One')", 'customers'),
 	'DELETE FROM customers');
