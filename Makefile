@@ -28,6 +28,7 @@ OBJS = \
 	src/lane.o \
 	src/launcher.o \
 	src/names.o \
+	src/object.o \
 	src/option.o \
 	src/outcome.o \
 	src/part.o \
@@ -36,12 +37,14 @@ OBJS = \
 	src/queue.o \
 	src/rate.o \
 	src/remove.o \
+	src/report.o \
 	src/settings.o \
 	src/shared.o \
 	src/statement.o \
 	src/store.o \
 	src/testing.o \
 	src/trigger.o \
+	src/wake.o \
 	src/worker.o
 
 EXTENSION = doubletick

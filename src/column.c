@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/sysattr.h"
 #include "access/tupmacs.h"
@@ -33,6 +34,9 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
+/* Bytes of a value from which on it tells rows apart by its size alone. */
+#define MOST_HASHED 2048
+
 static Oid	find_column(Column *column, Relation rel, const char *name, const char *what);
 static Bitmapset *find_key(Relation rel);
 static bool is_string_like(Oid type);
@@ -42,6 +46,7 @@ static Oid	find_akeys(Oid type);
 static void refuse_type(Relation rel, const Column *column, const char *what, const char *detail)
 			pg_attribute_noreturn();
 static bool is_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new);
+static uint32 hash_value(const Column *column, Datum value);
 static char *read_number(Column *column, TupleTableSlot *slot);
 static int	read_names(Column *column, TupleTableSlot *slot, const char ***names);
 static int	names_of_elements(Column *column, ArrayType *array, const char ***names);
@@ -294,10 +299,23 @@ columns_hash_key(const Columns *columns, TupleTableSlot *slot)
 		const Column *column = &columns->key[i];
 
 		if (!slot->tts_isnull[column->attno - 1])
-			hash = hash_combine(hash, datum_image_hash(slot->tts_values[column->attno - 1],
-													   column->byval, column->len));
+			hash = hash_combine(hash, hash_value(column, slot->tts_values[column->attno - 1]));
 	}
 	return hash;
+}
+
+/* A value may be large, and lie elsewhere; its size is known wherever it is. */
+static uint32
+hash_value(const Column *column, Datum value)
+{
+	if (column->len == -1)
+	{
+		Size		size = toast_raw_datum_size(value);
+
+		if (size > MOST_HASHED)
+			return size;
+	}
+	return datum_image_hash(value, column->byval, column->len);
 }
 
 /*

@@ -19,6 +19,7 @@
 #include "history.h"
 #include "hold.h"
 #include "miscadmin.h"
+#include "object.h"
 #include "rate.h"
 #include "settings.h"
 #include "utils/memutils.h"
@@ -166,7 +167,7 @@ settle_and_fill(Drain *drain)
 
 	FAULT_POINT("before settling");
 	begin(drain);
-	if (!store_lock(&drain->waiting_oid))
+	if (!object_lock_all(&drain->waiting_oid))
 	{
 		commit(drain);
 		return false;
@@ -371,7 +372,7 @@ drain_prune(Drain *drain)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
 	begin(drain);
-	if (store_lock(&drain->waiting_oid))
+	if (object_lock_all(&drain->waiting_oid))
 	{
 		store_open(&settled, STORE_SETTLED);
 		npruned = history_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);

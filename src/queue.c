@@ -34,7 +34,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
-#include "worker.h"
+#include "wake.h"
 
 /* A customer with rows that wait. */
 typedef struct Busy
@@ -151,7 +151,7 @@ queue_remove(Queue *queue, const Requester *requester, const Removal *removal)
 
 	fill_row(&row, requester, removal);
 	insert(queue, &row);
-	worker_wake_at_commit();
+	wake_worker_at_commit();
 	return row.id;
 }
 
@@ -475,7 +475,7 @@ put_back(QueueRow *row)
 	store_insert_waiting(&waiting, row);
 	store_insert_waiting(&waiting, &news);
 	store_close(&waiting);
-	worker_wake_at_commit();
+	wake_worker_at_commit();
 }
 
 /* The trigger's failed rows may hold what no request can. */

@@ -20,11 +20,8 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/index.h"
 #include "catalog/indexing.h"
-#include "catalog/pg_extension.h"
 #include "catalog/pg_index.h"
-#include "commands/extension.h"
 #include "commands/sequence.h"
 #include "common/hashfn.h"
 #include "compat.h"
@@ -34,177 +31,20 @@
 #include "store.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/rel.h"
-#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
 /* What 15 digits, which are less than 2^50, leave of 64 bits. */
 #define CUSTOMER_HASH_BITS 14
 
-static const char *const object_names[STORE_NOBJECTS] = {
-	[STORE_WAITING] = "dt_waiting",
-	[STORE_WAITING_ID] = "dt_waiting_id_seq",
-	[STORE_WAITING_PKEY] = "dt_waiting_pkey",
-	[STORE_WAITING_CUSTOMER] = "dt_waiting_customer",
-	[STORE_SETTLED] = "dt_settled",
-	[STORE_SETTLED_PKEY] = "dt_settled_pkey",
-	[STORE_SETTLED_AT] = "dt_settled_settled_at",
-	[STORE_HOLD] = "dt_hold",
-	[STORE_HOLD_PKEY] = "dt_hold_pkey",
-};
-
-/*
- * Their OIDs.  They are good as long as no relation among them has changed since
- * the look-up began.
- */
-static Oid	object_oids[STORE_NOBJECTS];
-static uint64 changes = 1;
-static uint64 known_at = 0;
-
-/* Where what is below lives; emptied when the OIDs are looked up anew. */
-static MemoryContext info_context = NULL;
-
-/* How to enter a tuple into an index of theirs; NULL: not known yet. */
-static IndexInfo *index_infos[STORE_NOBJECTS];
-
-static Oid	oid_of(StoreObject object);
-static void raise_undefined(void) pg_attribute_noreturn();
-static bool find_objects(void);
-static Oid	extension_schema(void);
-static void forget_objects(Datum arg, Oid relid);
 static Oid	lock_table(StoreObject table);
 static void open_others(Store *store);
 static void check_other(Store *store, Relation index);
 static bool has_same_key(Relation index, Relation other);
 static void insert_index_entry(Store *store, int place, IndexInfo *info, Datum *values, bool *nulls,
 							   ItemPointer tid);
-static IndexInfo *info_of(Relation index);
 static uint64 hash_text(const char *text, uint64 seed);
 static bool is_same_number(const char *number, const char *other);
-
-/*
- * Is the extension there, in this database?
- */
-bool
-store_exists(void)
-{
-	return known_at == changes || find_objects();
-}
-
-/*
- * The same, and it stays there until the transaction ends.  Whoever is about to
- * drop it is waited for.  "waiting" is the OID of dt_waiting at the last call,
- * InvalidOid at the first: when the extension was dropped and created again, it
- * is not there any more.
- */
-bool
-store_lock(Oid *waiting)
-{
-	while (store_exists())
-	{
-		Oid			found = object_oids[STORE_WAITING];
-
-		/* What others have committed is known when the lock is held. */
-		LockRelationOid(found, RowExclusiveLock);
-		if (known_at == changes)
-		{
-			if (!OidIsValid(*waiting))
-				*waiting = found;
-			return *waiting == found;
-		}
-		UnlockRelationOid(found, RowExclusiveLock);
-	}
-	return false;
-}
-
-/*
- * The OID of one of the extension's objects; undefined_table when the extension
- * is not there, or not whole.
- */
-static Oid
-oid_of(StoreObject object)
-{
-	if (!store_exists())
-		raise_undefined();
-	return object_oids[object];
-}
-
-static void
-raise_undefined(void)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_TABLE),
-			 errmsg("the tables of extension \"doubletick\" do not exist in this database")));
-}
-
-/* Objects of the same names elsewhere are not ours: they lie in another schema. */
-static bool
-find_objects(void)
-{
-	uint64		now;
-	Oid			schema;
-
-	if (info_context == NULL)
-	{
-		info_context = AllocSetContextCreate(TopMemoryContext, "doubletick indexes",
-											 ALLOCSET_SMALL_SIZES);
-		CacheRegisterRelcacheCallback(forget_objects, (Datum) 0);
-	}
-	known_at = 0;
-	memset(index_infos, 0, sizeof(index_infos));
-	MemoryContextReset(info_context);
-
-	now = changes;
-	schema = extension_schema();
-	if (!OidIsValid(schema))
-		return false;
-	for (int i = 0; i < STORE_NOBJECTS; i++)
-	{
-		object_oids[i] = get_relname_relid(object_names[i], schema);
-		if (!OidIsValid(object_oids[i]))
-			return false;
-	}
-	known_at = now;
-	return true;
-}
-
-static Oid
-extension_schema(void)
-{
-	Oid			extension = get_extension_oid("doubletick", true);
-	Oid			schema = InvalidOid;
-	Relation	rel;
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	if (!OidIsValid(extension))
-		return InvalidOid;
-	rel = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(extension));
-	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return schema;
-}
-
-static void
-forget_objects(Datum arg pg_attribute_unused(), Oid relid)
-{
-	if (!OidIsValid(relid))
-		changes++;
-	for (int i = 0; i < STORE_NOBJECTS; i++)
-	{
-		if (object_oids[i] == relid)
-			changes++;
-	}
-}
 
 /*
  * Opens a table and its indexes; the locks last until the transaction ends, so
@@ -218,7 +58,7 @@ store_open(Store *store, StoreObject table)
 	for (int i = table + 1; i < STORE_NOBJECTS && i != STORE_SETTLED && i != STORE_HOLD; i++)
 	{
 		if (i != STORE_WAITING_ID)
-			store->indexes[store->nindexes++] = index_open(object_oids[i], RowExclusiveLock);
+			store->indexes[store->nindexes++] = index_open(object_oid(i), RowExclusiveLock);
 	}
 	open_others(store);
 }
@@ -230,13 +70,13 @@ store_open(Store *store, StoreObject table)
 static Oid
 lock_table(StoreObject table)
 {
-	Oid			locked = oid_of(table);
+	Oid			locked = object_oid(table);
 
 	LockRelationOid(locked, RowExclusiveLock);
-	while (oid_of(table) != locked)
+	while (object_oid(table) != locked)
 	{
 		UnlockRelationOid(locked, RowExclusiveLock);
-		locked = oid_of(table);
+		locked = object_oid(table);
 		LockRelationOid(locked, RowExclusiveLock);
 	}
 	return locked;
@@ -324,7 +164,7 @@ store_close(Store *store)
 int64
 store_next_id(void)
 {
-	return nextval_internal(oid_of(STORE_WAITING_ID), false);
+	return nextval_internal(object_oid(STORE_WAITING_ID), false);
 }
 
 /*
@@ -346,7 +186,7 @@ store_insert_index_entries(Store *store, int from, HeapTuple tuple)
 {
 	for (int place = from; place < store->nindexes; place++)
 	{
-		IndexInfo  *info = info_of(store->indexes[place]);
+		IndexInfo  *info = object_index_info(store->indexes[place]);
 		Datum		values[INDEX_MAX_KEYS];
 		bool		nulls[INDEX_MAX_KEYS];
 
@@ -397,26 +237,7 @@ store_insert_key(Store *waiting, int place, const WaitingKey *key)
 		values[n++] = BoolGetDatum(key->keep);
 	}
 	values[n] = Int64GetDatum(key->id);
-	insert_index_entry(waiting, place, info_of(waiting->indexes[place]), values, nulls, &tid);
-}
-
-/* Kept for as long as the index is the same, if it is ours. */
-static IndexInfo *
-info_of(Relation index)
-{
-	for (int i = 0; i < STORE_NOBJECTS; i++)
-	{
-		MemoryContext caller;
-
-		if (object_oids[i] != RelationGetRelid(index))
-			continue;
-		caller = MemoryContextSwitchTo(info_context);
-		if (index_infos[i] == NULL)
-			index_infos[i] = BuildIndexInfo(index);
-		MemoryContextSwitchTo(caller);
-		return index_infos[i];
-	}
-	return BuildIndexInfo(index);
+	insert_index_entry(waiting, place, object_index_info(waiting->indexes[place]), values, nulls, &tid);
 }
 
 /*

@@ -11,24 +11,10 @@
 #include "access/genam.h"
 #include "access/htup.h"
 #include "datatype/timestamp.h"
+#include "object.h"
 #include "utils/array.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
-
-/* What the extension owns in this database. */
-typedef enum StoreObject
-{
-	STORE_WAITING,
-	STORE_WAITING_ID,			/* the sequence of its ids */
-	STORE_WAITING_PKEY,			/* (id) */
-	STORE_WAITING_CUSTOMER,		/* (customer, keep, id) */
-	STORE_SETTLED,
-	STORE_SETTLED_PKEY,			/* (id) */
-	STORE_SETTLED_AT,			/* (settled_at) */
-	STORE_HOLD,
-	STORE_HOLD_PKEY,			/* (server, role) */
-	STORE_NOBJECTS
-} StoreObject;
 
 /* Places of the indexes in Store. */
 #define BY_ID 0					/* of dt_waiting and dt_settled */
@@ -104,8 +90,6 @@ typedef struct Store
 	int			nindexes;
 } Store;
 
-extern bool store_exists(void);
-extern bool store_lock(Oid *waiting);
 extern void store_open(Store *store, StoreObject table);
 extern void store_close(Store *store);
 
