@@ -23,7 +23,6 @@ static void compare(const Requester *requester, Removal *old, uint32 old_row,
 					const Removal *new, uint32 new_row, Removal *lost, Removal *gained);
 static void add_renumbered(const Requester *requester, const Removal *old, uint32 old_row,
 						   const Removal *new, Removal *gained);
-static void keep(Queue *queue, const Requester *requester, const Removal *now);
 static bool is_number(const char *number);
 static bool is_usable(const Removal *names);
 static const char *reason(const char *what, const char *number);
@@ -39,12 +38,11 @@ static int	fit(const char **names, int nnames, int *room, size_t *nbytes);
 
 /*
  * A row was changed: "old" and "new" are what it said and says, NULL where there
- * is none; the numbers tell it from other rows (gains.h).  What it has now is
- * kept.  Leaves in "lost" what is to be removed, as far as this row can tell.
- * "old" is used up.
+ * is none; the numbers tell it from other rows (gains.h).  Leaves in "lost" what
+ * is to be removed, as far as this row can tell.  "old" is used up.
  */
 void
-change_row(Queue *queue, const Requester *requester, Removal *old, uint32 old_row,
+change_row(const Requester *requester, Removal *old, uint32 old_row,
 		   const Removal *new, uint32 new_row, Removal *lost)
 {
 	Removal		gained = {0};
@@ -52,8 +50,6 @@ change_row(Queue *queue, const Requester *requester, Removal *old, uint32 old_ro
 	memset(lost, 0, sizeof(Removal));
 	compare(requester, old, old_row, new, new_row, lost, &gained);
 	gains_add(requester, &gained, new_row);
-	if (new && new->phone)
-		keep(queue, requester, new);
 	gains_cover(requester, lost, old_row);
 }
 
@@ -97,20 +93,26 @@ add_renumbered(const Requester *requester, const Removal *old, uint32 old_row,
 	gained->nfields += stay.nfields;
 }
 
-/* A customer has these names now: a waiting removal of them is taken back. */
-static void
-keep(Queue *queue, const Requester *requester, const Removal *now)
+/*
+ * Might a removal wait of these names, which a customer has now?
+ */
+bool
+change_may_keep(Queue *queue, const Requester *requester, const Removal *now)
 {
-	Removal		kept;
-
 	if (payload_is_empty(now) || !is_usable(now))
-		return;
+		return false;
 	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
-	if (!queue_may_have(queue, requester, now))
-		return;
-	kept = change_copy(now);
-	queue_keep(queue, requester, &kept);
-	gains_owe(requester, &kept);
+	return queue_may_have(queue, requester, now);
+}
+
+/*
+ * Takes a waiting removal of these names back.  Uses them up.
+ */
+void
+change_keep(Queue *queue, const Requester *requester, Removal *now)
+{
+	queue_keep(queue, requester, now);
+	gains_owe(requester, now);
 }
 
 /*

@@ -10,8 +10,10 @@
 
 #include "queue.h"
 
-extern void change_row(Queue *queue, const Requester *requester, Removal *old, uint32 old_row,
+extern void change_row(const Requester *requester, Removal *old, uint32 old_row,
 					   const Removal *new, uint32 new_row, Removal *lost);
+extern bool change_may_keep(Queue *queue, const Requester *requester, const Removal *now);
+extern void change_keep(Queue *queue, const Requester *requester, Removal *now);
 extern void change_remove(Queue *queue, const Requester *requester, Removal *lost);
 extern bool change_is_same_customer(const Removal *row, const Removal *other);
 extern void change_subtract(Removal *names, const Removal *others);

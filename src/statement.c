@@ -9,8 +9,8 @@
  * An UPDATE's two tables have a row's old and new in the same place, unless a
  * trigger of a partition has dropped what moved there; then there are more old
  * ones.  Two in the same place that say the same are skipped, and of the others
- * what is lost is collected: only customers that have lost something take memory,
- * about a quarter of a kilobyte each.  A second pass over the new rows takes out
+ * what is lost is collected: only customers that have lost something, or for which
+ * something may wait, take memory, about a quarter of a kilobyte each.  A second pass over the new rows takes out
  * what others have; it is saved where there are none.
  *
  * What rows have gained (gains.c) goes by their key, for a row in a transition
@@ -33,7 +33,7 @@
 #include "utils/rel.h"
 #include "utils/tuplestore.h"
 
-/* Bytes that customers may take before those of a DELETE are entered. */
+/* Bytes that customers may take before those of an INSERT or a DELETE are entered. */
 #define MOST_MEMORY (64 * 1024 * 1024)
 
 /* Names lost by a customer from which on what is there is put by. */
@@ -45,12 +45,13 @@
  */
 #define BETWEEN(number) Max((number) ^ 0x5bd1e995, GAINS_ANY_ROW)
 
-/* A customer that has lost something. */
+/* A customer that has lost something, or for which something may wait. */
 typedef struct Customer
 {
 	dlist_node	node;
 	Removal		lost;			/* names of each row, and then each once */
 	Removal		there;			/* what has been put by */
+	Removal		kept;
 } Customer;
 
 typedef struct CustomerEntry
@@ -108,6 +109,7 @@ static void settle_numbers(Statement *statement, Rows *old, Rows *new);
 static bool is_same_row(Statement *statement, Rows *old, Rows *new);
 static void delete(Statement *statement, Rows *old);
 static void insert(Statement *statement, Rows *new);
+static void enter_portion(Statement *statement);
 static Rows rows_open(const TriggerData *data, Tuplestorestate *store);
 static bool rows_next(Rows *rows);
 static void rows_rewind(Rows *rows);
@@ -116,13 +118,14 @@ static void add(Statement *statement, Rows *old, Rows *new);
 static Queue *queue_of(Statement *statement);
 static Removal *read_row(Statement *statement, Rows *rows, Removal *row);
 static uint32 row_number(Statement *statement, Rows *rows);
-static bool add_lost(Statement *statement, const Removal *lost);
+static Customer *customer_for(Statement *statement, const Removal *number, bool *is_first);
 static Customer *make_customer(const Removal *number);
-static void append(Removal *names, const Removal *others);
+static void append(Statement *statement, Removal *names, const Removal *others);
 static void look_again(Statement *statement, Rows *new);
 static void take_out(Statement *statement, Customer *customer, const Removal *names);
 static void subtract(Statement *statement, Customer *customer, const Removal *names);
 static void enter(Statement *statement);
+static void enter_customer(Statement *statement, Customer *customer);
 static Customer *customer_of(const Removal *lost);
 
 /*
@@ -253,28 +256,36 @@ is_same_row(Statement *statement, Rows *old, Rows *new)
 		(!gains_any() || row_number(statement, old) == row_number(statement, new));
 }
 
-/* Entered in portions: a removal of what two portions have is sent once anyway. */
 static void
 delete(Statement *statement, Rows *old)
 {
 	while (rows_next(old))
 	{
 		add(statement, old, NULL);
-		if (MemoryContextMemAllocated(statement->customers_context, true) > MOST_MEMORY)
-		{
-			enter(statement);
-			forget(statement);
-		}
+		enter_portion(statement);
 	}
 	enter(statement);
 }
 
-/* Nothing is lost. */
 static void
 insert(Statement *statement, Rows *new)
 {
 	while (rows_next(new))
+	{
 		add(statement, NULL, new);
+		enter_portion(statement);
+	}
+	enter(statement);
+}
+
+/* What two portions have is removed once anyway, and to keep twice does no harm. */
+static void
+enter_portion(Statement *statement)
+{
+	if (MemoryContextMemAllocated(statement->customers_context, true) < MOST_MEMORY)
+		return;
+	enter(statement);
+	forget(statement);
 }
 
 /* Other triggers read the same table, each from a place of its own. */
@@ -315,29 +326,36 @@ rows_close(Rows *rows)
 static void
 add(Statement *statement, Rows *old, Rows *new)
 {
+	const Requester *requester = &statement->definition->requester;
 	MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 	Removal		had;
 	Removal		has = {0};
 	Removal		lost;
 	uint32		old_row = row_number(statement, old);
 	uint32		new_row = row_number(statement, new);
-	bool		is_alone;
+	bool		is_first = false;
 
 	if (old && new && old_row != new_row)
 	{
 		new_row = BETWEEN(new_row);
 		statement->any_between = true;
 	}
-	change_row(queue_of(statement), &statement->definition->requester,
-			   read_row(statement, old, &had), old_row,
+	change_row(requester, read_row(statement, old, &had), old_row,
 			   read_row(statement, new, &has), new_row, &lost);
-	if (payload_is_empty(&lost))
-		is_alone = payload_is_empty(&has);
-	else
-		is_alone = add_lost(statement, &lost) &&
-			(payload_is_empty(&has) || change_is_same_customer(&lost, &has));
-	if (!is_alone)
+	if (!payload_is_empty(&lost))
+	{
+		Customer   *customer = customer_for(statement, &lost, &is_first);
+
+		append(statement, &customer->lost, &lost);
+	}
+	if (!payload_is_empty(&has) && !(is_first && change_is_same_customer(&lost, &has)))
 		statement->look_again = true;
+	if (change_may_keep(queue_of(statement), requester, &has))
+	{
+		Customer   *customer = customer_for(statement, &has, &is_first);
+
+		append(statement, &customer->kept, &has);
+	}
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(statement->row_context);
 }
@@ -374,24 +392,23 @@ row_number(Statement *statement, Rows *rows)
 	return Max(columns_hash_key(&statement->definition->columns, rows->slot), GAINS_ANY_ROW);
 }
 
-/* Adds what a row's customer has lost; false when another row of it has, too. */
-static bool
-add_lost(Statement *statement, const Removal *lost)
+static Customer *
+customer_for(Statement *statement, const Removal *number, bool *is_first)
 {
 	MemoryContext caller = MemoryContextSwitchTo(statement->customers_context);
 	bool		found;
-	CustomerEntry *entry = customers_insert(statement->customers, lost, &found);
+	CustomerEntry *entry = customers_insert(statement->customers, number, &found);
 
 	if (!found)
 	{
-		Customer   *customer = make_customer(lost);
+		Customer   *customer = make_customer(number);
 
 		dlist_push_tail(&statement->order, &customer->node);
 		entry->number = &customer->lost;
 	}
-	append(&customer_of(entry->number)->lost, lost);
+	*is_first = !found;
 	MemoryContextSwitchTo(caller);
-	return !found;
+	return customer_of(entry->number);
 }
 
 /* With its numbers in one piece: there may be very many. */
@@ -412,10 +429,13 @@ make_customer(const Removal *number)
 }
 
 static void
-append(Removal *names, const Removal *others)
+append(Statement *statement, Removal *names, const Removal *others)
 {
+	MemoryContext caller = MemoryContextSwitchTo(statement->customers_context);
+
 	names_append_copy(&names->tags, &names->ntags, others->tags, others->ntags);
 	names_append_copy(&names->fields, &names->nfields, others->fields, others->nfields);
+	MemoryContextSwitchTo(caller);
 }
 
 /* Takes out of what was lost what new rows have. */
@@ -451,12 +471,7 @@ take_out(Statement *statement, Customer *customer, const Removal *names)
 	if (customer->lost.ntags + customer->lost.nfields < MANY_NAMES)
 		subtract(statement, customer, names);
 	else
-	{
-		MemoryContext caller = MemoryContextSwitchTo(statement->customers_context);
-
-		append(&customer->there, names);
-		MemoryContextSwitchTo(caller);
-	}
+		append(statement, &customer->there, names);
 }
 
 /* Where what is there still was gained, a removal is owed when it goes. */
@@ -473,7 +488,7 @@ subtract(Statement *statement, Customer *customer, const Removal *names)
 	change_subtract(&customer->lost, names);
 }
 
-/* Enters what was lost. */
+/* Enters what is kept and what was lost. */
 static void
 enter(Statement *statement)
 {
@@ -481,19 +496,35 @@ enter(Statement *statement)
 
 	dlist_foreach(iter, &statement->order)
 	{
-		Customer   *customer = dlist_container(Customer, node, iter.cur);
-		Removal    *lost = &customer->lost;
 		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 
 		CHECK_FOR_INTERRUPTS();
-		lost->ntags = names_distinct(lost->tags, lost->ntags);
-		lost->nfields = names_distinct(lost->fields, lost->nfields);
-		if (!payload_is_empty(&customer->there))
-			subtract(statement, customer, &customer->there);
-		change_remove(queue_of(statement), &statement->definition->requester, lost);
+		enter_customer(statement, dlist_container(Customer, node, iter.cur));
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
+}
+
+static void
+enter_customer(Statement *statement, Customer *customer)
+{
+	const Requester *requester = &statement->definition->requester;
+	Removal    *lost = &customer->lost;
+	Removal    *kept = &customer->kept;
+
+	if (!payload_is_empty(kept))
+	{
+		kept->phone = lost->phone;
+		kept->waba = lost->waba;
+		kept->ntags = names_distinct(kept->tags, kept->ntags);
+		kept->nfields = names_distinct(kept->fields, kept->nfields);
+		change_keep(queue_of(statement), requester, kept);
+	}
+	lost->ntags = names_distinct(lost->tags, lost->ntags);
+	lost->nfields = names_distinct(lost->fields, lost->nfields);
+	if (!payload_is_empty(&customer->there))
+		subtract(statement, customer, &customer->there);
+	change_remove(queue_of(statement), requester, lost);
 }
 
 static Customer *

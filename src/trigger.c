@@ -56,8 +56,9 @@ row_fired(Definition *definition, const TriggerData *data)
 {
 	TupleTableSlot *old = NULL;
 	TupleTableSlot *new = NULL;
+	const Requester *requester = &definition->requester;
 	Removal		had;
-	Removal		has;
+	Removal		has = {0};
 	Removal		lost;
 	Queue	   *queue;
 
@@ -75,11 +76,12 @@ row_fired(Definition *definition, const TriggerData *data)
 			return;
 		}
 	}
-	queue = queue_open(1);
-	change_row(queue, &definition->requester,
-			   read_row(definition, old, &had), row_number(data, old),
+	change_row(requester, read_row(definition, old, &had), row_number(data, old),
 			   read_row(definition, new, &has), row_number(data, new), &lost);
-	change_remove(queue, &definition->requester, &lost);
+	queue = queue_open(1);
+	if (change_may_keep(queue, requester, &has))
+		change_keep(queue, requester, &has);
+	change_remove(queue, requester, &lost);
 	queue_close(queue);
 }
 

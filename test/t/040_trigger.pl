@@ -319,6 +319,20 @@ is(one("SELECT bt_index_parent_check('$_', true)"), '', "$_ has all rows") forea
 run('DROP EXTENSION amcheck', "UPDATE customers SET tags = tags || '{other}'");
 is(queued(), '', 'which is taken back, too');
 
+# More than is kept in memory: the first and the last row's customer, who is the same, is entered in two portions.
+
+customers('statement');
+my $large = q{SELECT i, (919000000000 + i % 79)::text, ARRAY['x', repeat('y', 1000000)] FROM generate_series(1, 80) AS i};
+run("INSERT INTO customers $large", 'DELETE FROM customers');
+is(one('SELECT count(*) || \' \' || count(DISTINCT phone) FROM dt_waiting'), '80 79', 'a large DELETE is entered in portions');
+is(one('SELECT count(*) FROM dt_history'), '80', 'what cannot be sent with them');
+run("INSERT INTO customers $large");
+is(queued(), '', 'all is taken back');
+is(one('SELECT count(*) || \' \' || count(DISTINCT phone) FROM dt_waiting WHERE keep'), '80 79', 'by a large INSERT, in portions');
+customers('statement', "(1, '$a', '{x}', NULL, NULL), (2, '$a', '{x,y}', NULL, NULL)");
+run("UPDATE customers SET tags = '{}'", "UPDATE customers SET tags = '{x,y}'");
+is(one('SELECT count(*) FROM dt_waiting WHERE keep'), '1', 'what several rows of a customer keep is one row');
+
 # Whatever the columns are.
 
 my %types = (
