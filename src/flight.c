@@ -124,17 +124,6 @@ flight_note_again(Flight *flight, Waiting place)
 }
 
 /*
- * Is it a request of this row's customer?
- */
-bool
-flight_is_of(const Flight *flight, const QueueRow *row)
-{
-	const QueueRow *own = &flight->due.customer;
-
-	return own->customer == row->customer && store_is_same_customer(own, row);
-}
-
-/*
  * Sends the request; flight_is_over() tells when that is so.
  */
 void
