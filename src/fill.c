@@ -46,6 +46,7 @@ static void fill_lane(Fill *fill, Lane *lane);
 static void fill_room(Fill *fill, Lane *lane, const Account *account);
 static void fail_lane(Fill *fill, Lane *lane);
 static void expire_lane(Fill *fill, Lane *lane, double retry_for);
+static bool read_unsent(Fill *fill, Waiting place, QueueRow *row);
 static int	count_flights(const Drain *drain, const Lane *lane);
 static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 						  const char *definition);
@@ -209,23 +210,18 @@ fail_lane(Fill *fill, Lane *lane)
 	for (int i = 0; lane_pop(lane, DT_NOEND, &place); i++)
 	{
 		QueueRow	row;
-		Flight	   *flight;
 
-		CHECK_FOR_INTERRUPTS();
-		if (!store_find_waiting(&fill->waiting, place.id, &row))
+		if (!read_unsent(fill, place, &row))
 			continue;
-		flight = find_flight(drain, place.customer);
-		if (flight)
-			flight_note_again(flight, place);
-		else if (i == LOOKS_PER_FILL || !claim_pick(row.role, row.customer))
+		if (i >= LOOKS_PER_FILL || !claim_pick(row.role, row.customer))
 		{
 			/* The others can wait as well: nobody waits for them. */
 			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
-			drain->waits_for_turn = drain->waits_for_turn || i == LOOKS_PER_FILL;
-			note_time(drain, i == LOOKS_PER_FILL ? 0 : WITHHELD_INTERVAL);
+			drain->waits_for_turn = drain->waits_for_turn || i >= LOOKS_PER_FILL;
+			note_time(drain, i >= LOOKS_PER_FILL ? 0 : WITHHELD_INTERVAL);
 			return;
 		}
-		else if (row.keep)
+		if (row.keep)
 			(void) store_delete(&fill->waiting, &row.tid, true);
 		else
 			(void) settle_failed(&row, "role does not exist any more", &fill->waiting,
@@ -244,26 +240,36 @@ expire_lane(Fill *fill, Lane *lane, double retry_for)
 	for (int i = 0; i < LOOKS_PER_FILL && lane_pop(lane, fill->now, &place); i++)
 	{
 		QueueRow	row;
-		Flight	   *flight;
 
-		CHECK_FOR_INTERRUPTS();
-		if (!store_find_waiting(&fill->waiting, place.id, &row))
+		if (!read_unsent(fill, place, &row))
 			continue;
-		flight = find_flight(drain, place.customer);
-		if (flight)
-			flight_note_again(flight, place);
-		else if ((double) (fill->now - row.enqueued_at) / 1000 < retry_for)
+		if ((double) (fill->now - row.enqueued_at) / 1000 < retry_for)
 		{
 			lane_push_front(lane, place);
 			return;
 		}
-		else if (!claim_pick(row.role, row.customer))
+		if (!claim_pick(row.role, row.customer))
 			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
 		else if (row.keep)
 			(void) store_delete(&fill->waiting, &row.tid, true);
 		else
 			settle_expired(&row, &fill->waiting, &fill->settled, &drain->tally);
 	}
+}
+
+/* False when the row is gone, or its customer has a request out. */
+static bool
+read_unsent(Fill *fill, Waiting place, QueueRow *row)
+{
+	Flight	   *flight;
+
+	CHECK_FOR_INTERRUPTS();
+	if (!store_find_waiting(&fill->waiting, place.id, row))
+		return false;
+	flight = find_flight(fill->drain, place.customer);
+	if (flight)
+		flight_note_again(flight, place);
+	return flight == NULL;
 }
 
 /* Of the lane's server, over all its lanes; of all servers without a lane. */
