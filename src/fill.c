@@ -366,7 +366,8 @@ send_due(Fill *fill, Lane *lane, Waiting place, const Due *due, const Account *a
 		fill->put_off = due->customer.customer;
 		fill->put_off_until = due->due_at;
 	}
-	if (list_length(due->parts) + list_length(due->expired) + list_length(due->kept) > 1)
+	if (list_length(due->parts) + list_length(due->later) +
+		list_length(due->expired) + list_length(due->kept) > 1)
 		lane->has_gone = true;
 	put_off_unsent(fill, lane, place, due);
 	return due->parts != NIL;
