@@ -21,12 +21,14 @@ OBJS = \
 	src/fill.o \
 	src/flight.o \
 	src/gains.o \
+	src/history.o \
 	src/hold.o \
 	src/http.o \
 	src/inbox.o \
 	src/lane.o \
 	src/launcher.o \
 	src/names.o \
+	src/object.o \
 	src/option.o \
 	src/outcome.o \
 	src/part.o \
@@ -35,12 +37,14 @@ OBJS = \
 	src/queue.o \
 	src/rate.o \
 	src/remove.o \
+	src/report.o \
 	src/settings.o \
 	src/shared.o \
 	src/statement.o \
 	src/store.o \
 	src/testing.o \
 	src/trigger.o \
+	src/wake.o \
 	src/worker.o
 
 EXTENSION = doubletick

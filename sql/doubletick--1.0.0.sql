@@ -93,7 +93,7 @@ COMMENT ON COLUMN @extschema@.dt_waiting.ord IS
 COMMENT ON COLUMN @extschema@.dt_waiting.xact IS
 'The transaction that made the row, as a 64-bit number: how the drainer finds rows that commit late.';
 COMMENT ON COLUMN @extschema@.dt_waiting.customer IS
-'A hash of server, role, phone and waba, a leading "+" left aside: what is sent together.';
+'The digits of phone, and in the lower 14 bits a hash of server, role, phone and waba, a leading "+" left aside: what is sent together.';
 COMMENT ON COLUMN @extschema@.dt_waiting.alone IS
 'True when the row was refused together with others and goes by itself.';
 

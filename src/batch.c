@@ -4,9 +4,11 @@
  *		Rows that one statement enters into dt_waiting together.
  *
  * A statement may lose names of a hundred thousand customers.  Many tuples at
- * once fill a page under one lock and with one WAL record, and entries that an
- * index is given one after the other, in its order, find its pages still at
- * hand.  Until then nobody can see the rows, not even this transaction.
+ * once fill a page under one lock and with one WAL record.  Into the index of
+ * customers they come in no order at all: its entries are put by until there are
+ * very many, and entered in its order, so that each finds the pages that the one
+ * before it has used.  Until then nobody finds the rows, not even this
+ * transaction.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,44 +23,53 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
-/* Rows of a batch: a few pages full, as a rule. */
-#define MOST_ROWS 256
+/* Tuples of a batch: a few pages full, as a rule. */
+#define MOST_TUPLES 256
 
-/* Bytes of tuples from which on a batch is entered, however few rows it has. */
+/* Their bytes from which on they are entered, however few they are. */
 #define MOST_BYTES (64 * 1024)
 
-/* The place of a row in the order of customers. */
-typedef struct Place
-{
-	int64		customer;
-	int			row;
-} Place;
+/* Entries that the index of customers still lacks: 1.5 MB. */
+#define MOST_KEYS (64 * 1024)
 
 struct Batch
 {
 	Store	   *waiting;
 	MemoryContext context;		/* of tuples */
-	int			nrows;
+	int			ntuples;
 	Size		nbytes;
-	TupleTableSlot *slots[MOST_ROWS];	/* NULL: not needed so far */
-	HeapTuple	tuples[MOST_ROWS];	/* the same, which the slots own */
-	Place		places[MOST_ROWS];
+	TupleTableSlot *slots[MOST_TUPLES]; /* NULL: not needed so far */
+	HeapTuple	tuples[MOST_TUPLES];	/* the same, which the slots own */
+	WaitingKey *keys;			/* of rows whose tuples are entered or not */
+	int			nkeys;
+	int			max_keys;
 };
 
-static void enter(Batch *batch);
-static int	compare_places(const void *a, const void *b);
+static void enter_tuples(Batch *batch);
+static void enter_all(Batch *batch);
+static inline int compare_keys(const WaitingKey *a, const WaitingKey *b);
+
+#define ST_SORT sort_keys
+#define ST_ELEMENT_TYPE WaitingKey
+#define ST_COMPARE(a, b) compare_keys((a), (b))
+#define ST_SCOPE static
+#define ST_DEFINE
+#include "lib/sort_template.h"
 
 /*
- * A batch for a table that stays open until batch_finish().
+ * A batch of about so many rows, for a table that stays open until
+ * batch_finish().
  */
 Batch *
-batch_create(Store *waiting)
+batch_create(Store *waiting, int64 nrows)
 {
 	Batch	   *batch = palloc0(sizeof(Batch));
 
 	batch->waiting = waiting;
 	batch->context = AllocSetContextCreate(CurrentMemoryContext, "doubletick batch",
 										   ALLOCSET_DEFAULT_SIZES);
+	batch->max_keys = Max(MOST_TUPLES, Min(nrows, MOST_KEYS));
+	batch->keys = palloc(sizeof(WaitingKey) * batch->max_keys);
 	return batch;
 }
 
@@ -70,7 +81,7 @@ batch_add(Batch *batch, const QueueRow *row)
 {
 	MemoryContext caller = MemoryContextSwitchTo(batch->context);
 	HeapTuple	tuple = store_form_waiting(batch->waiting, row);
-	int			n = batch->nrows++;
+	int			n = batch->ntuples++;
 
 	MemoryContextSwitchTo(GetMemoryChunkContext(batch));
 	if (batch->slots[n] == NULL)
@@ -79,11 +90,12 @@ batch_add(Batch *batch, const QueueRow *row)
 	MemoryContextSwitchTo(caller);
 	ExecStoreHeapTuple(tuple, batch->slots[n], true);
 	batch->tuples[n] = tuple;
-	batch->places[n].customer = row->customer;
-	batch->places[n].row = n;
+	batch->keys[batch->nkeys++] = store_key_of(row);
 	batch->nbytes += tuple->t_len;
-	if (batch->nrows == MOST_ROWS || batch->nbytes >= MOST_BYTES)
-		enter(batch);
+	if (batch->nkeys == batch->max_keys)
+		enter_all(batch);
+	else if (batch->ntuples == MOST_TUPLES || batch->nbytes >= MOST_BYTES)
+		enter_tuples(batch);
 }
 
 /*
@@ -92,51 +104,61 @@ batch_add(Batch *batch, const QueueRow *row)
 void
 batch_finish(Batch *batch)
 {
-	enter(batch);
-	for (int i = 0; i < MOST_ROWS && batch->slots[i] != NULL; i++)
+	enter_all(batch);
+	for (int i = 0; i < MOST_TUPLES && batch->slots[i] != NULL; i++)
 		ExecDropSingleTupleTableSlot(batch->slots[i]);
 	MemoryContextDelete(batch->context);
+	pfree(batch->keys);
 	pfree(batch);
 }
 
+/* Into all but the index of customers. */
 static void
-enter(Batch *batch)
+enter_tuples(Batch *batch)
 {
 	Store	   *waiting = batch->waiting;
+	WaitingKey *keys = &batch->keys[batch->nkeys - batch->ntuples];
 	MemoryContext caller = MemoryContextSwitchTo(batch->context);
 
-	if (batch->nrows > 0)
-		heap_multi_insert(waiting->rel, batch->slots, batch->nrows, GetCurrentCommandId(true),
+	if (batch->ntuples > 0)
+		heap_multi_insert(waiting->rel, batch->slots, batch->ntuples, GetCurrentCommandId(true),
 						  0, NULL);
-	for (int i = 0; i < batch->nrows; i++)
+	for (int i = 0; i < batch->ntuples; i++)
 	{
 		/* Where a copy went, if the tuple had to be made smaller. */
-		batch->tuples[i]->t_self = batch->slots[i]->tts_tid;
-		store_insert_index_entry(waiting, BY_ID, batch->tuples[i]);
-	}
-	qsort(batch->places, batch->nrows, sizeof(Place), compare_places);
-	for (int place = BY_CUSTOMER; place < waiting->nindexes; place++)
-	{
-		for (int i = 0; i < batch->nrows; i++)
-			store_insert_index_entry(waiting, place, batch->tuples[batch->places[i].row]);
-	}
-
-	for (int i = 0; i < batch->nrows; i++)
+		keys[i].tid = batch->slots[i]->tts_tid;
+		store_insert_key(waiting, BY_ID, &keys[i]);
+		batch->tuples[i]->t_self = keys[i].tid;
+		store_insert_index_entries(waiting, BY_CUSTOMER + 1, batch->tuples[i]);
 		ExecClearTuple(batch->slots[i]);
-	batch->nrows = 0;
+	}
+	batch->ntuples = 0;
 	batch->nbytes = 0;
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(batch->context);
 }
 
-/* Rows of one customer stay in their order. */
-static int
-compare_places(const void *a, const void *b)
+/* Into that, too. */
+static void
+enter_all(Batch *batch)
 {
-	const Place *x = a;
-	const Place *y = b;
+	enter_tuples(batch);
+	sort_keys(batch->keys, batch->nkeys);
+	for (int i = 0; i < batch->nkeys; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		store_insert_key(batch->waiting, BY_CUSTOMER, &batch->keys[i]);
+	}
+	batch->nkeys = 0;
+}
 
-	if (x->customer != y->customer)
-		return x->customer < y->customer ? -1 : 1;
-	return x->row - y->row;
+/* In the order of the index. */
+static inline int
+compare_keys(const WaitingKey *a, const WaitingKey *b)
+{
+	if (a->customer != b->customer)
+		return a->customer < b->customer ? -1 : 1;
+	if (a->keep != b->keep)
+		return a->keep ? 1 : -1;
+	return (a->id > b->id) - (a->id < b->id);
 }

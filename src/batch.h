@@ -12,7 +12,7 @@
 
 typedef struct Batch Batch;
 
-extern Batch *batch_create(Store *waiting);
+extern Batch *batch_create(Store *waiting, int64 nrows);
 extern void batch_add(Batch *batch, const QueueRow *row);
 extern void batch_finish(Batch *batch);
 

@@ -19,9 +19,13 @@
 #include "miscadmin.h"
 #include "names.h"
 
+static void compare(const Requester *requester, Removal *old, uint32 old_row,
+					const Removal *new, uint32 new_row, Removal *lost, Removal *gained);
+static void add_renumbered(const Requester *requester, const Removal *old, uint32 old_row,
+						   const Removal *new, Removal *gained);
+static void keep(Queue *queue, const Requester *requester, const Removal *now);
 static bool is_number(const char *number);
 static bool is_usable(const Removal *names);
-static bool is_empty(const Removal *names);
 static const char *reason(const char *what, const char *number);
 static void fail_unsendable(const Requester *requester, Removal *lost);
 static bool are_sendable(const char **names, int nnames);
@@ -35,32 +39,78 @@ static int	fit(const char **names, int nnames, int *room, size_t *nbytes);
 
 /*
  * A row was changed: "old" and "new" are what it said and says, NULL where there
- * is none.  Both are used up.  "owned": has this transaction made the old row?
+ * is none; the numbers tell it from other rows (gains.h).  What it has now is
+ * kept.  Leaves in "lost" what is to be removed, as far as this row can tell.
+ * "old" is used up.
  */
 void
-change_row(Queue *queue, const Requester *requester, Removal *old, Removal *new, bool owned)
+change_row(Queue *queue, const Requester *requester, Removal *old, uint32 old_row,
+		   const Removal *new, uint32 new_row, Removal *lost)
 {
-	Removal		nothing = {0};
-	Removal		gained;
+	Removal		gained = {0};
 
-	if (old == NULL || old->phone == NULL)
-		old = &nothing;
-	if (new == NULL || new->phone == NULL)
-		new = &nothing;
-	gained = *new;
-	if (old->phone && new->phone && change_is_same_customer(old, new))
+	memset(lost, 0, sizeof(Removal));
+	compare(requester, old, old_row, new, new_row, lost, &gained);
+	gains_add(requester, &gained, new_row);
+	if (new && new->phone)
+		keep(queue, requester, new);
+	gains_cover(requester, lost, old_row);
+}
+
+/*
+ * What a row has lost and gained.  What it had gained before, under another number,
+ * is gained anew, and no longer counts under the old one.
+ */
+static void
+compare(const Requester *requester, Removal *old, uint32 old_row,
+		const Removal *new, uint32 new_row, Removal *lost, Removal *gained)
+{
+	bool		had = old && old->phone;
+	bool		has = new && new->phone;
+
+	if (had)
+		*lost = *old;
+	if (has)
+		*gained = change_copy(new);
+	if (had && has && change_is_same_customer(old, new))
 	{
-		gained = change_copy(new);
-		change_subtract(&gained, old);
-		change_subtract(old, new);
+		change_subtract(gained, old);
+		if (gains_any() && old_row != new_row)
+			add_renumbered(requester, old, old_row, new, gained);
+		change_subtract(lost, new);
 	}
-	if (!is_empty(new))
-		change_keep(queue, requester, new, &gained);
-	if (!is_empty(old))
-	{
-		gains_cover(requester, old, owned);
-		change_remove(queue, requester, old);
-	}
+}
+
+/* Of the names that stay those that the row has gained. */
+static void
+add_renumbered(const Requester *requester, const Removal *old, uint32 old_row,
+			   const Removal *new, Removal *gained)
+{
+	Removal		stay = change_copy(new);
+
+	change_intersect(&stay, old);
+	gains_take(requester, &stay, old_row);
+	/* There is room for all names of the new row. */
+	memcpy(gained->tags + gained->ntags, stay.tags, sizeof(char *) * stay.ntags);
+	memcpy(gained->fields + gained->nfields, stay.fields, sizeof(char *) * stay.nfields);
+	gained->ntags += stay.ntags;
+	gained->nfields += stay.nfields;
+}
+
+/* A customer has these names now: a waiting removal of them is taken back. */
+static void
+keep(Queue *queue, const Requester *requester, const Removal *now)
+{
+	Removal		kept;
+
+	if (payload_is_empty(now) || !is_usable(now))
+		return;
+	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
+	if (!queue_may_have(queue, requester, now))
+		return;
+	kept = change_copy(now);
+	queue_keep(queue, requester, &kept);
+	gains_owe(requester, &kept);
 }
 
 /*
@@ -85,6 +135,16 @@ change_subtract(Removal *names, const Removal *others)
 }
 
 /*
+ * Leaves those that are among the others', in place.
+ */
+void
+change_intersect(Removal *names, const Removal *others)
+{
+	names->ntags = names_intersect(names->tags, names->ntags, others->tags, others->ntags);
+	names->nfields = names_intersect(names->fields, names->nfields, others->fields, others->nfields);
+}
+
+/*
  * A copy whose lists can be changed.
  */
 Removal
@@ -100,34 +160,12 @@ change_copy(const Removal *names)
 }
 
 /*
- * A customer has these names now, some of which it has gained, or none (NULL): a
- * waiting removal of them is taken back.
- */
-void
-change_keep(Queue *queue, const Requester *requester, const Removal *now, const Removal *gained)
-{
-	Removal		kept = {0};
-
-	if (is_usable(now))
-	{
-		PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
-		if (queue_may_have(queue, requester, now))
-		{
-			kept = change_copy(now);
-			queue_keep(queue, requester, &kept);
-		}
-	}
-	if (gained)
-		gains_remember(requester, gained, &kept);
-}
-
-/*
  * A customer has lost these names.
  */
 void
 change_remove(Queue *queue, const Requester *requester, Removal *lost)
 {
-	if (is_empty(lost))
+	if (payload_is_empty(lost))
 		return;
 	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
 	if (!is_number(lost->phone))
@@ -151,12 +189,6 @@ static bool
 is_number(const char *number)
 {
 	return payload_is_e164(number);
-}
-
-static bool
-is_empty(const Removal *names)
-{
-	return names->ntags == 0 && names->nfields == 0;
 }
 
 static const char *
@@ -223,7 +255,7 @@ enter_in_parts(Queue *queue, const Requester *requester, const Removal *lost)
 {
 	Removal		left = *lost;
 
-	while (!is_empty(&left))
+	while (!payload_is_empty(&left))
 	{
 		Removal		part = left;
 		int			room = PAYLOAD_MAX_NAMES;

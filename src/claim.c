@@ -50,7 +50,7 @@ claim_tag(const QueueRow *row)
 	CustomerTag tag;
 
 	tag.server = DatumGetUInt32(hash_any((const unsigned char *) row->server, strlen(row->server)));
-	tag.customer = (uint32) (row->customer >> 32);
+	tag.customer = (uint32) row->customer ^ (uint32) (row->customer >> 32);
 	return tag;
 }
 

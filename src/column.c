@@ -14,24 +14,31 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "access/tupmacs.h"
 #include "catalog/dependency.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "column.h"
 #include "commands/extension.h"
+#include "common/hashfn.h"
 #include "names.h"
-#include "nodes/makefuncs.h"
 #include "parser/parse_coerce.h"
-#include "parser/parse_func.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
+
+/* Bytes of a value from which on it tells rows apart by its size alone. */
+#define MOST_HASHED 2048
 
 static Oid	find_column(Column *column, Relation rel, const char *name, const char *what);
+static Bitmapset *find_key(Relation rel);
 static bool is_string_like(Oid type);
 static ColumnKind string_kind(Oid type);
 static void find_output(Column *column, Oid type, MemoryContext context);
@@ -39,6 +46,7 @@ static Oid	find_akeys(Oid type);
 static void refuse_type(Relation rel, const Column *column, const char *what, const char *detail)
 			pg_attribute_noreturn();
 static bool is_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new);
+static uint32 hash_value(const Column *column, Datum value);
 static char *read_number(Column *column, TupleTableSlot *slot);
 static int	read_names(Column *column, TupleTableSlot *slot, const char ***names);
 static int	names_of_elements(Column *column, ArrayType *array, const char ***names);
@@ -145,6 +153,48 @@ find_column(Column *column, Relation rel, const char *name, const char *what)
 			 errtable(rel)));
 }
 
+/*
+ * Finds the columns that tell the table's rows apart: of its primary key, or else
+ * of its other keys.  Where there is none, or where children do not obey it, all
+ * columns together have to.
+ */
+void
+columns_find_key(Columns *columns, Relation rel, MemoryContext context)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	Bitmapset  *key = find_key(rel);
+
+	columns->table = RelationGetRelid(rel);
+	columns->key = MemoryContextAllocZero(context, sizeof(Column) * desc->natts);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(desc, i);
+		Column	   *column = &columns->key[columns->nkey];
+
+		if (attribute->attisdropped || attribute->attgenerated == 'v' ||
+			(key && !bms_is_member(attribute->attnum - FirstLowInvalidHeapAttributeNumber, key)))
+			continue;
+		column->attno = attribute->attnum;
+		column->byval = attribute->attbyval;
+		column->len = attribute->attlen;
+		columns->nkey++;
+		columns->last_key = attribute->attnum;
+	}
+	bms_free(key);
+}
+
+/* NULL when there is none. */
+static Bitmapset *
+find_key(Relation rel)
+{
+	Bitmapset  *key;
+
+	if (rel->rd_rel->relhassubclass && rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return NULL;
+	key = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_PRIMARY_KEY);
+	return key ? key : RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_KEY);
+}
+
 static bool
 is_string_like(Oid type)
 {
@@ -173,14 +223,16 @@ find_output(Column *column, Oid type, MemoryContext context)
 	fmgr_info_cxt(function, &column->function, context);
 }
 
-/* hstore's function for the keys; InvalidOid when the type is another. */
+/*
+ * hstore's function for the keys; InvalidOid when the type is another.  Not by
+ * its name, for which the role that updates would need USAGE on hstore's schema.
+ */
 static Oid
 find_akeys(Oid type)
 {
 	Oid			extension = get_extension_oid("hstore", true);
 	HeapTuple	tuple;
 	Oid			schema;
-	List	   *name;
 
 	if (!OidIsValid(extension) || getExtensionOfObject(TypeRelationId, type) != extension)
 		return InvalidOid;
@@ -189,8 +241,8 @@ find_akeys(Oid type)
 		return InvalidOid;
 	schema = ((Form_pg_type) GETSTRUCT(tuple))->typnamespace;
 	ReleaseSysCache(tuple);
-	name = list_make2(makeString(get_namespace_name(schema)), makeString("akeys"));
-	return LookupFuncName(name, 1, &type, true);
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum("akeys"),
+						   PointerGetDatum(buildoidvector(&type, 1)), ObjectIdGetDatum(schema));
 }
 
 static void
@@ -231,6 +283,39 @@ is_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new)
 	if (old->tts_isnull[i] || new->tts_isnull[i])
 		return old->tts_isnull[i] == new->tts_isnull[i];
 	return datumIsEqual(old->tts_values[i], new->tts_values[i], column->byval, column->len);
+}
+
+/*
+ * A hash of the row's key, and of the table.
+ */
+uint32
+columns_hash_key(const Columns *columns, TupleTableSlot *slot)
+{
+	uint32		hash = columns->table;
+
+	slot_getsomeattrs(slot, columns->last_key);
+	for (int i = 0; i < columns->nkey; i++)
+	{
+		const Column *column = &columns->key[i];
+
+		if (!slot->tts_isnull[column->attno - 1])
+			hash = hash_combine(hash, hash_value(column, slot->tts_values[column->attno - 1]));
+	}
+	return hash;
+}
+
+/* A value may be large, and lie elsewhere; its size is known wherever it is. */
+static uint32
+hash_value(const Column *column, Datum value)
+{
+	if (column->len == -1)
+	{
+		Size		size = toast_raw_datum_size(value);
+
+		if (size > MOST_HASHED)
+			return size;
+	}
+	return datum_image_hash(value, column->byval, column->len);
 }
 
 /*

@@ -46,14 +46,20 @@ typedef struct Columns
 	Column		fields;
 	Column		waba;
 	AttrNumber	last;			/* the largest attno of these */
+	Oid			table;			/* known for its key alone */
+	int			nkey;
+	Column	   *key;			/* what tells the table's rows apart */
+	AttrNumber	last_key;
 } Columns;
 
 extern void column_find_number(Column *column, Relation rel, const char *name, const char *what,
 							   MemoryContext context);
 extern void column_find_names(Column *column, Relation rel, const char *name, const char *what,
 							  bool keys, MemoryContext context);
+extern void columns_find_key(Columns *columns, Relation rel, MemoryContext context);
 extern bool columns_equal(const Columns *columns, TupleTableSlot *old, TupleTableSlot *new);
 extern void columns_read_customer(Columns *columns, TupleTableSlot *slot, Removal *row);
+extern uint32 columns_hash_key(const Columns *columns, TupleTableSlot *slot);
 extern void columns_read_names(Columns *columns, TupleTableSlot *slot, Removal *row);
 
 #endif							/* DOUBLETICK_COLUMN_H */

@@ -11,14 +11,21 @@
 #ifndef DOUBLETICK_COMPAT_H
 #define DOUBLETICK_COMPAT_H
 
+#include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
 #include "pgstat.h"
 #include "utils/acl.h"
+#include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/syscache.h"
 
 #if PG_VERSION_NUM < 150000
 #error "doubletick needs PostgreSQL 15 or newer"
+#endif
+
+/* A database whose DROP was broken off is marked so from PostgreSQL 15.4 on. */
+#ifndef DATCONNLIMIT_INVALID_DB
+#define DATCONNLIMIT_INVALID_DB -2
 #endif
 
 /* PostgreSQL 16 replaced the per-catalog privilege checks by one. */
@@ -37,6 +44,19 @@
 #else
 #define new_wait_event(name) ((uint32) PG_WAIT_EXTENSION)
 #endif
+
+/*
+ * Of the timeouts that are set for sessions, these reach background workers;
+ * PostgreSQL 17 has the second.
+ */
+static inline void
+lift_timeouts(void)
+{
+	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+#if PG_VERSION_NUM >= 170000
+	SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+#endif
+}
 
 /* PostgreSQL 18 can show a module's name and version. */
 #if PG_VERSION_NUM >= 180000

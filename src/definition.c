@@ -91,6 +91,8 @@ look_up(const TriggerData *data, MemoryContext context)
 					   "waba", context);
 	columns->last = Max(Max(columns->phone.attno, columns->tags.attno),
 						Max(columns->fields.attno, columns->waba.attno));
+	if (!TRIGGER_FIRED_FOR_ROW(data->tg_event))
+		columns_find_key(columns, rel, context);
 
 	definition->requester.server =
 		MemoryContextStrdup(context, *argument(trigger, ARGUMENT_SERVER) == '\0' ?

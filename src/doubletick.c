@@ -10,10 +10,10 @@
 #include "compat.h"
 #include "fault_point.h"
 #include "fmgr.h"
+#include "launcher.h"
 #include "miscadmin.h"
 #include "settings.h"
 #include "shared.h"
-#include "worker.h"
 
 DOUBLETICK_MODULE_MAGIC(DOUBLETICK_VERSION);
 

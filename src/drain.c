@@ -16,8 +16,10 @@
 #include "access/xact.h"
 #include "fault_point.h"
 #include "fill.h"
+#include "history.h"
 #include "hold.h"
 #include "miscadmin.h"
+#include "object.h"
 #include "rate.h"
 #include "settings.h"
 #include "utils/memutils.h"
@@ -149,7 +151,7 @@ settle_and_fill(Drain *drain)
 
 	FAULT_POINT("before settling");
 	begin(drain);
-	if (!store_lock(&drain->waiting_oid))
+	if (!object_lock_all(&drain->waiting_oid))
 	{
 		commit(drain);
 		return false;
@@ -354,10 +356,10 @@ drain_prune(Drain *drain)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
 	begin(drain);
-	if (store_lock(&drain->waiting_oid))
+	if (object_lock_all(&drain->waiting_oid))
 	{
 		store_open(&settled, STORE_SETTLED);
-		npruned = store_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
+		npruned = history_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
 		store_close(&settled);
 	}
 	commit(drain);

@@ -14,6 +14,7 @@
 #include "answer.h"
 #include "common/pg_prng.h"
 #include "flight.h"
+#include "history.h"
 #include "hold.h"
 #include "names.h"
 #include "outcome.h"
@@ -253,7 +254,7 @@ settle_part(Flight *flight, DuePart *part, const Outcome *outcome, const Answer 
 				part_answer(answer->body, part);
 			note = part_errors(body);
 			(void) store_delete(waiting, &row.tid, true);
-			store_insert_settled(settled, &row, STATE_DONE, body, note);
+			history_insert(settled, &row, STATE_DONE, body, note);
 			tally->done++;
 			tally->errored += note != NULL;
 			return true;
@@ -261,8 +262,8 @@ settle_part(Flight *flight, DuePart *part, const Outcome *outcome, const Answer 
 		case VERDICT_FAILED:
 			row.attempts++;
 			(void) store_delete(waiting, &row.tid, true);
-			store_insert_settled(settled, &row, STATE_FAILED, fault_jsonb(answer->fault),
-								 answer->fault->message);
+			history_insert(settled, &row, STATE_FAILED, fault_jsonb(answer->fault),
+						   answer->fault->message);
 			tally->failed++;
 			tally->expired += outcome->too_old;
 			return true;
@@ -327,8 +328,8 @@ settle_without_request(const Due *due, Store *waiting, Store *settled, Tally *ta
 
 		if (!store_delete(waiting, &part->row.tid, true))
 			continue;
-		store_insert_settled(settled, &part->row, STATE_CANCELLED, NULL,
-							 "not sent, since its names came back");
+		history_insert(settled, &part->row, STATE_CANCELLED, NULL,
+					   "not sent, since its names came back");
 		tally->cancelled++;
 	}
 }
@@ -358,7 +359,7 @@ settle_failed(const QueueRow *row, const char *error, Store *waiting, Store *set
 {
 	if (!store_delete(waiting, &row->tid, true))
 		return false;
-	store_insert_settled(settled, row, STATE_FAILED, NULL, error);
+	history_insert(settled, row, STATE_FAILED, NULL, error);
 	tally->failed++;
 	return true;
 }

@@ -6,15 +6,15 @@
  * A name that one row of a customer loses and another gains, in one transaction,
  * has not gone.  If the loss comes first, the removal waits in the queue, and a
  * keep takes it back.  If the gain comes first, there is nothing yet to take
- * back: so it is counted here, and covers a loss that follows.
+ * back: so it is counted here, and covers the losses that follow.
  *
- * A loss uses up a gain only if its row may be the one that had it, that is, if
- * this transaction has made the row as it was before: one that is in place from
- * before the transaction loses what it had itself, and the row that gained has
- * its name still, however many others lose it.
+ * A gain lasts until its own row loses the name again, however many other rows
+ * lose it meanwhile: so it is known of each gain which row it is of.  Rows are
+ * told apart by a number that the caller has for them (a hash of 32 bits, which
+ * need only tell those of one customer and name apart).
  *
  * A removal may be owed for a gain: since the gain took back one that waited, or
- * covered a loss without being used up.  It is entered when the gain is used up.
+ * covered a loss.  It is entered when the last gain of the name has gone.
  *
  * Gains are known by a hash of 64 bits over customer and name.  Two that meet by
  * chance could hide a removal, once in millions of the largest transactions.  A
@@ -32,13 +32,18 @@
 #include "gains.h"
 #include "utils/memutils.h"
 
-/* A customer's name, and how many rows have gained it. */
+/*
+ * A customer's name, and how many rows have gained it; or that and a row, and how
+ * often that one has.  The first row needs no entry of its own: nearly always it
+ * is the only one.
+ */
 typedef struct Gain
 {
 	uint64		key;
-	int32		count;
-	char		status;
-	bool		owed;			/* is a removal to be entered at 0? */
+	uint32		row;			/* counted here alone; 0: none */
+	uint32		count:30,
+				owed:1,			/* is a removal to be entered at 0? */
+				status:1;
 } Gain;
 
 #define SH_PREFIX gain
@@ -48,6 +53,7 @@ typedef struct Gain
 #define SH_HASH_KEY(tb, key) ((uint32) (key))
 #define SH_EQUAL(tb, a, b) ((a) == (b))
 #define SH_SCOPE static inline
+#define SH_USE_NONDEFAULT_ALLOCATOR
 #define SH_DECLARE
 #define SH_DEFINE
 #include "lib/simplehash.h"
@@ -56,8 +62,9 @@ typedef struct Gain
 typedef struct Undo
 {
 	uint64		key;
-	int32		count;
-	bool		owed;
+	uint32		row;
+	uint32		count:30,
+				owed:1;
 } Undo;
 
 /* A subtransaction that has changed something: its part of the list of undos. */
@@ -83,11 +90,17 @@ typedef struct Memory
 static Memory memory;
 
 static void start(void);
-static void count(uint64 customer, const char **names, int nnames);
+static void add(uint64 customer, const char **names, int nnames, uint32 row);
+static Gain *find_or_make(uint64 key);
+static int	take(uint64 customer, const char **names, int nnames, uint32 row);
+static bool take_one(Gain *gain, uint32 row);
 static void owe(uint64 customer, const char **names, int nnames);
-static int	cover(uint64 customer, const char **names, int nnames, bool owned);
+static void owe_one(Gain *gain);
+static int	cover(uint64 customer, const char **names, int nnames, uint32 row);
+static Gain *find(uint64 key);
 static uint64 customer_key(const Requester *requester, const Removal *names);
 static uint64 name_key(uint64 customer, const char *name);
+static uint64 row_key(uint64 key, uint32 row);
 static uint64 hash_number(const char *number, uint64 seed);
 static void note_undo(const Gain *gain);
 static void push_level(SubTransactionId id);
@@ -97,27 +110,61 @@ static void end_subtransaction(SubXactEvent event, SubTransactionId id,
 static void undo(const Level *level);
 static void merge(SubTransactionId parent);
 
+/*
+ * A savepoint may end an error for want of memory, and what was gained before it is
+ * still there: a table that cannot grow must be as it was.
+ */
+static inline void *
+gain_allocate(gain_hash *gains, Size size)
+{
+	void	   *data = MemoryContextAllocExtended(gains->ctx, size, MCXT_ALLOC_HUGE |
+												  MCXT_ALLOC_ZERO | MCXT_ALLOC_NO_OOM);
+
+	if (data == NULL)
+	{
+		gain_compute_parameters(gains, gains->size / 2);
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory"),
+				 errdetail("Failed on request of size %zu in memory context \"%s\".",
+						   size, gains->ctx->name)));
+	}
+	return data;
+}
+
+static inline void
+gain_free(gain_hash *gains pg_attribute_unused(), void *data)
+{
+	pfree(data);
+}
+
 /* Tags and fields have names apart. */
 #define FIELDS_OF(customer) (~(customer))
 
 /*
- * Counts names that rows have gained, repeated ones for each row.  "kept" are
- * those for which a removal was taken back.
+ * Has anything been gained so far?
+ */
+bool
+gains_any(void)
+{
+	return memory.context != NULL;
+}
+
+/*
+ * A row has gained these names, each of which it did not have before.
  */
 void
-gains_remember(const Requester *requester, const Removal *gained, const Removal *kept)
+gains_add(const Requester *requester, const Removal *gained, uint32 row)
 {
 	uint64		customer;
 
-	if (gained->ntags == 0 && gained->nfields == 0)
+	if (payload_is_empty(gained))
 		return;
-	if (memory.context == NULL)
+	if (!gains_any())
 		start();
 	customer = customer_key(requester, gained);
-	count(customer, gained->tags, gained->ntags);
-	count(FIELDS_OF(customer), gained->fields, gained->nfields);
-	owe(customer, kept->tags, kept->ntags);
-	owe(FIELDS_OF(customer), kept->fields, kept->nfields);
+	add(customer, gained->tags, gained->ntags, row);
+	add(FIELDS_OF(customer), gained->fields, gained->nfields, row);
 }
 
 static void
@@ -140,82 +187,177 @@ start(void)
 }
 
 static void
-count(uint64 customer, const char **names, int nnames)
+add(uint64 customer, const char **names, int nnames, uint32 row)
 {
 	for (int i = 0; i < nnames; i++)
 	{
-		bool		found;
-		Gain	   *gain = gain_insert(memory.gains, name_key(customer, names[i]), &found);
+		uint64		key = name_key(customer, names[i]);
+		Gain	   *gain = find_or_make(key);
 
-		if (!found)
-		{
-			gain->count = 0;
-			gain->owed = false;
-		}
 		note_undo(gain);
 		gain->count++;
+		if (gain->row == 0)
+			gain->row = row;
+		else
+		{
+			gain = find_or_make(row_key(key, row));
+			note_undo(gain);
+			gain->count++;
+		}
 	}
 }
 
-/* Names that were not gained may be among them. */
+static Gain *
+find_or_make(uint64 key)
+{
+	bool		found;
+	Gain	   *gain = gain_insert(memory.gains, key, &found);
+
+	if (!found)
+	{
+		gain->count = 0;
+		gain->row = 0;
+		gain->owed = false;
+	}
+	return gain;
+}
+
+/*
+ * Takes what a row has gained of these names out of the count, and leaves just
+ * that: the row is about to be known by another number.  Something must have been
+ * gained.
+ */
+void
+gains_take(const Requester *requester, Removal *names, uint32 row)
+{
+	uint64		customer;
+
+	Assert(gains_any());
+	if (payload_is_empty(names))
+		return;
+	customer = customer_key(requester, names);
+	names->ntags = take(customer, names->tags, names->ntags, row);
+	names->nfields = take(FIELDS_OF(customer), names->fields, names->nfields, row);
+}
+
+static int
+take(uint64 customer, const char **names, int nnames, uint32 row)
+{
+	int			ntaken = 0;
+
+	for (int i = 0; i < nnames; i++)
+	{
+		Gain	   *gain = find(name_key(customer, names[i]));
+
+		if (gain && take_one(gain, row))
+			names[ntaken++] = names[i];
+	}
+	return ntaken;
+}
+
+/* A name's gain by a row; false when the row has not gained it. */
+static bool
+take_one(Gain *gain, uint32 row)
+{
+	Gain	   *own = NULL;
+
+	if (gain->row != row)
+	{
+		if (gain->row == 0 || gain->count > 1)
+			own = find(row_key(gain->key, row));
+		if (own == NULL)
+			return false;
+		note_undo(own);
+		own->count--;
+	}
+	note_undo(gain);
+	gain->count--;
+	if (own == NULL)
+		gain->row = 0;
+	return true;
+}
+
+/*
+ * Removals of these names would have been entered, but for what was gained.  Names
+ * that were not gained may be among them.
+ */
+void
+gains_owe(const Requester *requester, const Removal *names)
+{
+	uint64		customer;
+
+	if (!gains_any() || payload_is_empty(names))
+		return;
+	customer = customer_key(requester, names);
+	owe(customer, names->tags, names->ntags);
+	owe(FIELDS_OF(customer), names->fields, names->nfields);
+}
+
 static void
 owe(uint64 customer, const char **names, int nnames)
 {
 	for (int i = 0; i < nnames; i++)
 	{
-		Gain	   *gain = gain_lookup(memory.gains, name_key(customer, names[i]));
+		Gain	   *gain = find(name_key(customer, names[i]));
 
-		if (gain == NULL || gain->owed)
-			continue;
-		note_undo(gain);
-		gain->owed = true;
+		if (gain)
+			owe_one(gain);
 	}
 }
 
+static void
+owe_one(Gain *gain)
+{
+	if (gain->owed)
+		return;
+	note_undo(gain);
+	gain->owed = true;
+}
+
 /*
- * Leaves of the names that rows have lost, repeated ones for each row, those
- * whose removal is to be entered.  "owned": may these rows have gained them?
+ * Leaves of the names that a row has lost those whose removal is to be entered.
  */
 void
-gains_cover(const Requester *requester, Removal *lost, bool owned)
+gains_cover(const Requester *requester, Removal *lost, uint32 row)
 {
 	uint64		customer;
 
-	if (memory.context == NULL)
+	if (!gains_any() || payload_is_empty(lost))
 		return;
 	customer = customer_key(requester, lost);
-	lost->ntags = cover(customer, lost->tags, lost->ntags, owned);
-	lost->nfields = cover(FIELDS_OF(customer), lost->fields, lost->nfields, owned);
+	lost->ntags = cover(customer, lost->tags, lost->ntags, row);
+	lost->nfields = cover(FIELDS_OF(customer), lost->fields, lost->nfields, row);
 }
 
 static int
-cover(uint64 customer, const char **names, int nnames, bool owned)
+cover(uint64 customer, const char **names, int nnames, uint32 row)
 {
 	int			nleft = 0;
 
 	for (int i = 0; i < nnames; i++)
 	{
-		Gain	   *gain = gain_lookup(memory.gains, name_key(customer, names[i]));
+		Gain	   *gain = find(name_key(customer, names[i]));
 
-		if (gain == NULL || gain->count == 0)
-		{
+		if (gain == NULL)
 			names[nleft++] = names[i];
-			continue;
-		}
-		note_undo(gain);
-		if (!owned)
-		{
-			gain->owed = true;
-			continue;
-		}
-		gain->count--;
-		if (gain->count == 0 && gain->owed)
+		else if (!take_one(gain, row))
+			owe_one(gain);
+		else if (gain->count == 0 && gain->owed)
 		{
 			gain->owed = false;
 			names[nleft++] = names[i];
 		}
 	}
 	return nleft;
+}
+
+/* NULL when no row has it now. */
+static Gain *
+find(uint64 key)
+{
+	Gain	   *gain = gain_lookup(memory.gains, key);
+
+	return gain && gain->count > 0 ? gain : NULL;
 }
 
 static uint64
@@ -232,6 +374,12 @@ static uint64
 name_key(uint64 customer, const char *name)
 {
 	return hash_bytes_extended((const unsigned char *) name, strlen(name), customer);
+}
+
+static uint64
+row_key(uint64 key, uint32 row)
+{
+	return hash_combine64(key, row);
 }
 
 static uint64
@@ -255,14 +403,17 @@ note_undo(const Gain *gain)
 		push_level(id);
 	if (memory.nundos == memory.undos_capacity)
 	{
-		memory.undos_capacity = Max(2 * memory.undos_capacity, 64);
+		size_t		capacity = Max(2 * memory.undos_capacity, 64);
+
 		memory.undos = memory.undos == NULL ?
-			MemoryContextAlloc(memory.context, sizeof(Undo) * memory.undos_capacity) :
-			repalloc_huge(memory.undos, sizeof(Undo) * memory.undos_capacity);
+			MemoryContextAlloc(memory.context, sizeof(Undo) * capacity) :
+			repalloc_huge(memory.undos, sizeof(Undo) * capacity);
+		memory.undos_capacity = capacity;
 	}
 	last = &memory.undos[memory.nundos++];
 	last->key = gain->key;
 	last->count = gain->count;
+	last->row = gain->row;
 	last->owed = gain->owed;
 }
 
@@ -273,10 +424,12 @@ push_level(SubTransactionId id)
 
 	if (memory.nlevels == memory.levels_capacity)
 	{
-		memory.levels_capacity = Max(2 * memory.levels_capacity, 8);
+		int			capacity = Max(2 * memory.levels_capacity, 8);
+
 		memory.levels = memory.levels == NULL ?
-			MemoryContextAlloc(memory.context, sizeof(Level) * memory.levels_capacity) :
-			repalloc(memory.levels, sizeof(Level) * memory.levels_capacity);
+			MemoryContextAlloc(memory.context, sizeof(Level) * capacity) :
+			repalloc(memory.levels, sizeof(Level) * capacity);
+		memory.levels_capacity = capacity;
 	}
 	level = &memory.levels[memory.nlevels++];
 	level->id = id;
@@ -314,6 +467,7 @@ undo(const Level *level)
 		Gain	   *gain = gain_lookup(memory.gains, last->key);
 
 		gain->count = last->count;
+		gain->row = last->row;
 		gain->owed = last->owed;
 	}
 }

@@ -10,7 +10,13 @@
 
 #include "queue.h"
 
-extern void gains_remember(const Requester *requester, const Removal *gained, const Removal *kept);
-extern void gains_cover(const Requester *requester, Removal *lost, bool owned);
+/* The number of a row that cannot be told from others. */
+#define GAINS_ANY_ROW 1
+
+extern bool gains_any(void);
+extern void gains_add(const Requester *requester, const Removal *gained, uint32 row);
+extern void gains_take(const Requester *requester, Removal *names, uint32 row);
+extern void gains_owe(const Requester *requester, const Removal *names);
+extern void gains_cover(const Requester *requester, Removal *lost, uint32 row);
 
 #endif							/* DOUBLETICK_GAINS_H */

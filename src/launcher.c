@@ -21,9 +21,11 @@
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "compat.h"
+#include "launcher.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "rate.h"
 #include "settings.h"
 #include "shared.h"
 #include "storage/ipc.h"
@@ -31,17 +33,15 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/ps_status.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
-#include "worker.h"
 
 /* Pause before a worker that failed is started again: doubled each time, in ms. */
 #define FIRST_PAUSE 1000
 #define LAST_PAUSE (60 * 1000)
 
 /* Longest sleep, in ms; whoever has news sets the latch. */
-#define LONGEST_SLEEP (60 * 1000L)
+#define LONGEST_SLEEP (60 * 1000)
 
 /* Workers that look at their databases for the first time, at once. */
 #define MAX_EXPLORING 2
@@ -63,7 +63,7 @@ static void adopt(void);
 static void reap(List **started);
 static void note_end(Oid oid);
 static void note_prepared(void);
-static TimestampTz start_due(List **started);
+static int64 start_due(List **started);
 static bool is_in(Oid database, List *databases);
 static bool start_worker(Oid database, List **started);
 static void put_off(Oid database, bool *is_first);
@@ -94,7 +94,7 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 	MemoryContext context;
 	List	   *started = NIL;
 	List	   *unexplored;
-	TimestampTz prepared_at = 0;
+	int64		prepared_at = 0;	/* by rate_clock() */
 	uint32		wait_event;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -112,8 +112,8 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 
 	for (;;)
 	{
-		TimestampTz next;
-		long		sleep;
+		int64		next;
+		int64		left;
 
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -124,20 +124,19 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 		}
 
 		reap(&started);
-		if (GetCurrentTimestamp() >= prepared_at)
+		if (rate_clock() >= prepared_at)
 		{
 			note_prepared();
-			prepared_at = GetCurrentTimestamp() + setting_worker_idle_timeout * INT64CONST(1000);
+			prepared_at = rate_clock() + setting_worker_idle_timeout * INT64CONST(1000);
 		}
 		explore_some(&unexplored);
 		next = start_due(&started);
 
 		if (max_prepared_xacts > 0)
 			next = Min(next, prepared_at);
-		sleep = next == DT_NOEND ? LONGEST_SLEEP :
-			TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next) + 1;
+		left = Max(next - rate_clock(), 0) / 1000 + 1;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 Min(sleep, LONGEST_SLEEP), wait_event);
+						 (long) Min(left, LONGEST_SLEEP), wait_event);
 		ResetLatch(MyLatch);
 	}
 }
@@ -182,8 +181,10 @@ list_databases(bool open_only)
 	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
 	{
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
+		bool		is_open = database->datallowconn &&
+		database->datconnlimit != DATCONNLIMIT_INVALID_DB;
 
-		if (database->datallowconn || !open_only)
+		if (is_open || !open_only)
 		{
 			MemoryContext caller = MemoryContextSwitchTo(context);
 
@@ -212,12 +213,16 @@ explore_some(List **unexplored)
 		if (OidIsValid(shared->databases[i].oid) && shared->databases[i].exploring)
 			nexploring++;
 	}
-	for (; nexploring < MAX_EXPLORING && *unexplored != NIL; nexploring++)
+	while (nexploring < MAX_EXPLORING && *unexplored != NIL)
 	{
 		SharedDatabase *database = shared_find_database(linitial_oid(*unexplored), true);
 
-		if (database)
+		/* Where there is work, somebody looks anyway. */
+		if (database && !database->wake && database->proc == NULL)
+		{
 			database->wake = database->exploring = true;
+			nexploring++;
+		}
 		*unexplored = list_delete_first(*unexplored);
 	}
 	shared->explore = *unexplored != NIL;
@@ -226,7 +231,8 @@ explore_some(List **unexplored)
 
 /*
  * Begins to be the launcher.  One that was terminated has left its workers
- * behind; of their end we are told by themselves alone.
+ * behind; of their end we are told by themselves alone.  Those that have failed
+ * since then, as when all sessions are terminated, have told nobody.
  */
 static void
 adopt(void)
@@ -237,6 +243,8 @@ adopt(void)
 	{
 		SharedDatabase *database = &shared->databases[i];
 
+		if (database->starting && database->proc == NULL && !database->left)
+			database->wake = true;
 		database->starting = database->adopted = database->proc != NULL;
 	}
 	LWLockRelease(shared->lock);
@@ -246,7 +254,8 @@ adopt(void)
 static void
 reap(List **started)
 {
-	List	   *ended = NIL;
+	Oid			ended[SHARED_MAX_DATABASES];
+	int			nended = 0;
 	ListCell   *cell;
 
 	foreach(cell, *started)
@@ -256,7 +265,7 @@ reap(List **started)
 
 		if (GetBackgroundWorkerPid(worker->handle, &pid) != BGWH_STOPPED)
 			continue;
-		ended = lappend_oid(ended, worker->database);
+		note_end(worker->database);
 		pfree(worker->handle);
 		pfree(worker);
 		*started = foreach_delete_current(*started, cell);
@@ -266,13 +275,12 @@ reap(List **started)
 	for (int i = 0; i < shared->ndatabases; i++)
 	{
 		if (shared->databases[i].adopted && shared->databases[i].proc == NULL)
-			ended = lappend_oid(ended, shared->databases[i].oid);
+			ended[nended++] = shared->databases[i].oid;
 	}
 	LWLockRelease(shared->lock);
 
-	foreach(cell, ended)
-		note_end(lfirst_oid(cell));
-	list_free(ended);
+	for (int i = 0; i < nended; i++)
+		note_end(ended[i]);
 }
 
 static void
@@ -282,15 +290,14 @@ note_end(Oid oid)
 	bool		failed = false;
 	bool		is_first;
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(oid, false);
+	database = shared_lock_database(oid, false);
 	if (database)
 	{
 		/* The one that has ended may have found another one at work. */
 		database->starting = database->adopted = database->proc != NULL;
 		failed = !database->starting && !database->left;
 	}
-	LWLockRelease(shared->lock);
+	shared_unlock();
 	if (!failed)
 		return;
 	put_off(oid, &is_first);
@@ -308,8 +315,7 @@ put_off(Oid oid, bool *is_first)
 	SharedDatabase *database;
 
 	*is_first = false;
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(oid, false);
+	database = shared_lock_database(oid, false);
 	if (database)
 	{
 		int64		pause = Min((int64) FIRST_PAUSE << Min(database->failures, 16), LAST_PAUSE);
@@ -318,9 +324,9 @@ put_off(Oid oid, bool *is_first)
 		database->starting = false;
 		database->exploring = false;	/* others need not wait for it */
 		database->wake = true;
-		database->next_try = GetCurrentTimestamp() + pause * 1000;
+		database->next_try = rate_clock() + pause * 1000;
 	}
-	LWLockRelease(shared->lock);
+	shared_unlock();
 }
 
 /*
@@ -367,38 +373,39 @@ note_prepared(void)
 	LWLockRelease(shared->lock);
 }
 
-/* Starts workers where there is work.  Returns when to look again. */
-static TimestampTz
+/* Starts workers where there is work.  Returns when to look again, by rate_clock(). */
+static int64
 start_due(List **started)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz next = DT_NOEND;
-	List	   *due = NIL;
-	ListCell   *cell;
+	int64		clock = rate_clock();
+	int64		next = PG_INT64_MAX;
+	Oid			due[SHARED_MAX_DATABASES];
+	int			ndue = 0;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < shared->ndatabases; i++)
 	{
 		SharedDatabase *database = &shared->databases[i];
-		TimestampTz when;
+		int64		when = database->next_try;
 
-		if (!OidIsValid(database->oid) || database->starting)
+		if (!OidIsValid(database->oid) || database->starting ||
+			(!database->wake && database->wake_at == DT_NOEND))
 			continue;
-		when = database->wake ? database->next_try :
-			Max(database->next_try, database->wake_at);
-		if (when <= now)
-			due = lappend_oid(due, database->oid);
+		if (!database->wake)
+			when = Max(when, clock + database->wake_at - now);
+		if (when <= clock)
+			due[ndue++] = database->oid;
 		else
 			next = Min(next, when);
 	}
 	LWLockRelease(shared->lock);
 
-	foreach(cell, due)
+	for (int i = 0; i < ndue; i++)
 	{
-		if (!start_worker(lfirst_oid(cell), started))
-			next = Min(next, now + FIRST_PAUSE * 1000);
+		if (!start_worker(due[i], started))
+			next = Min(next, clock + FIRST_PAUSE * 1000);
 	}
-	list_free(due);
 	return next;
 }
 
@@ -426,12 +433,11 @@ start_worker(Oid oid, List **started)
 		return false;
 	}
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(oid, false);
+	database = shared_lock_database(oid, false);
 	database->starting = true;
 	database->left = false;
 	database->wake_at = DT_NOEND;
-	LWLockRelease(shared->lock);
+	shared_unlock();
 
 	memset(&worker, 0, sizeof(worker));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -473,11 +479,9 @@ is_in(Oid oid, List *databases)
 static void
 forget(Oid oid)
 {
-	SharedDatabase *database;
+	SharedDatabase *database = shared_lock_database(oid, false);
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(oid, false);
 	if (database)
 		database->oid = InvalidOid;
-	LWLockRelease(shared->lock);
+	shared_unlock();
 }

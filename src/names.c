@@ -24,7 +24,6 @@
 
 static int	compare_places(const void *a, const void *b);
 static int	filter(const char **names, int nnames, const char **others, int nothers, bool wanted);
-static int	subtract_few(const char **names, int nnames, const char **others, int nothers);
 static const char **sort(const char **names, int nnames);
 static int	compare(const void *a, const void *b);
 
@@ -46,19 +45,36 @@ names_of_array(ArrayType *array, int *nnames)
 }
 
 /*
- * The names as a text[].
+ * The names as a text[].  In one piece, for every row that is enqueued has two.
  */
 ArrayType *
 names_to_array(const char **names, int nnames)
 {
-	Datum	   *elements;
+	Size		size = ARR_OVERHEAD_NONULLS(1);
+	ArrayType  *array;
+	char	   *element;
 
 	if (nnames == 0)
 		return construct_empty_array(TEXTOID);
-	elements = palloc(sizeof(Datum) * nnames);
 	for (int i = 0; i < nnames; i++)
-		elements[i] = CStringGetTextDatum(names[i]);
-	return construct_array(elements, nnames, TEXTOID, -1, false, TYPALIGN_INT);
+		size += INTALIGN(VARHDRSZ + strlen(names[i]));
+	array = palloc0(size);
+	SET_VARSIZE(array, size);
+	array->ndim = 1;
+	array->elemtype = TEXTOID;
+	ARR_DIMS(array)[0] = nnames;
+	ARR_LBOUND(array)[0] = 1;
+
+	element = ARR_DATA_PTR(array);
+	for (int i = 0; i < nnames; i++)
+	{
+		Size		length = strlen(names[i]);
+
+		SET_VARSIZE(element, VARHDRSZ + length);
+		memcpy(VARDATA(element), names[i], length);
+		element += INTALIGN(VARHDRSZ + length);
+	}
+	return array;
 }
 
 /*
@@ -179,56 +195,6 @@ names_subtract(const char **names, int nnames, const char **others, int nothers)
 }
 
 /*
- * Of repeated names, each of the others takes out one, in place.  Returns how
- * many are left; they may be in another order.
- */
-int
-names_subtract_each(const char **names, int nnames, const char **others, int nothers)
-{
-	const char **sorted;
-	int			nleft = 0;
-	int			j = 0;
-
-	if (nnames == 0 || nothers == 0)
-		return nnames;
-	if (nnames + nothers < MANY_NAMES)
-		return subtract_few(names, nnames, others, nothers);
-	sorted = sort(others, nothers);
-	qsort(names, nnames, sizeof(char *), compare);
-	for (int i = 0; i < nnames; i++)
-	{
-		while (j < nothers && strcmp(sorted[j], names[i]) < 0)
-			j++;
-		if (j < nothers && strcmp(sorted[j], names[i]) == 0)
-			j++;
-		else
-			names[nleft++] = names[i];
-	}
-	pfree(sorted);
-	return nleft;
-}
-
-static int
-subtract_few(const char **names, int nnames, const char **others, int nothers)
-{
-	bool		used[MANY_NAMES] = {false};
-	int			nleft = 0;
-
-	for (int i = 0; i < nnames; i++)
-	{
-		int			j = 0;
-
-		while (j < nothers && (used[j] || strcmp(names[i], others[j]) != 0))
-			j++;
-		if (j < nothers)
-			used[j] = true;
-		else
-			names[nleft++] = names[i];
-	}
-	return nleft;
-}
-
-/*
  * Leaves only those names that are among the others, in place.  Returns how
  * many are left.
  */
@@ -241,7 +207,8 @@ names_intersect(const char **names, int nnames, const char **others, int nothers
 static int
 filter(const char **names, int nnames, const char **others, int nothers, bool wanted)
 {
-	const char **sorted = nothers < MANY_NAMES ? NULL : sort(others, nothers);
+	bool		are_many = nnames >= MANY_NAMES && nothers >= MANY_NAMES;
+	const char **sorted = are_many ? sort(others, nothers) : NULL;
 	int			nleft = 0;
 
 	for (int i = 0; i < nnames; i++)

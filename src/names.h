@@ -17,7 +17,6 @@ extern void names_append_copy(const char ***names, int *nnames, const char **oth
 extern int	names_distinct(const char **names, int nnames);
 extern bool names_have(const char **names, int nnames, const char *name);
 extern int	names_subtract(const char **names, int nnames, const char **others, int nothers);
-extern int	names_subtract_each(const char **names, int nnames, const char **others, int nothers);
 extern int	names_intersect(const char **names, int nnames, const char **others, int nothers);
 
 #endif							/* DOUBLETICK_NAMES_H */

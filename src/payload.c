@@ -145,6 +145,15 @@ write_names(StringInfo json, const char **names, int nnames)
 }
 
 /*
+ * Does it name nothing to remove?
+ */
+bool
+payload_is_empty(const Removal *removal)
+{
+	return removal->ntags == 0 && removal->nfields == 0;
+}
+
+/*
  * True for an E.164 number as API.md takes it: an optional "+", then 7 to 15
  * digits, the first not 0.
  */
@@ -241,12 +250,20 @@ payload_json_length(const char *string)
 
 	for (const char *c = string; *c; c++)
 	{
-		if (strchr("\b\f\n\r\t\"\\", *c))
-			length += strlen("\\n");
-		else if ((unsigned char) *c < ' ')
-			length += strlen("\\u0001");
-		else
-			length++;
+		switch (*c)
+		{
+			case '\b':
+			case '\f':
+			case '\n':
+			case '\r':
+			case '\t':
+			case '"':
+			case '\\':
+				length += strlen("\\n");
+				break;
+			default:
+				length += (unsigned char) *c < ' ' ? strlen("\\u0001") : 1;
+		}
 	}
 	return length;
 }

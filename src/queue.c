@@ -21,6 +21,7 @@
 #include "claim.h"
 #include "common/hashfn.h"
 #include "fmgr.h"
+#include "history.h"
 #include "miscadmin.h"
 #include "names.h"
 #include "queue.h"
@@ -33,7 +34,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
-#include "worker.h"
+#include "wake.h"
 
 /* A customer with rows that wait. */
 typedef struct Busy
@@ -53,13 +54,14 @@ typedef struct Busy
 #define SH_DEFINE
 #include "lib/simplehash.h"
 
-/* Keeps that are worth reading one block of the table for. */
-#define KEEPS_PER_BLOCK 16
+/* Customers looked for that are worth reading one block of the table for. */
+#define LOOKS_PER_BLOCK 16
 
 struct Queue
 {
 	Store		waiting;
 	Batch	   *batch;			/* NULL: rows are entered one by one */
+	int64		nlooks;			/* of queue_may_have() so far */
 	busy_hash  *busy;			/* NULL: anybody may be */
 };
 
@@ -67,8 +69,8 @@ static void find_busy(Queue *queue);
 static void insert(Queue *queue, const QueueRow *row);
 static void fill_row(QueueRow *row, const Requester *requester, const Removal *removal);
 static void find_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps);
-static int	bring_forward(const char **names, int nfound, int nnames, const QueueRow *removal,
-						  List *keeps, ArrayType *(*names_of) (const QueueRow *row));
+static int	leave_waiting(const char **names, int nnames, List *removals, List *keeps,
+						  ArrayType *(*names_of) (const QueueRow *row));
 static ArrayType *tags_of(const QueueRow *row);
 static ArrayType *fields_of(const QueueRow *row);
 static void check_writable(const char *command);
@@ -113,23 +115,18 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 }
 
 /*
- * Opens the queue for removals and keeps of so many customers.  What is entered
- * is there when the queue is closed: a customer's keeps come before its removals,
- * or do not take them back.
- *
- * Who has more than a few keeps had better know beforehand which customers they
- * could be for: if the table is small beside them, it is read once.
+ * Opens the queue for at most so many removals and keeps.  What is entered is
+ * there when the queue is closed: a customer's keeps come before its removals, or
+ * do not take them back.
  */
 Queue *
-queue_open(int64 ncustomers)
+queue_open(int64 nrows)
 {
 	Queue	   *queue = palloc0(sizeof(Queue));
 
 	store_open(&queue->waiting, STORE_WAITING);
-	if (ncustomers > 1)
-		queue->batch = batch_create(&queue->waiting);
-	if (ncustomers / KEEPS_PER_BLOCK > RelationGetNumberOfBlocks(queue->waiting.rel))
-		find_busy(queue);
+	if (nrows > 1)
+		queue->batch = batch_create(&queue->waiting, nrows);
 	return queue;
 }
 
@@ -144,32 +141,6 @@ queue_close(Queue *queue)
 	pfree(queue);
 }
 
-/* The customers with removals that wait, as queue_keep() would find them. */
-static void
-find_busy(Queue *queue)
-{
-	TupleDesc	desc = RelationGetDescr(queue->waiting.rel);
-	SnapshotData dirty;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	queue->busy = busy_create(CurrentMemoryContext, 64, NULL);
-	InitDirtySnapshot(dirty);
-	scan = systable_beginscan(queue->waiting.rel, InvalidOid, false, &dirty, 0, NULL);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		bool		isnull;
-		bool		found;
-
-		CHECK_FOR_INTERRUPTS();
-		if (!DatumGetBool(heap_getattr(tuple, WAITING_KEEP, desc, &isnull)))
-			(void) busy_insert(queue->busy,
-							   DatumGetInt64(heap_getattr(tuple, WAITING_CUSTOMER, desc, &isnull)),
-							   &found);
-	}
-	systable_endscan(scan);
-}
-
 /*
  * Enters a removal that payload_check() has passed, or could.  Returns its id.
  */
@@ -180,7 +151,7 @@ queue_remove(Queue *queue, const Requester *requester, const Removal *removal)
 
 	fill_row(&row, requester, removal);
 	insert(queue, &row);
-	worker_wake_at_commit();
+	wake_worker_at_commit();
 	return row.id;
 }
 
@@ -195,13 +166,45 @@ insert(Queue *queue, const QueueRow *row)
 
 /*
  * May something wait for this customer?  If not, to keep anything is in vain.
+ *
+ * Who asks often had better know at once for which customers something does:
+ * when as much has been looked up as it takes to read the table, it is read.
  */
 bool
 queue_may_have(Queue *queue, const Requester *requester, const Removal *names)
 {
+	if (queue->busy == NULL && ++queue->nlooks % LOOKS_PER_BLOCK == 0 &&
+		queue->nlooks / LOOKS_PER_BLOCK > RelationGetNumberOfBlocks(queue->waiting.rel))
+		find_busy(queue);
 	return queue->busy == NULL ||
 		busy_lookup(queue->busy, store_customer(requester->server, requester->role,
 												names->phone, names->waba)) != NULL;
+}
+
+/* The customers with removals that wait, as queue_keep() would find them. */
+static void
+find_busy(Queue *queue)
+{
+	TupleDesc	desc = RelationGetDescr(queue->waiting.rel);
+	SnapshotData dirty;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	queue->busy = busy_create(GetMemoryChunkContext(queue), 64, NULL);
+	InitDirtySnapshot(dirty);
+	scan = systable_beginscan(queue->waiting.rel, InvalidOid, false, &dirty, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+		bool		found;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!DatumGetBool(heap_getattr(tuple, WAITING_KEEP, desc, &isnull)))
+			(void) busy_insert(queue->busy,
+							   DatumGetInt64(heap_getattr(tuple, WAITING_CUSTOMER, desc, &isnull)),
+							   &found);
+	}
+	systable_endscan(scan);
 }
 
 /*
@@ -220,9 +223,6 @@ queue_keep(Queue *queue, const Requester *requester, Removal *names)
 	QueueRow	keep = {0};
 	List	   *removals;
 	List	   *keeps;
-	ListCell   *cell;
-	int			ntags = 0;
-	int			nfields = 0;
 
 	keep.server = requester->server;
 	keep.role = requester->role;
@@ -231,16 +231,9 @@ queue_keep(Queue *queue, const Requester *requester, Removal *names)
 	keep.customer = store_customer(keep.server, keep.role, keep.phone, keep.waba);
 
 	find_rows(&queue->waiting, &keep, &removals, &keeps);
-	foreach(cell, removals)
-	{
-		QueueRow   *row = lfirst(cell);
-
-		ntags = bring_forward(names->tags, ntags, names->ntags, row, keeps, tags_of);
-		nfields = bring_forward(names->fields, nfields, names->nfields, row, keeps, fields_of);
-	}
-	names->ntags = ntags;
-	names->nfields = nfields;
-	if (ntags > 0 || nfields > 0)
+	names->ntags = leave_waiting(names->tags, names->ntags, removals, keeps, tags_of);
+	names->nfields = leave_waiting(names->fields, names->nfields, removals, keeps, fields_of);
+	if (names->ntags > 0 || names->nfields > 0)
 	{
 		fill_row(&keep, requester, names);
 		keep.keep = true;
@@ -267,6 +260,7 @@ find_rows(Store *waiting, const QueueRow *customer, List **removals, List **keep
 		bool		is_of_other = TransactionIdIsValid(dirty.xmin);
 		QueueRow   *row = palloc(sizeof(QueueRow));
 
+		CHECK_FOR_INTERRUPTS();
 		store_read_waiting(waiting, tuple, row);
 		if (!store_is_same_customer(row, customer))
 			continue;
@@ -279,38 +273,51 @@ find_rows(Store *waiting, const QueueRow *customer, List **removals, List **keep
 }
 
 /*
- * Brings names that a removal has, and no keep has taken back, to the front,
- * behind those that are there already.  Returns how many stand there then.
+ * Leaves of the names those that a removal has, and no keep has taken back.  They
+ * are looked for all at once: there may be very many, here and there.
  */
 static int
-bring_forward(const char **names, int nfound, int nnames, const QueueRow *removal, List *keeps,
+leave_waiting(const char **names, int nnames, List *removals, List *keeps,
 			  ArrayType *(*names_of) (const QueueRow *row))
 {
-	int			nwaiting;
-	const char **waiting = names_of_array(names_of(removal), &nwaiting);
+	const char **all;
+	int			nall = 0;
 	ListCell   *cell;
 
-	foreach(cell, keeps)
+	foreach(cell, removals)
 	{
-		QueueRow   *keep = lfirst(cell);
-		int			nkept;
-		const char **kept;
+		ArrayType  *array = names_of(lfirst(cell));
 
-		if (keep->id < removal->ord)
-			continue;
-		kept = names_of_array(names_of(keep), &nkept);
-		nwaiting = names_subtract(waiting, nwaiting, kept, nkept);
+		nall += ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	}
-	for (int i = nfound; i < nnames && nwaiting > 0; i++)
+	if (nnames == 0 || nall == 0)
+		return 0;
+
+	all = names_alloc(nall);
+	nall = 0;
+	foreach(cell, removals)
 	{
-		const char *name = names[i];
+		QueueRow   *removal = lfirst(cell);
+		int			nwaiting;
+		const char **waiting = names_of_array(names_of(removal), &nwaiting);
+		ListCell   *keep_cell;
 
-		if (!names_have(waiting, nwaiting, name))
-			continue;
-		names[i] = names[nfound];
-		names[nfound++] = name;
+		CHECK_FOR_INTERRUPTS();
+		foreach(keep_cell, keeps)
+		{
+			QueueRow   *keep = lfirst(keep_cell);
+			int			nkept;
+			const char **kept;
+
+			if (keep->id < removal->ord)
+				continue;
+			kept = names_of_array(names_of(keep), &nkept);
+			nwaiting = names_subtract(waiting, nwaiting, kept, nkept);
+		}
+		memcpy(all + nall, waiting, sizeof(char *) * nwaiting);
+		nall += nwaiting;
 	}
-	return nfound;
+	return names_intersect(names, nnames, all, nall);
 }
 
 static ArrayType *
@@ -345,7 +352,7 @@ queue_fail(const Requester *requester, const Removal *removal, const char *error
 	row.tags = names_to_array(removal->tags, removal->ntags);
 	row.fields = names_to_array(removal->fields, removal->nfields);
 	store_open(&settled, STORE_SETTLED);
-	store_insert_settled(&settled, &row, STATE_FAILED, NULL, error);
+	history_insert(&settled, &row, STATE_FAILED, NULL, error);
 	store_close(&settled);
 	return row.id;
 }
@@ -392,7 +399,7 @@ dt_cancel(PG_FUNCTION_ARGS)
 	if (taken)
 	{
 		store_open(&settled, STORE_SETTLED);
-		store_insert_settled(&settled, &row, STATE_CANCELLED, NULL, "taken out by dt_cancel");
+		history_insert(&settled, &row, STATE_CANCELLED, NULL, "taken out by dt_cancel");
 		store_close(&settled);
 	}
 	store_close(&waiting);
@@ -429,7 +436,7 @@ dt_retry(PG_FUNCTION_ARGS)
 
 	CommandCounterIncrement();
 	store_open(&settled, STORE_SETTLED);
-	found = store_find_settled(&settled, id, &row, &state) &&
+	found = history_find(&settled, id, &row, &state) &&
 		strcmp(state, STATE_FAILED) == 0 && has_privs_of_role(GetUserId(), row.role);
 	if (found)
 		check_sendable(&row);
@@ -468,7 +475,7 @@ put_back(QueueRow *row)
 	store_insert_waiting(&waiting, row);
 	store_insert_waiting(&waiting, &news);
 	store_close(&waiting);
-	worker_wake_at_commit();
+	wake_worker_at_commit();
 }
 
 /* The trigger's failed rows may hold what no request can. */

@@ -53,13 +53,14 @@ static int64 interval_of(double per_second);
 int64
 rate_claim(Oid serverid, double per_second)
 {
-	int64		now = rate_clock();
 	RateEntry  *entry;
+	int64		now;
 	int64		left;
 
 	if (per_second <= 0)
 		return 0;
 	entry = lock_entry(serverid);
+	now = rate_clock();			/* later than any that the entry has seen */
 	left = left_of(entry, per_second, now);
 	if (left == 0)
 	{

@@ -67,6 +67,23 @@ startup(void)
 }
 
 /*
+ * Locks all but the rates, and finds the entry of a database: shared_unlock()
+ * when it has been changed.
+ */
+SharedDatabase *
+shared_lock_database(Oid oid, bool create)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	return shared_find_database(oid, create);
+}
+
+void
+shared_unlock(void)
+{
+	LWLockRelease(shared->lock);
+}
+
+/*
  * The entry of a database; NULL when there is none, or, if one was to be made,
  * no room.  The caller holds the lock, exclusively if one is to be made.
  */

@@ -62,7 +62,7 @@ typedef struct SharedDatabase
 	TimestampTz since;
 	bool		left;			/* has it left of its own accord? */
 	int			failures;		/* in a row */
-	TimestampTz next_try;		/* not to be started before */
+	int64		next_try;		/* not to be started before, by rate_clock() */
 
 	/* What dt_status shows. */
 	char		state[64];
@@ -71,6 +71,10 @@ typedef struct SharedDatabase
 	char		last_error[256];
 } SharedDatabase;
 
+/*
+ * Nothing that may raise an error happens under the locks: a process that ends
+ * takes the first one again, to say so, before PostgreSQL lets go of them.
+ */
 typedef struct Shared
 {
 	LWLock	   *lock;			/* for all but the rates */
@@ -86,6 +90,8 @@ typedef struct Shared
 extern Shared *shared;
 
 extern void shared_init(void);
+extern SharedDatabase *shared_lock_database(Oid oid, bool create);
+extern void shared_unlock(void);
 extern SharedDatabase *shared_find_database(Oid oid, bool create);
 
 #endif							/* DOUBLETICK_SHARED_H */

@@ -4,14 +4,18 @@
  *		The trigger at statement level.
  *
  * What counts is what the statement's old and new rows say of a customer, however
- * many rows that are: lost is what old rows have and no new row has.  How many
- * rows have a name matters for what the transaction has gained (gains.c).
+ * many rows that are: lost is what old rows have and no new row has.
  *
- * An UPDATE's two tables have their rows in the same order, or nearly.  Two rows
- * in the same place that say the same add nothing to what is lost, and are
- * skipped, so that only customers with changed rows take memory: about half a
- * kilobyte each.  If some of those have lost something, a second pass over the new
- * rows sees what the rows that were skipped have still.
+ * An UPDATE's two tables have a row's old and new in the same place, unless a
+ * trigger of a partition has dropped what moved there; then there are more old
+ * ones.  Two in the same place that say the same are skipped, and of the others
+ * what is lost is collected: only customers that have lost something take memory,
+ * about a quarter of a kilobyte each.  A second pass over the new rows takes out
+ * what others have; it is saved where there are none.
+ *
+ * What rows have gained (gains.c) goes by their key, for a row in a transition
+ * table has no place.  An UPDATE may give a row the key that another is about to
+ * leave: so whoever changes its key has a number of its own until all are done.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,21 +36,27 @@
 /* Bytes that customers may take before those of a DELETE are entered. */
 #define MOST_MEMORY (64 * 1024 * 1024)
 
+/* Names lost by a customer from which on what is there is put by. */
+#define MANY_NAMES 32
+
 /*
- * What old and new rows say of a customer: repeated names for each row, until
- * compare() has made of "old" what was lost, each name once.
+ * A row's number while others may have yet to leave the one that it is to have; no
+ * row's own, but by chance.
  */
+#define BETWEEN(number) Max((number) ^ 0x5bd1e995, GAINS_ANY_ROW)
+
+/* A customer that has lost something. */
 typedef struct Customer
 {
 	dlist_node	node;
-	Removal		old;			/* has the numbers of the first row */
-	Removal		new;
-	Removal    *gained;			/* new, but not old, for each row; NULL: none */
+	Removal		lost;			/* names of each row, and then each once */
+	Removal		there;			/* what has been put by */
 } Customer;
 
 typedef struct CustomerEntry
 {
-	const Removal *number;		/* "old" of a Customer, for its phone and waba */
+	const Removal *number;		/* "lost" of a Customer, for its phone and
+								 * waba */
 	uint32		hash;
 	char		status;
 } CustomerEntry;
@@ -70,12 +80,15 @@ static uint32 hash_customer(const Removal *number);
 typedef struct Statement
 {
 	Definition *definition;
-	MemoryContext context;		/* of customers */
+	MemoryContext context;		/* of the queue */
+	MemoryContext customers_context;
 	MemoryContext row_context;	/* of the row at hand */
 	customers_hash *customers;
 	dlist_head	order;			/* the same, the first seen first */
-	bool		any_lost;
-	bool		any_skipped;
+	Queue	   *queue;			/* NULL: not needed so far */
+	int64		nrows;			/* at most, that are entered */
+	bool		look_again;		/* may a new row have what another has lost? */
+	bool		any_between;	/* may a row's number be one between two? */
 } Statement;
 
 /* A transition table being read. */
@@ -86,22 +99,31 @@ typedef struct Rows
 	TupleTableSlot *slot;
 } Rows;
 
-static void start(Statement *statement, Definition *definition);
+static void start(Statement *statement, Definition *definition, int64 nrows);
 static void forget(Statement *statement);
+static void finish(Statement *statement);
 static void update(Statement *statement, Rows *old, Rows *new);
+static void add_pairs(Statement *statement, Rows *old, Rows *new);
+static void settle_numbers(Statement *statement, Rows *old, Rows *new);
+static bool is_same_row(Statement *statement, Rows *old, Rows *new);
 static void delete(Statement *statement, Rows *old);
 static void insert(Statement *statement, Rows *new);
 static Rows rows_open(const TriggerData *data, Tuplestorestate *store);
 static bool rows_next(Rows *rows);
 static void rows_rewind(Rows *rows);
 static void rows_close(Rows *rows);
-static void add(Statement *statement, Rows *rows, bool is_new);
+static void add(Statement *statement, Rows *old, Rows *new);
+static Queue *queue_of(Statement *statement);
+static Removal *read_row(Statement *statement, Rows *rows, Removal *row);
+static uint32 row_number(Statement *statement, Rows *rows);
+static bool add_lost(Statement *statement, const Removal *lost);
 static Customer *make_customer(const Removal *number);
-static void compare(Statement *statement);
-static Removal *gained_by(Statement *statement, const Customer *customer);
-static void subtract_skipped(Statement *statement, Rows *new);
+static void append(Removal *names, const Removal *others);
+static void look_again(Statement *statement, Rows *new);
+static void take_out(Statement *statement, Customer *customer, const Removal *names);
+static void subtract(Statement *statement, Customer *customer, const Removal *names);
 static void enter(Statement *statement);
-static Customer *customer_of(const Removal *old);
+static Customer *customer_of(const Removal *lost);
 
 /*
  * A trigger for each statement has fired: enters what its customers have lost,
@@ -111,39 +133,42 @@ void
 statement_fired(Definition *definition, const TriggerData *data)
 {
 	Statement	statement;
-	Rows		old = {0};
-	Rows		new = {0};
+	Rows		old;
+	Rows		new;
 
-	start(&statement, definition);
+	if (data->tg_oldtable)
+		old = rows_open(data, data->tg_oldtable);
+	if (data->tg_newtable)
+		new = rows_open(data, data->tg_newtable);
+	start(&statement, definition,
+		  tuplestore_tuple_count(data->tg_oldtable ? data->tg_oldtable : data->tg_newtable));
 	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
-	{
-		new = rows_open(data, data->tg_newtable);
 		insert(&statement, &new);
-	}
 	else if (TRIGGER_FIRED_BY_DELETE(data->tg_event))
-	{
-		old = rows_open(data, data->tg_oldtable);
 		delete(&statement, &old);
-	}
 	else
-	{
-		old = rows_open(data, data->tg_oldtable);
-		new = rows_open(data, data->tg_newtable);
 		update(&statement, &old, &new);
-	}
-	rows_close(&old);
-	rows_close(&new);
-	MemoryContextDelete(statement.context);
+	finish(&statement);
+	if (data->tg_oldtable)
+		rows_close(&old);
+	if (data->tg_newtable)
+		rows_close(&new);
 }
 
 static void
-start(Statement *statement, Definition *definition)
+start(Statement *statement, Definition *definition, int64 nrows)
 {
 	memset(statement, 0, sizeof(Statement));
 	statement->definition = definition;
+	statement->nrows = nrows;
+	statement->context = AllocSetContextCreate(CurrentMemoryContext, "doubletick statement",
+											   ALLOCSET_DEFAULT_SIZES);
+	statement->row_context = AllocSetContextCreate(statement->context, "doubletick row",
+												   ALLOCSET_DEFAULT_SIZES);
 	/* Packed: nothing of it is freed before all of it is. */
-	statement->context = GenerationContextCreate(CurrentMemoryContext, "doubletick statement",
-												 ALLOCSET_DEFAULT_SIZES);
+	statement->customers_context = GenerationContextCreate(statement->context,
+														   "doubletick customers",
+														   ALLOCSET_DEFAULT_SIZES);
 	forget(statement);
 }
 
@@ -151,38 +176,81 @@ start(Statement *statement, Definition *definition)
 static void
 forget(Statement *statement)
 {
-	MemoryContextReset(statement->context);
-	statement->row_context = AllocSetContextCreate(statement->context, "doubletick row",
-												   ALLOCSET_DEFAULT_SIZES);
-	statement->customers = customers_create(statement->context, 64, NULL);
+	MemoryContextReset(statement->customers_context);
+	statement->customers = customers_create(statement->customers_context, 64, NULL);
 	dlist_init(&statement->order);
+}
+
+static void
+finish(Statement *statement)
+{
+	if (statement->queue)
+		queue_close(statement->queue);
+	MemoryContextDelete(statement->context);
 }
 
 static void
 update(Statement *statement, Rows *old, Rows *new)
 {
-	for (;;)
+	if (tuplestore_tuple_count(old->store) == tuplestore_tuple_count(new->store))
+		add_pairs(statement, old, new);
+	else
 	{
-		bool		has_old = rows_next(old);
-		bool		has_new = rows_next(new);
-
-		CHECK_FOR_INTERRUPTS();
-		if (!has_old && !has_new)
-			break;
-		if (has_old && has_new && columns_equal(&statement->definition->columns, old->slot, new->slot))
-		{
-			statement->any_skipped = true;
-			continue;
-		}
-		if (has_old)
-			add(statement, old, false);
-		if (has_new)
-			add(statement, new, true);
+		while (rows_next(old))
+			add(statement, old, NULL);
+		while (rows_next(new))
+			add(statement, NULL, new);
 	}
-	compare(statement);
-	if (statement->any_lost && statement->any_skipped)
-		subtract_skipped(statement, new);
+	if (statement->look_again && statement->customers->members > 0)
+		look_again(statement, new);
 	enter(statement);
+}
+
+static void
+add_pairs(Statement *statement, Rows *old, Rows *new)
+{
+	while (rows_next(old) && rows_next(new))
+	{
+		if (is_same_row(statement, old, new))
+			statement->look_again = true;
+		else
+			add(statement, old, new);
+	}
+	if (statement->any_between && gains_any())
+		settle_numbers(statement, old, new);
+}
+
+/* All rows have left their old numbers. */
+static void
+settle_numbers(Statement *statement, Rows *old, Rows *new)
+{
+	const Requester *requester = &statement->definition->requester;
+
+	rows_rewind(old);
+	rows_rewind(new);
+	while (rows_next(old) && rows_next(new))
+	{
+		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
+		uint32		number = row_number(statement, new);
+		Removal		names;
+
+		if (number != row_number(statement, old))
+		{
+			read_row(statement, new, &names);
+			gains_take(requester, &names, BETWEEN(number));
+			gains_add(requester, &names, number);
+		}
+		MemoryContextSwitchTo(caller);
+		MemoryContextReset(statement->row_context);
+	}
+}
+
+/* Where rows have gained something, their keys matter, too. */
+static bool
+is_same_row(Statement *statement, Rows *old, Rows *new)
+{
+	return columns_equal(&statement->definition->columns, old->slot, new->slot) &&
+		(!gains_any() || row_number(statement, old) == row_number(statement, new));
 }
 
 /* Entered in portions: a removal of what two portions have is sent once anyway. */
@@ -191,39 +259,22 @@ delete(Statement *statement, Rows *old)
 {
 	while (rows_next(old))
 	{
-		CHECK_FOR_INTERRUPTS();
-		add(statement, old, false);
-		if (MemoryContextMemAllocated(statement->context, true) > MOST_MEMORY)
+		add(statement, old, NULL);
+		if (MemoryContextMemAllocated(statement->customers_context, true) > MOST_MEMORY)
 		{
-			compare(statement);
 			enter(statement);
 			forget(statement);
 		}
 	}
-	compare(statement);
 	enter(statement);
 }
 
-/* Row by row: nothing is lost, and to keep twice does no harm. */
+/* Nothing is lost. */
 static void
 insert(Statement *statement, Rows *new)
 {
-	Columns    *columns = &statement->definition->columns;
-	Queue	   *queue = queue_open(tuplestore_tuple_count(new->store));
-
 	while (rows_next(new))
-	{
-		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
-		Removal		row;
-
-		CHECK_FOR_INTERRUPTS();
-		columns_read_customer(columns, new->slot, &row);
-		columns_read_names(columns, new->slot, &row);
-		change_row(queue, &statement->definition->requester, NULL, &row, true);
-		MemoryContextSwitchTo(caller);
-		MemoryContextReset(statement->row_context);
-	}
-	queue_close(queue);
+		add(statement, NULL, new);
 }
 
 /* Other triggers read the same table, each from a place of its own. */
@@ -242,6 +293,7 @@ rows_open(const TriggerData *data, Tuplestorestate *store)
 static bool
 rows_next(Rows *rows)
 {
+	CHECK_FOR_INTERRUPTS();
 	tuplestore_select_read_pointer(rows->store, rows->pointer);
 	return tuplestore_gettupleslot(rows->store, true, false, rows->slot);
 }
@@ -256,41 +308,90 @@ rows_rewind(Rows *rows)
 static void
 rows_close(Rows *rows)
 {
-	if (rows->slot)
-		ExecDropSingleTupleTableSlot(rows->slot);
+	ExecDropSingleTupleTableSlot(rows->slot);
 }
 
-/* Adds what a row says to what is known of its customer. */
+/* Adds what a row said and says, NULL where there is none. */
 static void
-add(Statement *statement, Rows *rows, bool is_new)
+add(Statement *statement, Rows *old, Rows *new)
 {
 	MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
-	Columns    *columns = &statement->definition->columns;
-	CustomerEntry *entry;
-	Customer   *customer;
-	Removal		row;
-	Removal    *side;
-	bool		found;
+	Removal		had;
+	Removal		has = {0};
+	Removal		lost;
+	uint32		old_row = row_number(statement, old);
+	uint32		new_row = row_number(statement, new);
+	bool		is_alone;
 
-	columns_read_customer(columns, rows->slot, &row);
-	columns_read_names(columns, rows->slot, &row);
-	MemoryContextSwitchTo(statement->context);
-	if (row.ntags > 0 || row.nfields > 0)
+	if (old && new && old_row != new_row)
 	{
-		entry = customers_insert(statement->customers, &row, &found);
-		if (!found)
-		{
-			customer = make_customer(&row);
-			dlist_push_tail(&statement->order, &customer->node);
-			entry->number = &customer->old;
-		}
-		customer = customer_of(entry->number);
-		side = is_new ? &customer->new : &customer->old;
-		names_append_copy(&side->tags, &side->ntags, row.tags, row.ntags);
-		names_append_copy(&side->fields, &side->nfields, row.fields, row.nfields);
+		new_row = BETWEEN(new_row);
+		statement->any_between = true;
 	}
+	change_row(queue_of(statement), &statement->definition->requester,
+			   read_row(statement, old, &had), old_row,
+			   read_row(statement, new, &has), new_row, &lost);
+	if (payload_is_empty(&lost))
+		is_alone = payload_is_empty(&has);
+	else
+		is_alone = add_lost(statement, &lost) &&
+			(payload_is_empty(&has) || change_is_same_customer(&lost, &has));
+	if (!is_alone)
+		statement->look_again = true;
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(statement->row_context);
+}
+
+static Queue *
+queue_of(Statement *statement)
+{
+	MemoryContext caller = MemoryContextSwitchTo(statement->context);
+
+	if (statement->queue == NULL)
+		statement->queue = queue_open(statement->nrows);
+	MemoryContextSwitchTo(caller);
+	return statement->queue;
+}
+
+static Removal *
+read_row(Statement *statement, Rows *rows, Removal *row)
+{
+	Columns    *columns = &statement->definition->columns;
+
+	if (rows == NULL)
+		return NULL;
+	columns_read_customer(columns, rows->slot, row);
+	columns_read_names(columns, rows->slot, row);
+	return row;
+}
+
+/* By its key. */
+static uint32
+row_number(Statement *statement, Rows *rows)
+{
+	if (rows == NULL)
+		return GAINS_ANY_ROW;
+	return Max(columns_hash_key(&statement->definition->columns, rows->slot), GAINS_ANY_ROW);
+}
+
+/* Adds what a row's customer has lost; false when another row of it has, too. */
+static bool
+add_lost(Statement *statement, const Removal *lost)
+{
+	MemoryContext caller = MemoryContextSwitchTo(statement->customers_context);
+	bool		found;
+	CustomerEntry *entry = customers_insert(statement->customers, lost, &found);
+
+	if (!found)
+	{
+		Customer   *customer = make_customer(lost);
+
+		dlist_push_tail(&statement->order, &customer->node);
+		entry->number = &customer->lost;
+	}
+	append(&customer_of(entry->number)->lost, lost);
+	MemoryContextSwitchTo(caller);
+	return !found;
 }
 
 /* With its numbers in one piece: there may be very many. */
@@ -304,64 +405,22 @@ make_customer(const Removal *number)
 	char	   *phone = (char *) (customer + 1);
 
 	memset(customer, 0, sizeof(Customer));
-	customer->old.phone = customer->new.phone = memcpy(phone, number->phone, phone_size);
+	customer->lost.phone = memcpy(phone, number->phone, phone_size);
 	if (number->waba)
-		customer->old.waba = customer->new.waba = memcpy(phone + phone_size, number->waba, waba_size);
+		customer->lost.waba = memcpy(phone + phone_size, number->waba, waba_size);
 	return customer;
 }
 
-/* Leaves in "old" what was lost, as far as is known. */
 static void
-compare(Statement *statement)
+append(Removal *names, const Removal *others)
 {
-	MemoryContext caller = MemoryContextSwitchTo(statement->context);
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &statement->order)
-	{
-		Customer   *customer = dlist_container(Customer, node, iter.cur);
-		Removal    *old = &customer->old;
-		Removal    *new = &customer->new;
-
-		customer->gained = gained_by(statement, customer);
-		old->ntags = names_subtract_each(old->tags, old->ntags, new->tags, new->ntags);
-		old->nfields = names_subtract_each(old->fields, old->nfields, new->fields, new->nfields);
-		gains_cover(&statement->definition->requester, old, true);
-
-		old->ntags = names_distinct(old->tags, old->ntags);
-		old->nfields = names_distinct(old->fields, old->nfields);
-		new->ntags = names_distinct(new->tags, new->ntags);
-		new->nfields = names_distinct(new->fields, new->nfields);
-		change_subtract(old, new);
-		statement->any_lost = statement->any_lost || old->ntags > 0 || old->nfields > 0;
-	}
-	MemoryContextSwitchTo(caller);
+	names_append_copy(&names->tags, &names->ntags, others->tags, others->ntags);
+	names_append_copy(&names->fields, &names->nfields, others->fields, others->nfields);
 }
 
-/* Most have gained nothing, and take no memory for it. */
-static Removal *
-gained_by(Statement *statement, const Customer *customer)
-{
-	MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
-	const Removal *old = &customer->old;
-	Removal		gained = change_copy(&customer->new);
-	Removal    *result = NULL;
-
-	gained.ntags = names_subtract_each(gained.tags, gained.ntags, old->tags, old->ntags);
-	gained.nfields = names_subtract_each(gained.fields, gained.nfields, old->fields, old->nfields);
-	MemoryContextSwitchTo(caller);
-	if (gained.ntags > 0 || gained.nfields > 0)
-	{
-		result = palloc(sizeof(Removal));
-		*result = change_copy(&gained);
-	}
-	MemoryContextReset(statement->row_context);
-	return result;
-}
-
-/* Of new rows those that were skipped matter; the others do no harm. */
+/* Takes out of what was lost what new rows have. */
 static void
-subtract_skipped(Statement *statement, Rows *new)
+look_again(Statement *statement, Rows *new)
 {
 	Columns    *columns = &statement->definition->columns;
 
@@ -372,46 +431,75 @@ subtract_skipped(Statement *statement, Rows *new)
 		CustomerEntry *entry = NULL;
 		Removal		row;
 
-		CHECK_FOR_INTERRUPTS();
 		columns_read_customer(columns, new->slot, &row);
 		if (row.phone)
 			entry = customers_lookup(statement->customers, &row);
-		if (entry && (entry->number->ntags > 0 || entry->number->nfields > 0))
+		if (entry)
 		{
 			columns_read_names(columns, new->slot, &row);
-			change_subtract(&customer_of(entry->number)->old, &row);
+			take_out(statement, customer_of(entry->number), &row);
 		}
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
 }
 
+/* Much is put by, and taken out at once: any number of rows may have it. */
+static void
+take_out(Statement *statement, Customer *customer, const Removal *names)
+{
+	if (customer->lost.ntags + customer->lost.nfields < MANY_NAMES)
+		subtract(statement, customer, names);
+	else
+	{
+		MemoryContext caller = MemoryContextSwitchTo(statement->customers_context);
+
+		append(&customer->there, names);
+		MemoryContextSwitchTo(caller);
+	}
+}
+
+/* Where what is there still was gained, a removal is owed when it goes. */
+static void
+subtract(Statement *statement, Customer *customer, const Removal *names)
+{
+	if (gains_any())
+	{
+		Removal		there = change_copy(names);
+
+		change_intersect(&there, &customer->lost);
+		gains_owe(&statement->definition->requester, &there);
+	}
+	change_subtract(&customer->lost, names);
+}
+
+/* Enters what was lost. */
 static void
 enter(Statement *statement)
 {
-	const Requester *requester = &statement->definition->requester;
-	Queue	   *queue = queue_open(statement->customers->members);
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &statement->order)
 	{
 		Customer   *customer = dlist_container(Customer, node, iter.cur);
+		Removal    *lost = &customer->lost;
 		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 
 		CHECK_FOR_INTERRUPTS();
-		if (customer->new.ntags > 0 || customer->new.nfields > 0)
-			change_keep(queue, requester, &customer->new, customer->gained);
-		change_remove(queue, requester, &customer->old);
+		lost->ntags = names_distinct(lost->tags, lost->ntags);
+		lost->nfields = names_distinct(lost->fields, lost->nfields);
+		if (!payload_is_empty(&customer->there))
+			subtract(statement, customer, &customer->there);
+		change_remove(queue_of(statement), &statement->definition->requester, lost);
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
-	queue_close(queue);
 }
 
 static Customer *
-customer_of(const Removal *old)
+customer_of(const Removal *lost)
 {
-	return (Customer *) ((char *) unconstify(Removal *, old) - offsetof(Customer, old));
+	return (Customer *) ((char *) unconstify(Removal *, lost) - offsetof(Customer, lost));
 }
 
 /* Without a leading "+", as change_is_same_customer() compares. */

@@ -20,190 +20,31 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/index.h"
 #include "catalog/indexing.h"
-#include "catalog/pg_extension.h"
 #include "catalog/pg_index.h"
-#include "commands/extension.h"
 #include "commands/sequence.h"
 #include "common/hashfn.h"
+#include "compat.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "store.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/rel.h"
-#include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 
-static const char *const object_names[STORE_NOBJECTS] = {
-	[STORE_WAITING] = "dt_waiting",
-	[STORE_WAITING_ID] = "dt_waiting_id_seq",
-	[STORE_WAITING_PKEY] = "dt_waiting_pkey",
-	[STORE_WAITING_CUSTOMER] = "dt_waiting_customer",
-	[STORE_SETTLED] = "dt_settled",
-	[STORE_SETTLED_PKEY] = "dt_settled_pkey",
-	[STORE_SETTLED_AT] = "dt_settled_settled_at",
-	[STORE_HOLD] = "dt_hold",
-	[STORE_HOLD_PKEY] = "dt_hold_pkey",
-};
+/* What 15 digits, which are less than 2^50, leave of 64 bits. */
+#define CUSTOMER_HASH_BITS 14
 
-/*
- * Their OIDs.  They are good as long as no relation among them has changed since
- * the look-up began.
- */
-static Oid	object_oids[STORE_NOBJECTS];
-static uint64 changes = 1;
-static uint64 known_at = 0;
-
-/* Where what is below lives; emptied when the OIDs are looked up anew. */
-static MemoryContext info_context = NULL;
-
-/* How to enter a tuple into an index of theirs; NULL: not known yet. */
-static IndexInfo *index_infos[STORE_NOBJECTS];
-
-static Oid	oid_of(StoreObject object);
-static void raise_undefined(void) pg_attribute_noreturn();
-static bool find_objects(void);
-static Oid	extension_schema(void);
-static void forget_objects(Datum arg, Oid relid);
 static Oid	lock_table(StoreObject table);
 static void open_others(Store *store);
 static void check_other(Store *store, Relation index);
 static bool has_same_key(Relation index, Relation other);
-static IndexInfo *info_of(Relation index);
-static bool find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple);
+static void insert_index_entry(Store *store, int place, IndexInfo *info, Datum *values, bool *nulls,
+							   ItemPointer tid);
 static uint64 hash_text(const char *text, uint64 seed);
 static bool is_same_number(const char *number, const char *other);
-static char *read_text(Datum value, bool isnull);
-static void set_text(Datum *values, bool *nulls, int column, const char *string);
-
-/*
- * Is the extension there, in this database?
- */
-bool
-store_exists(void)
-{
-	return known_at == changes || find_objects();
-}
-
-/*
- * The same, and it stays there until the transaction ends.  Whoever is about to
- * drop it is waited for.  "waiting" is the OID of dt_waiting at the last call,
- * InvalidOid at the first: when the extension was dropped and created again, it
- * is not there any more.
- */
-bool
-store_lock(Oid *waiting)
-{
-	while (store_exists())
-	{
-		Oid			found = object_oids[STORE_WAITING];
-
-		/* What others have committed is known when the lock is held. */
-		LockRelationOid(found, RowExclusiveLock);
-		if (known_at == changes)
-		{
-			if (!OidIsValid(*waiting))
-				*waiting = found;
-			return *waiting == found;
-		}
-		UnlockRelationOid(found, RowExclusiveLock);
-	}
-	return false;
-}
-
-/*
- * The OID of one of the extension's objects; undefined_table when the extension
- * is not there, or not whole.
- */
-static Oid
-oid_of(StoreObject object)
-{
-	if (!store_exists())
-		raise_undefined();
-	return object_oids[object];
-}
-
-static void
-raise_undefined(void)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_TABLE),
-			 errmsg("the tables of extension \"doubletick\" do not exist in this database")));
-}
-
-/* Objects of the same names elsewhere are not ours: they lie in another schema. */
-static bool
-find_objects(void)
-{
-	uint64		now;
-	Oid			schema;
-
-	if (info_context == NULL)
-	{
-		info_context = AllocSetContextCreate(TopMemoryContext, "doubletick indexes",
-											 ALLOCSET_SMALL_SIZES);
-		CacheRegisterRelcacheCallback(forget_objects, (Datum) 0);
-	}
-	known_at = 0;
-	memset(index_infos, 0, sizeof(index_infos));
-	MemoryContextReset(info_context);
-
-	now = changes;
-	schema = extension_schema();
-	if (!OidIsValid(schema))
-		return false;
-	for (int i = 0; i < STORE_NOBJECTS; i++)
-	{
-		object_oids[i] = get_relname_relid(object_names[i], schema);
-		if (!OidIsValid(object_oids[i]))
-			return false;
-	}
-	known_at = now;
-	return true;
-}
-
-static Oid
-extension_schema(void)
-{
-	Oid			extension = get_extension_oid("doubletick", true);
-	Oid			schema = InvalidOid;
-	Relation	rel;
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	if (!OidIsValid(extension))
-		return InvalidOid;
-	rel = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(extension));
-	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return schema;
-}
-
-static void
-forget_objects(Datum arg pg_attribute_unused(), Oid relid)
-{
-	if (!OidIsValid(relid))
-		changes++;
-	for (int i = 0; i < STORE_NOBJECTS; i++)
-	{
-		if (object_oids[i] == relid)
-			changes++;
-	}
-}
 
 /*
  * Opens a table and its indexes; the locks last until the transaction ends, so
@@ -217,7 +58,7 @@ store_open(Store *store, StoreObject table)
 	for (int i = table + 1; i < STORE_NOBJECTS && i != STORE_SETTLED && i != STORE_HOLD; i++)
 	{
 		if (i != STORE_WAITING_ID)
-			store->indexes[store->nindexes++] = index_open(object_oids[i], RowExclusiveLock);
+			store->indexes[store->nindexes++] = index_open(object_oid(i), RowExclusiveLock);
 	}
 	open_others(store);
 }
@@ -229,13 +70,13 @@ store_open(Store *store, StoreObject table)
 static Oid
 lock_table(StoreObject table)
 {
-	Oid			locked = oid_of(table);
+	Oid			locked = object_oid(table);
 
 	LockRelationOid(locked, RowExclusiveLock);
-	while (oid_of(table) != locked)
+	while (object_oid(table) != locked)
 	{
 		UnlockRelationOid(locked, RowExclusiveLock);
-		locked = oid_of(table);
+		locked = object_oid(table);
 		LockRelationOid(locked, RowExclusiveLock);
 	}
 	return locked;
@@ -249,9 +90,13 @@ static void
 open_others(Store *store)
 {
 	int			nours = store->nindexes;
-	List	   *oids = RelationGetIndexList(store->rel);
+	List	   *oids;
 	ListCell   *cell;
 
+	/* Seen without a copy of the list, for it is asked for every row. */
+	if (store->rel->rd_indexvalid && list_length(store->rel->rd_indexlist) == nours)
+		return;
+	oids = RelationGetIndexList(store->rel);
 	foreach(cell, oids)
 	{
 		bool		is_ours = false;
@@ -281,8 +126,8 @@ check_other(Store *store, Relation index)
 {
 	HeapTuple	tuple = index->rd_indextuple;
 	bool		is_plain = heap_attisnull(tuple, Anum_pg_index_indexprs, NULL) &&
-		heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
-		!index->rd_index->indisexclusion;
+	heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
+	!index->rd_index->indisexclusion;
 
 	if (is_plain && (!index->rd_index->indisunique || has_same_key(index, store->indexes[0])))
 		return;
@@ -319,7 +164,7 @@ store_close(Store *store)
 int64
 store_next_id(void)
 {
-	return nextval_internal(oid_of(STORE_WAITING_ID), false);
+	return nextval_internal(object_oid(STORE_WAITING_ID), false);
 }
 
 /*
@@ -329,48 +174,70 @@ void
 store_insert(Store *store, HeapTuple tuple)
 {
 	simple_heap_insert(store->rel, tuple);
-	for (int i = 0; i < store->nindexes; i++)
-		store_insert_index_entry(store, i, tuple);
+	store_insert_index_entries(store, 0, tuple);
 	heap_freetuple(tuple);
 }
 
 /*
- * Enters a tuple that is in the table into one of its indexes.
+ * Enters a tuple that is in the table into its indexes, from this place on.
  */
 void
-store_insert_index_entry(Store *store, int place, HeapTuple tuple)
+store_insert_index_entries(Store *store, int from, HeapTuple tuple)
 {
-	Relation	index = store->indexes[place];
-	IndexInfo  *info = info_of(index);
-	Datum		values[INDEX_MAX_KEYS];
-	bool		nulls[INDEX_MAX_KEYS];
+	for (int place = from; place < store->nindexes; place++)
+	{
+		IndexInfo  *info = object_index_info(store->indexes[place]);
+		Datum		values[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
 
-	if (!info->ii_ReadyForInserts)
-		return;
-	for (int i = 0; i < info->ii_NumIndexAttrs; i++)
-		values[i] = heap_getattr(tuple, info->ii_IndexAttrNumbers[i],
-								 RelationGetDescr(store->rel), &nulls[i]);
-	(void) index_insert(index, values, nulls, &tuple->t_self, store->rel,
-						info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
+		for (int i = 0; i < info->ii_NumIndexAttrs; i++)
+			values[i] = heap_getattr(tuple, info->ii_IndexAttrNumbers[i],
+									 RelationGetDescr(store->rel), &nulls[i]);
+		insert_index_entry(store, place, info, values, nulls, &tuple->t_self);
+	}
 }
 
-/* Kept for as long as the index is the same, if it is ours. */
-static IndexInfo *
-info_of(Relation index)
+static void
+insert_index_entry(Store *store, int place, IndexInfo *info, Datum *values, bool *nulls,
+				   ItemPointer tid)
 {
-	for (int i = 0; i < STORE_NOBJECTS; i++)
-	{
-		MemoryContext caller;
+	if (info->ii_ReadyForInserts)
+		(void) index_insert(store->indexes[place], values, nulls, tid, store->rel,
+							info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
+}
 
-		if (object_oids[i] != RelationGetRelid(index))
-			continue;
-		caller = MemoryContextSwitchTo(info_context);
-		if (index_infos[i] == NULL)
-			index_infos[i] = BuildIndexInfo(index);
-		MemoryContextSwitchTo(caller);
-		return index_infos[i];
+/*
+ * What our indexes are to have of a row, which is nowhere yet.
+ */
+WaitingKey
+store_key_of(const QueueRow *row)
+{
+	WaitingKey	key = {0};
+
+	key.customer = row->customer;
+	key.id = row->id;
+	key.keep = row->keep;
+	return key;
+}
+
+/*
+ * Enters a row of dt_waiting that is in the table into one of our two indexes.
+ */
+void
+store_insert_key(Store *waiting, int place, const WaitingKey *key)
+{
+	Datum		values[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS] = {false};
+	ItemPointerData tid = key->tid;
+	int			n = 0;
+
+	if (place == BY_CUSTOMER)
+	{
+		values[n++] = Int64GetDatum(key->customer);
+		values[n++] = BoolGetDatum(key->keep);
 	}
-	return BuildIndexInfo(index);
+	values[n] = Int64GetDatum(key->id);
+	insert_index_entry(waiting, place, object_index_info(waiting->indexes[place]), values, nulls, &tid);
 }
 
 /*
@@ -379,7 +246,15 @@ info_of(Relation index)
 void
 store_insert_waiting(Store *waiting, const QueueRow *row)
 {
-	store_insert(waiting, store_form_waiting(waiting, row));
+	HeapTuple	tuple = store_form_waiting(waiting, row);
+	WaitingKey	key = store_key_of(row);
+
+	simple_heap_insert(waiting->rel, tuple);
+	key.tid = tuple->t_self;
+	store_insert_key(waiting, BY_ID, &key);
+	store_insert_key(waiting, BY_CUSTOMER, &key);
+	store_insert_index_entries(waiting, BY_CUSTOMER + 1, tuple);
+	heap_freetuple(tuple);
 }
 
 /*
@@ -406,37 +281,6 @@ store_delete(Store *store, const ItemPointerData *tid, bool wait)
 	TM_FailureData failure;
 
 	return delete_tuple_at(store->rel, &place, GetCurrentCommandId(true), wait, &failure) == TM_Ok;
-}
-
-/*
- * Enters a row into the history, settled now.  "answer" and "error" may be NULL.
- */
-void
-store_insert_settled(Store *settled, const QueueRow *row, const char *state,
-					 Jsonb *answer, const char *error)
-{
-	Datum		values[SETTLED_NCOLUMNS];
-	bool		nulls[SETTLED_NCOLUMNS] = {false};
-
-	values[SETTLED_ID - 1] = Int64GetDatum(row->id);
-	values[SETTLED_ENQUEUED_AT - 1] = TimestampTzGetDatum(row->enqueued_at);
-	values[SETTLED_SETTLED_AT - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
-	values[SETTLED_ROLE - 1] = ObjectIdGetDatum(row->role);
-	values[SETTLED_ENQUEUED_BY - 1] = ObjectIdGetDatum(row->enqueued_by);
-	values[SETTLED_ATTEMPTS - 1] = Int32GetDatum(row->attempts);
-	values[SETTLED_HTTP_STATUS - 1] = Int32GetDatum(row->http_status);
-	nulls[SETTLED_HTTP_STATUS - 1] = row->http_status == 0;
-	set_text(values, nulls, SETTLED_STATE, state);
-	set_text(values, nulls, SETTLED_SERVER, row->server);
-	set_text(values, nulls, SETTLED_PHONE, row->phone);
-	set_text(values, nulls, SETTLED_WABA, row->waba);
-	values[SETTLED_TAGS - 1] = PointerGetDatum(row->tags);
-	values[SETTLED_FIELDS - 1] = PointerGetDatum(row->fields);
-	values[SETTLED_ANSWER - 1] = PointerGetDatum(answer);
-	nulls[SETTLED_ANSWER - 1] = answer == NULL;
-	set_text(values, nulls, SETTLED_ERROR, error);
-
-	store_insert(settled, heap_form_tuple(RelationGetDescr(settled->rel), values, nulls));
 }
 
 /*
@@ -469,7 +313,7 @@ store_find_waiting(Store *waiting, int64 id, QueueRow *row)
 {
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	bool		found = find_by_id(waiting, id, &scan, &tuple);
+	bool		found = store_find_by_id(waiting, id, &scan, &tuple);
 
 	if (found)
 		store_read_waiting(waiting, tuple, row);
@@ -478,44 +322,14 @@ store_find_waiting(Store *waiting, int64 id, QueueRow *row)
 }
 
 /*
- * The settled row with this id, and its state.
+ * The tuple with this id, of dt_waiting or of dt_settled.  The scan must be ended
+ * in any case.
  */
 bool
-store_find_settled(Store *settled, int64 id, QueueRow *row, char **state)
-{
-	Datum		values[SETTLED_NCOLUMNS];
-	bool		nulls[SETTLED_NCOLUMNS];
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		found = find_by_id(settled, id, &scan, &tuple);
-
-	memset(row, 0, sizeof(QueueRow));
-	if (found)
-	{
-		heap_deform_tuple(tuple, RelationGetDescr(settled->rel), values, nulls);
-		row->id = id;
-		row->enqueued_at = DatumGetTimestampTz(values[SETTLED_ENQUEUED_AT - 1]);
-		row->role = DatumGetObjectId(values[SETTLED_ROLE - 1]);
-		row->enqueued_by = DatumGetObjectId(values[SETTLED_ENQUEUED_BY - 1]);
-		row->server = read_text(values[SETTLED_SERVER - 1], false);
-		row->phone = read_text(values[SETTLED_PHONE - 1], false);
-		row->waba = read_text(values[SETTLED_WABA - 1], nulls[SETTLED_WABA - 1]);
-		row->tags = DatumGetArrayTypePCopy(values[SETTLED_TAGS - 1]);
-		row->fields = DatumGetArrayTypePCopy(values[SETTLED_FIELDS - 1]);
-		row->tid = tuple->t_self;
-		*state = read_text(values[SETTLED_STATE - 1], false);
-	}
-	store_end_scan(scan);
-	return found;
-}
-
-/* The scan must be ended in any case. */
-static bool
-find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple)
+store_find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple)
 {
 	ScanKeyData key;
 
-	StaticAssertStmt((int) WAITING_ID == (int) SETTLED_ID, "both keys are the first column");
 	ScanKeyInit(&key, WAITING_ID, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
 	*scan = store_scan(store, BY_ID, SnapshotSelf, 1, &key);
 	*tuple = store_next(*scan);
@@ -539,7 +353,7 @@ store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row)
 	row->customer = DatumGetInt64(values[WAITING_CUSTOMER - 1]);
 	row->role = DatumGetObjectId(values[WAITING_ROLE - 1]);
 	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
-	row->server = read_text(values[WAITING_SERVER - 1], false);
+	row->server = store_read_text(values[WAITING_SERVER - 1], false);
 }
 
 /*
@@ -566,12 +380,12 @@ store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
 		DatumGetInt32(values[WAITING_HTTP_STATUS - 1]);
 	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
 	row->alone = DatumGetBool(values[WAITING_ALONE - 1]);
-	row->server = read_text(values[WAITING_SERVER - 1], false);
-	row->phone = read_text(values[WAITING_PHONE - 1], false);
-	row->waba = read_text(values[WAITING_WABA - 1], nulls[WAITING_WABA - 1]);
+	row->server = store_read_text(values[WAITING_SERVER - 1], false);
+	row->phone = store_read_text(values[WAITING_PHONE - 1], false);
+	row->waba = store_read_text(values[WAITING_WABA - 1], nulls[WAITING_WABA - 1]);
 	row->tags = DatumGetArrayTypePCopy(values[WAITING_TAGS - 1]);
 	row->fields = DatumGetArrayTypePCopy(values[WAITING_FIELDS - 1]);
-	row->last_error = read_text(values[WAITING_LAST_ERROR - 1], nulls[WAITING_LAST_ERROR - 1]);
+	row->last_error = store_read_text(values[WAITING_LAST_ERROR - 1], nulls[WAITING_LAST_ERROR - 1]);
 	row->tid = tuple->t_self;
 	row->filenode = waiting->rel->rd_rel->relfilenode;
 }
@@ -598,14 +412,20 @@ store_is_still(Store *waiting, const QueueRow *row)
 	return still;
 }
 
-static char *
-read_text(Datum value, bool isnull)
+/*
+ * The text of a column, NULL where there is none.
+ */
+char *
+store_read_text(Datum value, bool isnull)
 {
 	return isnull ? NULL : TextDatumGetCString(value);
 }
 
-static void
-set_text(Datum *values, bool *nulls, int column, const char *string)
+/*
+ * Sets a column to a text, or to none where it is NULL.
+ */
+void
+store_set_text(Datum *values, bool *nulls, int column, const char *string)
 {
 	nulls[column - 1] = string == NULL;
 	if (string != NULL)
@@ -634,12 +454,12 @@ store_form_waiting(Store *waiting, const QueueRow *row)
 	nulls[WAITING_HTTP_STATUS - 1] = row->http_status == 0;
 	values[WAITING_KEEP - 1] = BoolGetDatum(row->keep);
 	values[WAITING_ALONE - 1] = BoolGetDatum(row->alone);
-	set_text(values, nulls, WAITING_SERVER, row->server);
-	set_text(values, nulls, WAITING_PHONE, row->phone);
-	set_text(values, nulls, WAITING_WABA, row->waba);
+	store_set_text(values, nulls, WAITING_SERVER, row->server);
+	store_set_text(values, nulls, WAITING_PHONE, row->phone);
+	store_set_text(values, nulls, WAITING_WABA, row->waba);
 	values[WAITING_TAGS - 1] = PointerGetDatum(row->tags);
 	values[WAITING_FIELDS - 1] = PointerGetDatum(row->fields);
-	set_text(values, nulls, WAITING_LAST_ERROR, row->last_error);
+	store_set_text(values, nulls, WAITING_LAST_ERROR, row->last_error);
 	return heap_form_tuple(RelationGetDescr(waiting->rel), values, nulls);
 }
 
@@ -666,48 +486,24 @@ store_count_waiting(Store *waiting)
 }
 
 /*
- * Deletes up to "limit" rows that were settled before a time, the oldest first,
- * and returns how many.  "from" is where the last call ended: the dead rows that
- * it has left are not walked over again.
- */
-int
-store_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)
-{
-	ScanKeyData keys[2];
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	int			npruned = 0;
-
-	ScanKeyInit(&keys[0], SETTLED_SETTLED_AT, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE,
-				TimestampTzGetDatum(*from));
-	ScanKeyInit(&keys[1], SETTLED_SETTLED_AT, BTLessStrategyNumber, F_TIMESTAMPTZ_LT,
-				TimestampTzGetDatum(before));
-	scan = store_scan(settled, BY_SETTLED_AT, SnapshotSelf, 2, keys);
-	while (npruned < limit && HeapTupleIsValid(tuple = store_next(scan)))
-	{
-		bool		isnull;
-
-		/* dt_retry() may be at it; then it is no longer ours. */
-		(void) store_delete(settled, &tuple->t_self, false);
-		*from = DatumGetTimestampTz(heap_getattr(tuple, SETTLED_SETTLED_AT,
-												 RelationGetDescr(settled->rel), &isnull));
-		npruned++;
-	}
-	store_end_scan(scan);
-	return npruned;
-}
-
-/*
  * What tells customers apart, as a number: those of different roles and servers
- * are different.  Two may have the same, in theory.
+ * are different.  Two with the same phone may have the same, in theory.
+ *
+ * The phone's digits come first, so that rows that are enqueued in the order of
+ * phones are in that of the index, too.
  */
 int64
 store_customer(const char *server, Oid role, const char *phone, const char *waba)
 {
-	uint64		hash = hash_text(server, role);
+	const char *digits = phone + (*phone == '+');
+	uint64		hash = hash_text(digits, hash_text(server, role));
+	uint64		number = 0;
 
-	hash = hash_text(phone + (*phone == '+'), hash);
-	return (int64) (waba ? hash_text(waba + (*waba == '+'), hash) : hash);
+	if (waba)
+		hash = hash_text(waba + (*waba == '+'), hash);
+	for (const char *digit = digits; *digit; digit++)
+		number = number * 10 + (*digit - '0');
+	return (int64) (number << CUSTOMER_HASH_BITS | (hash & ((1 << CUSTOMER_HASH_BITS) - 1)));
 }
 
 static uint64

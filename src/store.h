@@ -10,25 +10,11 @@
 
 #include "access/genam.h"
 #include "access/htup.h"
-#include "compat.h"
 #include "datatype/timestamp.h"
+#include "object.h"
+#include "utils/array.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
-
-/* What the extension owns in this database. */
-typedef enum StoreObject
-{
-	STORE_WAITING,
-	STORE_WAITING_ID,			/* the sequence of its ids */
-	STORE_WAITING_PKEY,			/* (id) */
-	STORE_WAITING_CUSTOMER,		/* (customer, keep, id) */
-	STORE_SETTLED,
-	STORE_SETTLED_PKEY,			/* (id) */
-	STORE_SETTLED_AT,			/* (settled_at) */
-	STORE_HOLD,
-	STORE_HOLD_PKEY,			/* (server, role) */
-	STORE_NOBJECTS
-} StoreObject;
 
 /* Places of the indexes in Store. */
 #define BY_ID 0					/* of dt_waiting and dt_settled */
@@ -60,33 +46,13 @@ typedef enum WaitingColumn
 	WAITING_NCOLUMNS = WAITING_LAST_ERROR
 } WaitingColumn;
 
-/* Columns of dt_settled. */
-typedef enum SettledColumn
-{
-	SETTLED_ID = 1,
-	SETTLED_ENQUEUED_AT,
-	SETTLED_SETTLED_AT,
-	SETTLED_ROLE,
-	SETTLED_ENQUEUED_BY,
-	SETTLED_ATTEMPTS,
-	SETTLED_HTTP_STATUS,
-	SETTLED_STATE,
-	SETTLED_SERVER,
-	SETTLED_PHONE,
-	SETTLED_WABA,
-	SETTLED_TAGS,
-	SETTLED_FIELDS,
-	SETTLED_ANSWER,
-	SETTLED_ERROR,
-	SETTLED_NCOLUMNS = SETTLED_ERROR
-} SettledColumn;
-
 /* A row of dt_waiting, or as much of it as dt_settled has. */
 typedef struct QueueRow
 {
 	int64		id;
-	int64		ord;			/* what keeps are compared with; of dt_retry()'s
-								 * keep, the id of what was put back */
+	int64		ord;			/* what keeps are compared with; of
+								 * dt_retry()'s keep, the id of what was put
+								 * back */
 	int64		xact;			/* FullTransactionId of its maker */
 	int64		customer;		/* see store_customer() */
 	TimestampTz enqueued_at;
@@ -107,10 +73,14 @@ typedef struct QueueRow
 	Oid			filenode;		/* in which file of the table */
 } QueueRow;
 
-/* States of a settled row. */
-#define STATE_DONE "done"
-#define STATE_FAILED "failed"
-#define STATE_CANCELLED "cancelled"
+/* What our indexes have of a row of dt_waiting. */
+typedef struct WaitingKey
+{
+	int64		customer;
+	int64		id;
+	ItemPointerData tid;		/* where the row is, once it is in the table */
+	bool		keep;
+} WaitingKey;
 
 /* A table that is open, with its indexes: ours first, and perhaps others. */
 typedef struct Store
@@ -120,34 +90,34 @@ typedef struct Store
 	int			nindexes;
 } Store;
 
-extern bool store_exists(void);
-extern bool store_lock(Oid *waiting);
 extern void store_open(Store *store, StoreObject table);
 extern void store_close(Store *store);
 
 extern int64 store_next_id(void);
 extern void store_insert(Store *store, HeapTuple tuple);
-extern void store_insert_index_entry(Store *store, int place, HeapTuple tuple);
+extern void store_insert_index_entries(Store *store, int from, HeapTuple tuple);
+extern WaitingKey store_key_of(const QueueRow *row);
+extern void store_insert_key(Store *waiting, int place, const WaitingKey *key);
 extern HeapTuple store_form_waiting(Store *waiting, const QueueRow *row);
 extern void store_insert_waiting(Store *waiting, const QueueRow *row);
 extern void store_update_waiting(Store *waiting, const QueueRow *row);
 extern bool store_delete(Store *store, const ItemPointerData *tid, bool wait);
-extern void store_insert_settled(Store *settled, const QueueRow *row, const char *state,
-								 Jsonb *answer, const char *error);
 
 extern SysScanDesc store_scan(Store *store, int index, Snapshot snapshot, int nkeys, ScanKey keys);
 extern HeapTuple store_next(SysScanDesc scan);
 extern void store_end_scan(SysScanDesc scan);
+extern bool store_find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple);
+extern char *store_read_text(Datum value, bool isnull);
+extern void store_set_text(Datum *values, bool *nulls, int column, const char *string);
+
 extern void store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row);
 extern void store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row);
 extern bool store_find_waiting(Store *waiting, int64 id, QueueRow *row);
-extern bool store_find_settled(Store *settled, int64 id, QueueRow *row, char **state);
 extern bool store_is_still(Store *waiting, const QueueRow *row);
 extern int64 store_customer(const char *server, Oid role, const char *phone,
 							const char *waba);
 extern bool store_is_same_customer(const QueueRow *row, const QueueRow *other);
 
 extern int64 store_count_waiting(Store *waiting);
-extern int	store_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit);
 
 #endif							/* DOUBLETICK_STORE_H */

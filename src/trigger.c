@@ -13,15 +13,20 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
-#include "catalog/pg_class.h"
+#include "catalog/pg_am.h"
 #include "change.h"
+#include "common/hashfn.h"
 #include "definition.h"
+#include "gains.h"
 #include "miscadmin.h"
 #include "statement.h"
 #include "utils/rel.h"
 
 static void row_fired(Definition *definition, const TriggerData *data);
-static bool is_ours(const TriggerData *data);
+static bool may_be_ours(const TriggerData *data);
+static void renumber(Definition *definition, const TriggerData *data, TupleTableSlot *old,
+					 TupleTableSlot *new);
+static uint32 row_number(const TriggerData *data, const TupleTableSlot *slot);
 static Removal *read_row(Definition *definition, TupleTableSlot *slot, Removal *row);
 
 PG_FUNCTION_INFO_V1(dt_remove_tags_custom_fields_trigger);
@@ -37,7 +42,7 @@ dt_remove_tags_custom_fields_trigger(PG_FUNCTION_ARGS)
 	TriggerData *data = (TriggerData *) fcinfo->context;
 	Definition *definition = definition_get(fcinfo);
 
-	definition->requester.enqueued_by = GetUserId();
+	definition->requester.enqueued_by = GetOuterUserId();
 	if (TRIGGER_FIRED_FOR_ROW(data->tg_event))
 		row_fired(definition, data);
 	else
@@ -53,6 +58,7 @@ row_fired(Definition *definition, const TriggerData *data)
 	TupleTableSlot *new = NULL;
 	Removal		had;
 	Removal		has;
+	Removal		lost;
 	Queue	   *queue;
 
 	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
@@ -63,23 +69,61 @@ row_fired(Definition *definition, const TriggerData *data)
 	{
 		new = data->tg_newslot;
 		if (columns_equal(&definition->columns, old, new))
+		{
+			if (gains_any() && may_be_ours(data))
+				renumber(definition, data, old, new);
 			return;
+		}
 	}
 	queue = queue_open(1);
-	change_row(queue, &definition->requester, read_row(definition, old, &had), read_row(definition, new, &has),
-			   old && is_ours(data));
+	change_row(queue, &definition->requester,
+			   read_row(definition, old, &had), row_number(data, old),
+			   read_row(definition, new, &has), row_number(data, new), &lost);
+	change_remove(queue, &definition->requester, &lost);
 	queue_close(queue);
 }
 
 /*
- * Has this transaction made the row as it was before?  A foreign table's rows do
- * not say.
+ * May this transaction have made the row as it was before?  Only a heap's rows
+ * say, those that COPY has frozen among them.
  */
 static bool
-is_ours(const TriggerData *data)
+may_be_ours(const TriggerData *data)
 {
-	return data->tg_relation->rd_rel->relkind == RELKIND_FOREIGN_TABLE ||
-		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(data->tg_trigtuple->t_data));
+	return data->tg_relation->rd_rel->relam != HEAP_TABLE_AM_OID ||
+		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetRawXmin(data->tg_trigtuple->t_data));
+}
+
+/* What a row has gained it has still, at another place. */
+static void
+renumber(Definition *definition, const TriggerData *data, TupleTableSlot *old,
+		 TupleTableSlot *new)
+{
+	Removal		names;
+
+	read_row(definition, old, &names);
+	if (names.phone == NULL)
+		return;
+	gains_take(&definition->requester, &names, row_number(data, old));
+	gains_add(&definition->requester, &names, row_number(data, new));
+}
+
+/*
+ * By its place, in a file: who rewrites the table gives its rows other places, and
+ * a gain whose row is not known any more had better stay.  A foreign table's rows
+ * have none.
+ */
+static uint32
+row_number(const TriggerData *data, const TupleTableSlot *slot)
+{
+	uint32		number;
+
+	if (slot == NULL || !ItemPointerIsValid(&slot->tts_tid))
+		return GAINS_ANY_ROW;
+	number = hash_bytes((const unsigned char *) &slot->tts_tid, sizeof(ItemPointerData));
+	number = hash_combine(number, RelationGetRelid(data->tg_relation));
+	number = hash_combine(number, data->tg_relation->rd_rel->relfilenode);
+	return Max(number, GAINS_ANY_ROW + 1);
 }
 
 static Removal *

@@ -20,25 +20,23 @@
 #include "catalog/pg_db_role_setting.h"
 #include "compat.h"
 #include "drain.h"
-#include "funcapi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "rate.h"
+#include "report.h"
 #include "settings.h"
 #include "shared.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
-#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
-#include "worker.h"
 
 /* Longest sleep, in ms: how soon it sees that it is in somebody's way. */
 #define LONGEST_SLEEP 250L
@@ -63,6 +61,7 @@ typedef struct Worker
 	int64		worked_at;		/* when there was last something to do */
 	int64		chores_at;		/* when to do what is not urgent */
 	int64		prune_at;
+	bool		sound;			/* has it been at work for long enough? */
 	bool		found;			/* has it found the extension? */
 	bool		exploring;		/* has it found nothing to do so far? */
 	char	   *settings;		/* what the database's settings came from */
@@ -70,35 +69,28 @@ typedef struct Worker
 	int64		warned_expired;
 } Worker;
 
-static void attach(Oid database);
+static void attach(Worker *worker);
 static void detach(int code, Datum arg);
+static void let_go(SharedDatabase *database);
 static void run(Worker *worker);
 static void do_chores(Worker *worker);
+static void note_sound(Worker *worker);
 static void wait_for_work(Worker *worker);
 static bool take_wake(Worker *worker);
 static bool is_idle_for_long(const Worker *worker);
 static bool try_to_leave(Worker *worker);
 static bool is_in_the_way(void);
-static char *database_settings(void);
+static char *database_settings(bool obey);
 static void make_way(Worker *worker, const char *why);
 static void finish(Worker *worker, int64 until);
 static void tell(Worker *worker, const char *state);
 static void warn_of_expired(Worker *worker);
-static void remember_error(void);
 static void begin_transaction(void);
 static void commit_transaction(void);
-static void xact_ended(XactEvent event, void *arg);
-static void wake_worker(void);
-static void note_prepared(void);
 
 PGDLLEXPORT void doubletick_worker_main(Datum arg);
 
-PG_FUNCTION_INFO_V1(dt_worker);
-
 static const DrainTransactions transactions = {begin_transaction, commit_transaction};
-
-/* Must the worker be woken when this transaction commits? */
-static bool wake_at_commit = false;
 
 /*
  * The worker's process.  Its argument is the database's OID.
@@ -113,8 +105,9 @@ doubletick_worker_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
 	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
+	lift_timeouts();
 	pgstat_report_appname("doubletick worker");
-	attach(MyDatabaseId);
+	attach(&worker);
 
 	worker.started_at = worker.worked_at = rate_clock();
 	PG_TRY();
@@ -123,7 +116,7 @@ doubletick_worker_main(Datum arg)
 	}
 	PG_CATCH();
 	{
-		remember_error();
+		report_error();
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
@@ -136,14 +129,13 @@ doubletick_worker_main(Datum arg)
  * this one is not needed.
  */
 static void
-attach(Oid oid)
+attach(Worker *worker)
 {
 	SharedDatabase *database;
 	bool		attached = false;
 
 	before_shmem_exit(detach, (Datum) 0);
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(oid, true);
+	database = shared_lock_database(MyDatabaseId, true);
 	if (database && database->proc == NULL)
 	{
 		database->proc = MyProc;
@@ -151,8 +143,17 @@ attach(Oid oid)
 		database->since = GetCurrentTimestamp();
 		database->left = false;
 		attached = true;
+
+		/* It looks at everything at once, and so needs no wake-up for that. */
+		worker->exploring = database->exploring;
+		if (worker->exploring)
+		{
+			database->wake = database->exploring = false;
+			if (shared->launcher)
+				SetLatch(&shared->launcher->procLatch);
+		}
 	}
-	LWLockRelease(shared->lock);
+	shared_unlock();
 	if (!attached)
 		proc_exit(0);
 }
@@ -160,19 +161,23 @@ attach(Oid oid)
 static void
 detach(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 {
-	SharedDatabase *database;
+	SharedDatabase *database = shared_lock_database(MyDatabaseId, false);
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(MyDatabaseId, false);
 	if (database && database->pid == MyProcPid)
-	{
-		database->proc = NULL;
-		database->pid = 0;
-		database->in_flight = 0;
-	}
+		let_go(database);
 	if (shared->launcher)
 		SetLatch(&shared->launcher->procLatch);
-	LWLockRelease(shared->lock);
+	shared_unlock();
+}
+
+/* From now on nobody sets our latch. */
+static void
+let_go(SharedDatabase *database)
+{
+	database->proc = NULL;
+	database->pid = 0;
+	database->in_flight = 0;
+	database->state[0] = '\0';
 }
 
 static void
@@ -219,7 +224,10 @@ run(Worker *worker)
 			}
 		}
 		if (is_idle_for_long(worker) && try_to_leave(worker))
+		{
+			warn_of_expired(worker);
 			return;
+		}
 		wait_for_work(worker);
 	}
 }
@@ -234,7 +242,7 @@ do_chores(Worker *worker)
 	if (is_in_the_way())
 		make_way(worker, "database is wanted by another session");
 
-	settings = database_settings();
+	settings = database_settings(worker->settings == NULL);
 	if (worker->settings && strcmp(worker->settings, settings) != 0)
 	{
 		finish(worker, PG_INT64_MAX);
@@ -244,6 +252,8 @@ do_chores(Worker *worker)
 		pfree(worker->settings);
 	worker->settings = settings;
 
+	if (!worker->sound && rate_clock() - worker->started_at > SOUND_AFTER)
+		note_sound(worker);
 	if (worker->drain == NULL)
 		return;
 	if (drain_in_flight(worker->drain) > 0)
@@ -253,6 +263,18 @@ do_chores(Worker *worker)
 		worker->prune_at = rate_clock() + PRUNE_INTERVAL;
 		warn_of_expired(worker);
 	}
+}
+
+/* What may go wrong from now on is something new. */
+static void
+note_sound(Worker *worker)
+{
+	SharedDatabase *database = shared_lock_database(MyDatabaseId, false);
+
+	if (database)
+		database->failures = 0;
+	shared_unlock();
+	worker->sound = true;
 }
 
 static void
@@ -270,27 +292,18 @@ wait_for_work(Worker *worker)
 	ResetLatch(MyLatch);
 }
 
-/*
- * Has somebody committed work since the last call?  Perhaps, if it is only that
- * the launcher wants to know.
- */
+/* Has somebody committed work since the last call? */
 static bool
 take_wake(Worker *worker)
 {
 	SharedDatabase *database;
 	bool		wake;
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(MyDatabaseId, false);
+	database = shared_lock_database(MyDatabaseId, false);
 	wake = database && database->wake;
 	if (wake)
-	{
-		worker->exploring = database->exploring;
-		if (database->exploring && shared->launcher)
-			SetLatch(&shared->launcher->procLatch);
-		database->wake = database->exploring = false;
-	}
-	LWLockRelease(shared->lock);
+		worker->exploring = database->wake = false;
+	shared_unlock();
 	return wake;
 }
 
@@ -319,19 +332,16 @@ try_to_leave(Worker *worker)
 	else
 		next = drain_next_due(worker->drain);
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(MyDatabaseId, false);
+	database = shared_lock_database(MyDatabaseId, false);
 	may_leave = database == NULL || !database->wake;
 	if (may_leave && database)
 	{
+		let_go(database);
 		database->left = true;
 		database->failures = 0;
-		database->proc = NULL;
-		database->pid = 0;
 		database->wake_at = next;
-		strlcpy(database->state, "", sizeof(database->state));
 	}
-	LWLockRelease(shared->lock);
+	shared_unlock();
 	return may_leave;
 }
 
@@ -354,10 +364,11 @@ is_in_the_way(void)
 /*
  * Where the database's own settings stand, as text that is another one after
  * each ALTER DATABASE ... SET: a session has them from its beginning, and no
- * news of them.
+ * news of them.  "obey" takes them over once more: they may have changed between
+ * that beginning and the first call.
  */
 static char *
-database_settings(void)
+database_settings(bool obey)
 {
 	Relation	rel;
 	ScanKeyData keys[1];
@@ -378,6 +389,8 @@ database_settings(void)
 					 ItemPointerGetOffsetNumber(&tuple->t_self));
 	}
 	systable_endscan(scan);
+	if (obey)
+		ApplySetting(NULL, MyDatabaseId, InvalidOid, rel, PGC_S_DATABASE);
 	table_close(rel, AccessShareLock);
 	commit_transaction();
 	return MemoryContextStrdup(TopMemoryContext, found);
@@ -391,30 +404,28 @@ static void
 make_way(Worker *worker, const char *why)
 {
 	SharedDatabase *database;
-	TimestampTz next_try;
+	int64		next_try;
 
 	if (why)
 	{
 		ereport(LOG, (errmsg("doubletick worker makes way: %s", why)));
 		finish(worker, rate_clock() + GRACE);
 	}
+	warn_of_expired(worker);
 
 	/* The next one would only wait until the database is dropped, say. */
-	next_try = GetCurrentTimestamp() + (is_in_the_way() ? USECS_PER_SEC : 0);
+	next_try = rate_clock() + (is_in_the_way() ? USECS_PER_SEC : 0);
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(MyDatabaseId, false);
+	database = shared_lock_database(MyDatabaseId, false);
 	if (database)
 	{
+		let_go(database);
 		database->left = true;
-		database->proc = NULL;
-		database->pid = 0;
 		/* Without a reason, only if somebody has just committed work. */
 		database->wake = database->wake || why != NULL;
 		database->next_try = next_try;
-		strlcpy(database->state, "", sizeof(database->state));
 	}
-	LWLockRelease(shared->lock);
+	shared_unlock();
 	proc_exit(0);
 }
 
@@ -434,58 +445,17 @@ finish(Worker *worker, int64 until)
 static void
 tell(Worker *worker, const char *state)
 {
-	int64		number = (int64) time(NULL) / SHARED_SPAN;
-	SharedDatabase *database;
-
 	pgstat_report_activity(STATE_RUNNING, state);
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(MyDatabaseId, false);
-	if (database)
-	{
-		SharedSpan *span = &database->spans[number % SHARED_NSPANS];
-
-		if (span->number != number)
-			memset(span, 0, sizeof(SharedSpan));
-		span->number = number;
-		strlcpy(database->state, state, sizeof(database->state));
-		if (worker->drain)
-		{
-			const Tally *tally = drain_tally(worker->drain);
-
-			span->sent += tally->sent - worker->told.sent;
-			span->failed += tally->failed - worker->told.failed;
-			worker->told = *tally;
-			database->in_flight = drain_in_flight(worker->drain);
-		}
-		if (rate_clock() - worker->started_at > SOUND_AFTER)
-			database->failures = 0;
-	}
-	LWLockRelease(shared->lock);
+	report_work(state, worker->drain, &worker->told);
 }
 
 static void
 warn_of_expired(Worker *worker)
 {
-	int64		nexpired = drain_tally(worker->drain)->expired;
+	int64		nexpired = worker->drain ? drain_tally(worker->drain)->expired : 0;
 
 	drain_warn_of_expired(nexpired - worker->warned_expired);
 	worker->warned_expired = nexpired;
-}
-
-/* For dt_status; the server's log has it, too. */
-static void
-remember_error(void)
-{
-	MemoryContext caller = MemoryContextSwitchTo(TopMemoryContext);
-	ErrorData  *error = CopyErrorData();
-	SharedDatabase *database;
-
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(MyDatabaseId, false);
-	if (database)
-		strlcpy(database->last_error, error->message, sizeof(database->last_error));
-	LWLockRelease(shared->lock);
-	MemoryContextSwitchTo(caller);
 }
 
 static void
@@ -501,125 +471,4 @@ commit_transaction(void)
 {
 	CommitTransactionCommand();
 	pgstat_report_stat(false);
-}
-
-/*
- * Wakes the worker of this database when the transaction commits.  A prepared
- * transaction's commit is somebody else's: see launcher.c.
- */
-void
-worker_wake_at_commit(void)
-{
-	static bool registered = false;
-
-	if (shared == NULL)
-		return;
-	if (!registered)
-		RegisterXactCallback(xact_ended, NULL);
-	registered = true;
-	wake_at_commit = true;
-}
-
-static void
-xact_ended(XactEvent event, void *arg pg_attribute_unused())
-{
-	if (!wake_at_commit)
-		return;
-	switch (event)
-	{
-		case XACT_EVENT_COMMIT:
-			wake_at_commit = false;
-			wake_worker();
-			break;
-		case XACT_EVENT_PREPARE:
-			wake_at_commit = false;
-			note_prepared();
-			break;
-		case XACT_EVENT_ABORT:
-			wake_at_commit = false;
-			break;
-		default:
-			break;
-	}
-}
-
-/* After the commit: no error may be raised here. */
-static void
-wake_worker(void)
-{
-	SharedDatabase *database;
-
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(MyDatabaseId, true);
-	if (database)
-	{
-		database->wake = true;
-		if (database->proc)
-			SetLatch(&database->proc->procLatch);
-		else if (shared->launcher)
-			SetLatch(&shared->launcher->procLatch);
-	}
-	LWLockRelease(shared->lock);
-}
-
-/* It may be committed before the launcher looks for it. */
-static void
-note_prepared(void)
-{
-	SharedDatabase *database;
-
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = shared_find_database(MyDatabaseId, true);
-	if (database)
-		database->has_prepared = true;
-	LWLockRelease(shared->lock);
-}
-
-/*
- * dt_worker() returns record (pid int, since timestamptz, state text,
- * in_flight int, sent_per_minute bigint, failed_per_minute bigint,
- * last_error text)
- *
- * The worker of this database; all null when it does not run.
- */
-Datum
-dt_worker(PG_FUNCTION_ARGS)
-{
-	Datum		values[7] = {0};
-	bool		nulls[7];
-	TupleDesc	tupdesc;
-	SharedDatabase database = {0};
-	int64		sent = 0;
-	int64		failed = 0;
-
-	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	if (shared)
-	{
-		SharedDatabase *found;
-
-		LWLockAcquire(shared->lock, LW_SHARED);
-		found = shared_find_database(MyDatabaseId, false);
-		if (found)
-			database = *found;
-		LWLockRelease(shared->lock);
-	}
-	for (int i = 0; i < SHARED_NSPANS; i++)
-	{
-		if (database.spans[i].number <= (int64) time(NULL) / SHARED_SPAN - SHARED_NSPANS)
-			continue;
-		sent += database.spans[i].sent;
-		failed += database.spans[i].failed;
-	}
-
-	memset(nulls, database.pid == 0, sizeof(nulls));
-	values[0] = Int32GetDatum(database.pid);
-	values[1] = TimestampTzGetDatum(database.since);
-	values[2] = CStringGetTextDatum(database.state);
-	values[3] = Int32GetDatum(database.in_flight);
-	values[4] = Int64GetDatum(sent);
-	values[5] = Int64GetDatum(failed);
-	values[6] = CStringGetTextDatum(database.last_error);
-	nulls[6] = database.last_error[0] == '\0';
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls)));
 }

@@ -181,19 +181,6 @@ sub retried
 	return;
 }
 
-# A keep as the trigger would enter it: names that the customer has again.
-sub keep
-{
-	my ($phone, $tags, $fields, $waba) = @_;
-	my $customer = "hashtextextended(ltrim('$phone', '+'), hashtextextended('doubletick', current_user::regrole::oid::bigint))";
-
-	$customer = "hashtextextended('" . $waba =~ s/^\+//r . "', $customer)" if defined $waba;
-	return 'INSERT INTO dt_waiting (id, ord, xact, customer, enqueued_at, due_at, role, enqueued_by, attempts, keep, alone, server, phone, waba, tags, fields)'
-	  . ' OVERRIDING SYSTEM VALUE'
-	  . " SELECT n, n, pg_current_xact_id()::text::bigint, $customer, now(), now(), current_user::regrole, current_user::regrole, 0, true, false, 'doubletick', '$phone', "
-	  . quote($waba) . ", '{$tags}', '{" . ($fields // '') . "}' FROM nextval('dt_waiting_id_seq') AS n";
-}
-
 sub nkeeps { return $calls->sql('SELECT count(*) FROM dt_waiting WHERE keep'); }
 
 sub kept

@@ -219,7 +219,7 @@ sub fails_in_the_middle
 	foreach my $table (qw(dt_settled dt_waiting))
 	{
 		my @phones = map { new_phone() } 1 .. 5;
-		$sb->rule($_, { delay_ms => 500, times => 1 }) foreach @phones;
+		$sb->rule($_, { delay_ms => 2000, times => 1 }) foreach @phones;
 		my @ids = map { $calls->sql(enqueue($_, ['lead'])) } @phones;
 		my $locker = $node->background_psql('postgres');
 		my ($session) = draining();

@@ -6,16 +6,14 @@
 # shows it (test/torture/trigger).
 #
 # The recomputation knows for each transaction the rows before and after it, and
-# how often each row was touched. For a customer and a name:
+# which rows were touched. For a customer and a name:
 #
 #   a row has it that had it not      it must not be removed
 #   fewer rows have it than before    it must be removed
 #   else                              nothing has changed for it
 #
-# What is left open is where rows of one customer meet that the trigger cannot
-# tell apart: a row that was touched, and has the name still, keeps it, but only
-# from removals that were entered before; and a row that the transaction has
-# touched before may use up what another has gained.
+# What is left open: a row that was touched, and has the name still, keeps it, but
+# only from removals that were entered before it was touched.
 
 use strict;
 use warnings;
@@ -113,13 +111,8 @@ sub recompute
 		my $gained = grep { !$had->{$_} } keys %$has;
 		my $fewer = keys %$has < keys %$had;
 		my $kept = grep { $had->{$_} && $touched->{$_} } keys %$has;
-		my $unclear = grep { ($touched->{$_} || 0) >= ($table->{level} eq 'statement' ? 1 : 2) } keys %$had;
 
-		if ($gained)
-		{
-			if ($unclear && ($fewer || $waiting->{$name})) { $waiting->{$name} = 'perhaps'; }
-			else { delete $waiting->{$name}; }
-		}
+		if ($gained) { delete $waiting->{$name}; }
 		elsif ($fewer) { $waiting->{$name} = $kept ? 'perhaps' : 'yes'; }
 		elsif ($waiting->{$name} && $kept) { $waiting->{$name} = 'perhaps'; }
 	}

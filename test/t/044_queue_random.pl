@@ -41,19 +41,6 @@ sub plus
 	return defined $number && rand() < 0.5 ? "+$number" : $number;
 }
 
-# A keep as the trigger would enter it: see 035_cancel.pl.
-sub keep
-{
-	my ($phone, $tags, $fields, $waba) = @_;
-	my $customer = "hashtextextended(ltrim('$phone', '+'), hashtextextended('doubletick', current_user::regrole::oid::bigint))";
-
-	$customer = "hashtextextended(ltrim('$waba', '+'), $customer)" if defined $waba;
-	return 'INSERT INTO dt_waiting (id, ord, xact, customer, enqueued_at, due_at, role, enqueued_by, attempts, keep, alone, server, phone, waba, tags, fields)'
-	  . " OVERRIDING SYSTEM VALUE SELECT n, n, pg_current_xact_id()::text::bigint, $customer, now(), now(),"
-	  . " current_user::regrole, current_user::regrole, 0, true, false, 'doubletick', '$phone', "
-	  . quote($waba) . ", '{" . join(',', @$tags) . "}', '{" . join(',', @$fields) . "}' FROM nextval('dt_waiting_id_seq') AS n";
-}
-
 # Something that a user may do, as SQL.
 sub step
 {
@@ -64,7 +51,7 @@ sub step
 
 	push @tags, one_of(@names) unless @tags || @fields;
 	return enqueue($customer[0], \@tags, \@fields, $customer[1]) if $what < 0.5;
-	return keep($customer[0], \@tags, \@fields, $customer[1]) if $what < 0.8;
+	return keep($customer[0], join(',', @tags), join(',', @fields), $customer[1]) if $what < 0.8;
 	return 'SELECT dt_cancel(id) FROM dt_queue ORDER BY (id * 7919) % 101 LIMIT 1' if $what < 0.87;
 	return "SELECT dt_retry(id) FROM dt_history WHERE state = 'failed' ORDER BY (id * 7919) % 101 LIMIT 1";
 }

@@ -29,7 +29,7 @@ use Exporter qw(import);
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT = qw($calls $sb $node open_door new_phone enqueue drain draining break_off received
+our @EXPORT = qw($calls $sb $node open_door new_phone enqueue keep drain draining break_off received
   is_received state_of sqlstate_of make_roles as);
 
 our ($calls, $sb, $node);
@@ -83,6 +83,29 @@ sub enqueue
 	my ($phone, $names, $fields, $waba) = @_;
 
 	return removal($phone, $names, $fields, $waba) =~ s/dt_remove/dt_enqueue_remove/r;
+}
+
+=pod
+
+=item keep(phone, tags, fields, waba)
+
+A keep as the trigger would enter it, of names with commas between them: names that
+the customer has again.
+
+=cut
+
+sub keep
+{
+	my ($phone, $tags, $fields, $waba) = @_;
+	my $digits = $phone =~ s/^\+//r;
+	my $hash = "hashtextextended('$digits', hashtextextended('doubletick', current_user::regrole::oid::bigint))";
+
+	$hash = "hashtextextended('" . $waba =~ s/^\+//r . "', $hash)" if defined $waba;
+	return 'INSERT INTO dt_waiting (id, ord, xact, customer, enqueued_at, due_at, role, enqueued_by, attempts, keep, alone, server, phone, waba, tags, fields)'
+	  . ' OVERRIDING SYSTEM VALUE'
+	  . " SELECT n, n, pg_current_xact_id()::text::bigint, ${digits}::bigint << 14 | ($hash & 16383), now(), now(),"
+	  . " current_user::regrole, current_user::regrole, 0, true, false, 'doubletick', '$phone', "
+	  . quote($waba) . ", '{$tags}', '{" . ($fields // '') . "}' FROM nextval('dt_waiting_id_seq') AS n";
 }
 
 =pod

@@ -1,0 +1,244 @@
+
+# What troubles the worker: administrators who end or cut short what runs,
+# settings that are not meant for it, and databases that are closed, half
+# dropped, or drained by somebody else.
+
+use strict;
+use warnings;
+
+use File::Basename qw(dirname);
+use IPC::Run ();
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time);
+
+use lib dirname(__FILE__);
+use Worker;
+
+my $calls = Worker->new(options => { timeout => '5min' }, conf => "autovacuum = off\n");
+my $node = $calls->node;
+my $sb = $calls->sandbox;
+
+# Launcher and worker end in one moment, so that neither sees what becomes of the
+# other.
+sub ended_together
+{
+	my $n = 0;
+
+	for my $how ('terminate', 'cancel')
+	{
+		$sb->rule(Worker::phone(++$n), { fault => 'hang', times => 1 });
+		$calls->sql(enqueue($how, $n));
+		eventually(sub { $calls->has_sent($how) }, "$how: a request hangs");
+		my $launcher = $calls->launcher;
+		$calls->sql("SELECT pg_${how}_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'doubletick%'");
+		eventually(sub { $calls->has_sent($how) == 2 }, "$how: what was out goes again, by another worker");
+		isnt($calls->launcher, $launcher, "$how: which another launcher has started");
+		eventually(sub { $calls->waiting eq '0' }, "$how: and is settled");
+	}
+	return;
+}
+
+# DROP DATABASE ends the worker before the launcher knows why.
+sub dropped_by_force
+{
+	$calls->sql('CREATE DATABASE forced');
+	$calls->set_up('forced', timeout => '5min');
+	$sb->rule(Worker::phone(3), { fault => 'hang', times => 1 });
+	$calls->sql(enqueue('forced', 3), database => 'forced');
+	eventually(sub { $calls->has_sent('forced') }, 'a request hangs');
+	my $begin = time;
+	$calls->sql('DROP DATABASE forced WITH (FORCE)');
+	cmp_ok(time - $begin, '<', 2, 'DROP DATABASE WITH (FORCE) while a request hangs');
+	$calls->sql(enqueue('after_forced'));
+	eventually(sub { $calls->has_sent('after_forced') }, 'the launcher goes on');
+	return;
+}
+
+# What is set for the sessions of a database, and is not meant for its worker.
+sub strict_settings
+{
+	$calls->sql('CREATE ROLE nobody');
+	$calls->sql('CREATE DATABASE strict');
+	$calls->set_up('strict');
+	my $session = $node->background_psql('strict');
+	$calls->sql("ALTER DATABASE strict SET $_") foreach "lock_timeout = '10ms'", "statement_timeout = '10ms'",
+	  "idle_in_transaction_session_timeout = '10ms'", 'default_transaction_read_only = on', "role = 'nobody'",
+	  "default_transaction_isolation = 'serializable'", 'default_transaction_deferrable = on', "search_path = 'nowhere'";
+	$session->query_safe(enqueue('strict'));
+	eventually(sub { $calls->has_sent('strict') && $session->query_safe('SELECT count(*) FROM dt_queue') eq '0' },
+		'strict settings do not keep the worker from its work');
+	my ($pid) = $calls->workers('strict');
+	$session->query_safe('BEGIN; LOCK TABLE dt_waiting');
+	eventually(sub { $calls->sql("SELECT count(*) FROM pg_locks WHERE pid = $pid AND clock_timestamp() - waitstart > '200ms'") eq '1' },
+		'it waits for a lock');
+	$session->query_safe(enqueue('locked') . '; COMMIT');
+	eventually(sub { $calls->has_sent('locked') }, 'and goes on when it gets it');
+	is(($calls->workers('strict'))[0], $pid, 'as the same process');
+	$session->quit;
+	$calls->sql('DROP DATABASE strict');
+	return;
+}
+
+# A switch that comes while a worker starts, which takes as long as
+# post_auth_delay says: it has read its settings by then.
+sub switched_off_at_start
+{
+	local $ENV{PGOPTIONS} = '-c post_auth_delay=0';
+
+	$calls->sql('CREATE DATABASE late');
+	$calls->set_up('late');
+	$calls->configure('post_auth_delay' => '2');
+	eventually(sub { $calls->sql("SELECT setting FROM pg_file_settings WHERE name = 'post_auth_delay' AND applied") eq '2' },
+		'workers start slowly');
+	$calls->sql(enqueue('late'), database => 'late');
+	eventually(sub { $calls->sql("SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_database'::regclass
+			AND objid = (SELECT oid FROM pg_database WHERE datname = 'late')") ne '0' }, 'one starts');
+	$calls->sql('ALTER DATABASE late SET doubletick.enabled = off');
+	is($calls->has_sent('late'), 0, 'its database is switched off before it sends anything');
+	eventually(sub { $calls->has_sent('late') || $calls->sql('SELECT count(*) FROM dt_hold', database => 'late') eq '1' },
+		'it finds what waits');
+	is($calls->has_sent('late'), 0, 'and obeys');
+	$calls->configure('post_auth_delay' => '0');
+	$calls->sql('DROP DATABASE late');
+	return;
+}
+
+# A DROP DATABASE that was broken off leaves one that nobody can connect to.
+sub half_dropped
+{
+	my $log = -s $node->logfile;
+
+	$calls->sql('CREATE DATABASE half');
+	$calls->set_up('half');
+	my $session = $node->background_psql('half');
+	$calls->sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half'");
+	$session->query_safe(enqueue('half'));
+	eventually(sub { slurp_file($node->logfile, $log) =~ /LOG:  queue of database \d+ waits, since the database takes no connections/ },
+		'a database that is half dropped takes no connections');
+	$session->quit;
+
+	# Nor is it looked at after a restart: a later one in pg_database has been.
+	$calls->sql('CREATE DATABASE whole');
+	$calls->set_up('whole');
+	$calls->configure('doubletick.enabled' => 'off');
+	eventually(sub { $calls->sql('SHOW doubletick.enabled') eq 'off' }, 'nothing leaves');
+	$calls->sql(enqueue('whole'), database => 'whole');
+	$calls->configure('doubletick.enabled' => 'on');
+	$node->restart;
+	eventually(sub { $calls->has_sent('whole') }, 'others are looked at');
+	unlike(slurp_file($node->logfile, $log), qr/FATAL:  cannot connect to invalid database/, 'no worker is sent there');
+	$calls->sql("DROP DATABASE $_") foreach 'half', 'whole';
+	return;
+}
+
+# After a start of the server each database is looked at, few at a time; those
+# that somebody else drains do not keep the others waiting.
+sub drained_by_others
+{
+	local $ENV{PGOPTIONS} = '-c post_auth_delay=0';
+	my @databases = map { "other$_" } 1 .. 3;
+
+	$sb->rule(Worker::phone(10), { fault => 'hang' });
+	$calls->configure('doubletick.enabled' => 'off');
+	eventually(sub { $calls->sql('SHOW doubletick.enabled') eq 'off' }, 'nothing leaves');
+	for my $database (@databases)
+	{
+		$calls->sql("CREATE DATABASE $database");
+		$calls->set_up($database, timeout => '5min');
+		$calls->sql(enqueue($database, $database eq 'other3' ? 11 : 10), database => $database);
+	}
+
+	# Sessions come first, for workers start slowly.
+	$calls->configure('post_auth_delay' => '2', 'doubletick.enabled' => 'on');
+	$node->restart;
+	my @sessions = map { $node->background_psql($_, on_error_stop => 0) } @databases[0, 1];
+	$_->query_until(qr/on its way/, "\\echo on its way\nCALL dt_process_queue();\n") foreach @sessions;
+	eventually(sub { $calls->has_sent('other1') && $calls->has_sent('other2') }, 'two databases are drained by sessions');
+	eventually(sub { $calls->workers('other1') && $calls->workers('other2') }, 'their workers wait');
+	eventually(sub { $calls->has_sent('other3') }, 'the third is looked at all the same');
+	$calls->sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL%'");
+	eventually(sub { $calls->has_sent('other1') == 2 && $calls->has_sent('other2') == 2 }, 'after the CALLs their workers go on');
+	$sb->clear_rules;
+	$calls->configure('post_auth_delay' => '0');
+	foreach my $session (@sessions)
+	{
+		$session->query('SELECT 1');
+		$session->{stderr} = '';
+		$session->quit;
+	}
+	return;
+}
+
+# An error's message may be longer than what is kept of it.
+sub long_error
+{
+	# An operator class that fails, but not for the only row of an index.
+	$calls->sql(<<'SQL');
+CREATE FUNCTION refuse(text, text) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
+	$$ BEGIN RAISE EXCEPTION 'a%', repeat(U&'\00fc', 300); END $$;
+CREATE OPERATOR CLASS refusing FOR TYPE text USING btree AS
+	OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >, FUNCTION 1 refuse(text, text);
+TRUNCATE dt_settled;
+CREATE INDEX refusing ON dt_settled (phone refusing);
+SQL
+	$calls->sql(enqueue('long_first', 21));
+	eventually(sub { $calls->has_sent('long_first') && $calls->waiting eq '0' }, 'one row is settled');
+	$calls->sql(enqueue('long_second', 22));
+	eventually(sub { $calls->sql('SELECT worker_error FROM dt_status') ne '' }, 'the next is not, which ends the worker');
+	is($calls->sql("SELECT worker_error = 'a' || repeat(U&'\\00fc', 127) FROM dt_status"), 't',
+		'its error is cut between two characters');
+	$calls->sql('DROP INDEX refusing');
+	eventually(sub { $calls->waiting eq '0' }, 'without the index it goes on');
+	return;
+}
+
+# A session without a postmaster has shared memory, but nobody to wake.
+sub single_user
+{
+	$node->stop;
+	enqueue_alone('single_user');
+	$node->start;
+	eventually(sub { $calls->has_sent('single_user') }, 'the next start sends it');
+	return;
+}
+
+sub enqueue_alone
+{
+	my ($tag, $database) = @_;
+	my $enqueue = enqueue($tag);
+	my ($out, $err) = ('', '');
+
+	ok(IPC::Run::run([ 'postgres', '--single', '-D', $node->data_dir, $database || 'postgres' ],
+			'<', \$enqueue, '>', \$out, '2>', \$err), "$tag: a single-user session enqueues") or diag($err);
+	return;
+}
+
+# What became too old while the server was down: the worker that finds it has
+# nothing else to do, and leaves at once.
+sub given_up
+{
+	my $log = -s $node->logfile;
+
+	$calls->sql('CREATE DATABASE aged');
+	$calls->set_up('aged', retry_for => '1ms');
+	$node->stop;
+	enqueue_alone('aged', 'aged');
+	$node->start;
+	eventually(sub { $calls->sql('SELECT state FROM dt_history', database => 'aged') eq 'failed' }, 'a removal is given up for its age');
+	eventually(sub { slurp_file($node->logfile, $log) =~ /WARNING:  gave up 1 removal for its age/ }, 'the log says so');
+	is($calls->has_sent('aged'), 0, 'it is not sent');
+	return;
+}
+
+ended_together();
+dropped_by_force();
+strict_settings();
+switched_off_at_start();
+half_dropped();
+drained_by_others();
+long_error();
+single_user();
+given_up();
+unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');
+done_testing;
