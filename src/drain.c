@@ -32,13 +32,6 @@
 /* Between two looks of one who is woken again and again, in µs. */
 #define WAKE_INTERVAL (2 * INT64CONST(1000))
 
-/*
- * Answers are settled when they are one of so many in flight, or when they do
- * not come closer than so, in µs (test/bench/queue).
- */
-#define SETTLE_PART 2
-#define DENSE INT64CONST(300)
-
 /* Memory kept for a transaction, in bytes. */
 #define TURN_MEMORY (128 * 1024)
 
@@ -47,8 +40,7 @@
 
 static void begin(Drain *drain);
 static void commit(Drain *drain);
-static void collect_answers(Drain *drain);
-static bool is_settling_worth_it(const Drain *drain);
+static bool collect_answers(Drain *drain);
 static bool settle_and_fill(Drain *drain);
 static void settle_answered(Fill *fill);
 static void land_settled(Drain *drain);
@@ -91,16 +83,22 @@ DrainState
 drain_turn(Drain *drain)
 {
 	int64		left = drain->fill_at - rate_clock();
+	bool		came;
 
 	left = Max(left, 0);		/* a macro, and a clock */
 	if (drain->nout > 0)
-		http_turn(drain->nanswered > 0 ? 1 : (int) (Min(left, LONGEST_WAIT) / 1000));
+		http_turn(drain->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
 	else if (drain->waits_for_turn)
 		rate_nap(Min(left, LONGEST_WAIT));
-	collect_answers(drain);
+	came = collect_answers(drain);
 
-	if (drain->nout == 0 || is_settling_worth_it(drain) ||
-		(drain->nanswered == 0 && rate_clock() >= drain->fill_at))
+	/*
+	 * A transaction costs much the same for one answer as for many, but while
+	 * answers wait their slots are empty: so they wait for others that are
+	 * there already, and for no more.
+	 */
+	if (drain->nout == 0 ||
+		(drain->nanswered > 0 ? !came : rate_clock() >= drain->fill_at))
 	{
 		if (!settle_and_fill(drain))
 			return DRAIN_GONE;
@@ -121,10 +119,10 @@ drain_finish(Drain *drain)
 	return drain_turn(drain);
 }
 
-static void
+/* True when there were any. */
+static bool
 collect_answers(Drain *drain)
 {
-	int64		now = rate_clock();
 	int			nbefore = drain->nanswered;
 	dlist_mutable_iter iter;
 
@@ -139,21 +137,7 @@ collect_answers(Drain *drain)
 		drain->nout--;
 		drain->nanswered++;
 	}
-	drain->is_dense = now - drain->answered_at < DENSE;
-	if (drain->nanswered > nbefore)
-		drain->answered_at = now;
-}
-
-/*
- * A transaction costs much the same for one answer as for many, but while
- * answers wait their slots are empty.  So: when a good part of the slots is, or
- * when the next answer is not likely to come at once.
- */
-static bool
-is_settling_worth_it(const Drain *drain)
-{
-	return drain->nanswered > 0 &&
-		(drain->nanswered * SETTLE_PART >= drain->nout + drain->nanswered || !drain->is_dense);
+	return drain->nanswered > nbefore;
 }
 
 /*

@@ -41,10 +41,11 @@ static List *add_runners(Horizon *horizon, List *list, int64 from, int64 to, int
 static bool is_running(Snapshot snapshot, TransactionId xid);
 static bool have_xact(List *runners, int64 xact);
 static int64 widen(TransactionId xid, int64 next);
-static void read_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps);
-static bool scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot,
+static void read_rows(Store *waiting, int64 customer, List **removals, List **keeps);
+static bool scan_rows(Store *waiting, int64 customer, Snapshot snapshot,
 					  bool keeps_only, List **removals, List **keeps);
-static void copy_customer(QueueRow *copy, const QueueRow *customer);
+static bool find_row(List *parts, int64 id, QueueRow *row);
+static List *only_of(List *parts, const QueueRow *customer);
 static void take_back(DuePart *part, List *keeps);
 static TimestampTz latest_due(List *parts);
 static void choose(List *live, Due *due);
@@ -233,21 +234,25 @@ widen(TransactionId xid, int64 next)
 }
 
 /*
- * Reads what waits for a customer, of which one row is given, and decides what
- * is to be done with it now: see Due.  "retry_for" is in ms.  All is allocated in
- * the current memory context.
+ * Reads what waits for a customer, of which one row's id is given, and decides
+ * what is to be done with it now: see Due.  False when that row is gone.
+ * "retry_for" is in ms.  All is allocated in the current memory context.
  */
-void
-due_read(Store *waiting, const QueueRow *customer, TimestampTz now, double retry_for, Due *due)
+bool
+due_read(Store *waiting, int64 id, int64 customer, TimestampTz now, double retry_for, Due *due)
 {
 	List	   *removals = NIL;
 	List	   *keeps = NIL;
 	List	   *live = NIL;
 	ListCell   *cell;
 
-	read_rows(waiting, customer, &removals, &keeps);
 	memset(due, 0, sizeof(Due));
-	copy_customer(&due->customer, customer);
+	read_rows(waiting, customer, &removals, &keeps);
+	if (!find_row(removals, id, &due->customer) && !find_row(keeps, id, &due->customer) &&
+		(list_length(removals) < MAX_REMOVALS || !store_find_waiting(waiting, id, &due->customer)))
+		return false;
+	removals = only_of(removals, &due->customer);
+	keeps = only_of(keeps, &due->customer);
 	due->has_keeps = keeps != NIL;
 	foreach(cell, removals)
 	{
@@ -268,15 +273,17 @@ due_read(Store *waiting, const QueueRow *customer, TimestampTz now, double retry
 		due->later = live;
 	else if (live != NIL)
 		choose(live, due);
+	return true;
 }
 
 /*
- * A customer's removals, the first of them, and its keeps, both in the order of
- * their ids.  The snapshot is taken here, after the customer's door: so what a
- * cancel has taken back is gone, and of a transaction all is seen or nothing.
+ * The removals of all customers with this number, the first of them, and their
+ * keeps, both in the order of their ids.  The snapshot is taken here, after the
+ * customer's door: so what a cancel has taken back is gone, and of a transaction
+ * all is seen or nothing.
  */
 static void
-read_rows(Store *waiting, const QueueRow *customer, List **removals, List **keeps)
+read_rows(Store *waiting, int64 customer, List **removals, List **keeps)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 
@@ -287,7 +294,7 @@ read_rows(Store *waiting, const QueueRow *customer, List **removals, List **keep
 
 /* Removals come before keeps.  False when there were too many of them. */
 static bool
-scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot, bool keeps_only,
+scan_rows(Store *waiting, int64 customer, Snapshot snapshot, bool keeps_only,
 		  List **removals, List **keeps)
 {
 	ScanKeyData keys[2];
@@ -296,7 +303,7 @@ scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot, bool keep
 	HeapTuple	tuple;
 
 	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
-				Int64GetDatum(customer->customer));
+				Int64GetDatum(customer));
 	ScanKeyInit(&keys[1], WAITING_KEEP, BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(true));
 	scan = store_scan(waiting, BY_CUSTOMER, snapshot, keeps_only ? 2 : 1, keys);
 	while (fits && HeapTupleIsValid(tuple = store_next(scan)))
@@ -304,8 +311,6 @@ scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot, bool keep
 		DuePart    *part = palloc(sizeof(DuePart));
 
 		store_read_waiting(waiting, tuple, &part->row);
-		if (!store_is_same_customer(&part->row, customer))
-			continue;
 		part->tags = names_of_array(part->row.tags, &part->ntags);
 		part->fields = names_of_array(part->row.fields, &part->nfields);
 		if (part->row.keep)
@@ -318,16 +323,35 @@ scan_rows(Store *waiting, const QueueRow *customer, Snapshot snapshot, bool keep
 	return fits;
 }
 
-/* What tells who it is: the row that was given may be gone before the request is. */
-static void
-copy_customer(QueueRow *copy, const QueueRow *customer)
+static bool
+find_row(List *parts, int64 id, QueueRow *row)
 {
-	*copy = *customer;
-	copy->server = pstrdup(customer->server);
-	copy->phone = pstrdup(customer->phone);
-	copy->waba = customer->waba ? pstrdup(customer->waba) : NULL;
-	copy->tags = copy->fields = NULL;
-	copy->last_error = NULL;
+	ListCell   *cell;
+
+	foreach(cell, parts)
+	{
+		const DuePart *part = lfirst(cell);
+
+		if (part->row.id != id)
+			continue;
+		*row = part->row;
+		return true;
+	}
+	return false;
+}
+
+/* Without those of another customer with the same number. */
+static List *
+only_of(List *parts, const QueueRow *customer)
+{
+	ListCell   *cell;
+
+	foreach(cell, parts)
+	{
+		if (!store_is_same_customer(&((DuePart *) lfirst(cell))->row, customer))
+			parts = foreach_delete_current(parts, cell);
+	}
+	return parts;
 }
 
 /* Takes out of a removal the names that later keeps have. */

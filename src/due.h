@@ -65,7 +65,7 @@ typedef struct Due
 
 extern bool due_discover(Store *waiting, Horizon *horizon, int limit,
 						 DueCallback callback, void *arg);
-extern void due_read(Store *waiting, const QueueRow *customer, TimestampTz now,
+extern bool due_read(Store *waiting, int64 id, int64 customer, TimestampTz now,
 					 double retry_for, Due *due);
 extern int64 due_forget_keeps(Store *waiting, const QueueRow *customer);
 

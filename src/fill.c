@@ -46,13 +46,15 @@ static void fill_lane(Fill *fill, Lane *lane);
 static void fill_room(Fill *fill, Lane *lane, const Account *account);
 static void fail_lane(Fill *fill, Lane *lane);
 static void expire_lane(Fill *fill, Lane *lane, double retry_for);
+static bool read_unsent(Fill *fill, Waiting place, QueueRow *row);
 static int	count_flights(const Drain *drain, const Lane *lane);
 static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 						  const char *definition);
-static bool is_put_off(const Fill *fill, const QueueRow *row);
+static bool send_due(Fill *fill, Lane *lane, Waiting place, const Due *due,
+					 const Account *account, const char *definition);
 static MemoryContext take_context(Drain *drain);
 static void put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due);
-static Flight *find_flight(Drain *drain, const QueueRow *row);
+static Flight *find_flight(Drain *drain, int64 customer);
 static void note_time(Drain *drain, int64 microseconds);
 static bool may_look(Drain *drain);
 static void look(Fill *fill);
@@ -111,6 +113,7 @@ fill_lane(Fill *fill, Lane *lane)
 
 	if (lane->nrows == 0 && next_due > fill->now)
 	{
+		lane->has_gone = false;
 		fill->hungry = fill->hungry || !lane->held;
 		if (next_due != DT_NOEND)
 			note_time(drain, next_due - fill->now);
@@ -207,23 +210,18 @@ fail_lane(Fill *fill, Lane *lane)
 	for (int i = 0; lane_pop(lane, DT_NOEND, &place); i++)
 	{
 		QueueRow	row;
-		Flight	   *flight;
 
-		CHECK_FOR_INTERRUPTS();
-		if (!store_find_waiting(&fill->waiting, place.id, &row))
+		if (!read_unsent(fill, place, &row))
 			continue;
-		flight = find_flight(drain, &row);
-		if (flight)
-			flight_note_again(flight, place);
-		else if (i == LOOKS_PER_FILL || !claim_pick(row.role, row.customer))
+		if (i >= LOOKS_PER_FILL || !claim_pick(row.role, row.customer))
 		{
 			/* The others can wait as well: nobody waits for them. */
 			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
-			drain->waits_for_turn = drain->waits_for_turn || i == LOOKS_PER_FILL;
-			note_time(drain, i == LOOKS_PER_FILL ? 0 : WITHHELD_INTERVAL);
+			drain->waits_for_turn = drain->waits_for_turn || i >= LOOKS_PER_FILL;
+			note_time(drain, i >= LOOKS_PER_FILL ? 0 : WITHHELD_INTERVAL);
 			return;
 		}
-		else if (row.keep)
+		if (row.keep)
 			(void) store_delete(&fill->waiting, &row.tid, true);
 		else
 			(void) settle_failed(&row, "role does not exist any more", &fill->waiting,
@@ -242,26 +240,36 @@ expire_lane(Fill *fill, Lane *lane, double retry_for)
 	for (int i = 0; i < LOOKS_PER_FILL && lane_pop(lane, fill->now, &place); i++)
 	{
 		QueueRow	row;
-		Flight	   *flight;
 
-		CHECK_FOR_INTERRUPTS();
-		if (!store_find_waiting(&fill->waiting, place.id, &row))
+		if (!read_unsent(fill, place, &row))
 			continue;
-		flight = find_flight(drain, &row);
-		if (flight)
-			flight_note_again(flight, place);
-		else if ((double) (fill->now - row.enqueued_at) / 1000 < retry_for)
+		if ((double) (fill->now - row.enqueued_at) / 1000 < retry_for)
 		{
 			lane_push_front(lane, place);
 			return;
 		}
-		else if (!claim_pick(row.role, row.customer))
+		if (!claim_pick(row.role, row.customer))
 			lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
 		else if (row.keep)
 			(void) store_delete(&fill->waiting, &row.tid, true);
 		else
 			settle_expired(&row, &fill->waiting, &fill->settled, &drain->tally);
 	}
+}
+
+/* False when the row is gone, or its customer has a request out. */
+static bool
+read_unsent(Fill *fill, Waiting place, QueueRow *row)
+{
+	Flight	   *flight;
+
+	CHECK_FOR_INTERRUPTS();
+	if (!store_find_waiting(&fill->waiting, place.id, row))
+		return false;
+	flight = find_flight(fill->drain, place.customer);
+	if (flight)
+		flight_note_again(flight, place);
+	return flight == NULL;
 }
 
 /* Of the lane's server, over all its lanes; of all servers without a lane. */
@@ -294,29 +302,25 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 	QueueRow	row;
 	Flight	   *flight;
 	Due			due;
+	bool		is_ready;
 
-	/* It may have gone with another row of its customer. */
-	if (!store_find_waiting(&fill->waiting, place.id, &row))
+	/* Else a customer's rows would be read for each that went with another. */
+	if (lane->has_gone && !store_find_waiting(&fill->waiting, place.id, &row))
 		return false;
-	if (row.keep && row.ord != row.id)
+
+	/* Its door is held since, and a customer with many rows is read but once. */
+	if (fill->put_off_until != DT_NOBEGIN && fill->put_off == place.customer)
 	{
-		/* dt_retry()'s news has been heard. */
-		(void) store_delete(&fill->waiting, &row.tid, false);
+		lane_push_later(lane, place, fill->put_off_until);
 		return false;
 	}
-	if (is_put_off(fill, &row))
-	{
-		if (!row.keep)
-			lane_push_later(lane, place, fill->put_off_until);
-		return false;
-	}
-	flight = find_flight(drain, &row);
+	flight = find_flight(drain, place.customer);
 	if (flight)
 	{
 		flight_note_again(flight, place);
 		return false;
 	}
-	if (!claim_pick(row.role, row.customer))
+	if (!claim_pick(lane->role, place.customer))
 	{
 		lane_push_later(lane, place, fill->now + WITHHELD_INTERVAL);
 		return false;
@@ -324,38 +328,49 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 
 	context = take_context(drain);
 	MemoryContextSwitchTo(context);
-	due_read(&fill->waiting, &row, fill->now, account->retry_for, &due);
-	settle_without_request(&due, &fill->waiting, &fill->settled, &drain->tally);
-	if (due.parts != NIL)
+	is_ready = due_read(&fill->waiting, place.id, place.customer, fill->now,
+						account->retry_for, &due) &&
+		send_due(fill, lane, place, &due, account, definition);
+	MemoryContextSwitchTo(drain->turn_context);
+	if (!is_ready)
+		fill_give_context(drain, context);
+	return is_ready;
+}
+
+/* The same, for what has been read in the memory context of a flight. */
+static bool
+send_due(Fill *fill, Lane *lane, Waiting place, const Due *due, const Account *account,
+		 const char *definition)
+{
+	Drain	   *drain = fill->drain;
+	Flight	   *flight;
+
+	if (due->customer.keep && due->customer.ord != due->customer.id)
 	{
-		flight = flight_make(context, lane, &due, account, definition);
+		/* dt_retry()'s news has been heard. */
+		(void) store_delete(&fill->waiting, &due->customer.tid, false);
+		return false;
+	}
+	settle_without_request(due, &fill->waiting, &fill->settled, &drain->tally);
+	if (due->parts != NIL)
+	{
+		flight = flight_make(CurrentMemoryContext, lane, due, account, definition);
 		claim_fly(flight->tag);
 		dlist_push_tail(&drain->ready, &flight->node);
 		lane->nflights++;
-		if (!row.keep)
+		if (!due->customer.keep)
 			flight_note_again(flight, place);
 	}
-	else if (due.later != NIL)
+	else if (due->later != NIL)
 	{
-		fill->put_off = row;
-		fill->put_off_until = due.due_at;
+		fill->put_off = due->customer.customer;
+		fill->put_off_until = due->due_at;
 	}
-	put_off_unsent(fill, lane, place, &due);
-	MemoryContextSwitchTo(drain->turn_context);
-	if (due.parts == NIL)
-		fill_give_context(drain, context);
-	return due.parts != NIL;
-}
-
-/*
- * Has the row's customer been found to be due later, in this transaction?  Its
- * door is held since, and a customer with many rows is read but once.
- */
-static bool
-is_put_off(const Fill *fill, const QueueRow *row)
-{
-	return fill->put_off_until != DT_NOBEGIN && fill->put_off.customer == row->customer &&
-		store_is_same_customer(&fill->put_off, row);
+	if (list_length(due->parts) + list_length(due->later) +
+		list_length(due->expired) + list_length(due->kept) > 1)
+		lane->has_gone = true;
+	put_off_unsent(fill, lane, place, due);
+	return due->parts != NIL;
 }
 
 /*
@@ -417,9 +432,12 @@ put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due)
 	}
 }
 
-/* The request of the row's customer that is not settled yet; NULL: none. */
+/*
+ * The request of a customer that is not settled yet; NULL: none.  Of two customers
+ * with one number, one waits for the other.
+ */
 static Flight *
-find_flight(Drain *drain, const QueueRow *row)
+find_flight(Drain *drain, int64 customer)
 {
 	dlist_head *lists[] = {&drain->out, &drain->answered, &drain->ready};
 
@@ -431,7 +449,7 @@ find_flight(Drain *drain, const QueueRow *row)
 		{
 			Flight	   *flight = dlist_container(Flight, node, iter.cur);
 
-			if (flight_is_of(flight, row))
+			if (flight->due.customer.customer == customer)
 				return flight;
 		}
 	}

@@ -35,8 +35,6 @@ struct Drain
 	int			nanswered;
 
 	/* Times are rate_clock()'s. */
-	int64		answered_at;	/* when the last answer came */
-	bool		is_dense;		/* did it come close after the one before? */
 	int64		look_at;		/* when to look for new rows again */
 	int64		looked_at;		/* when that was last done */
 	int64		fill_at;		/* when slots could be filled, even without an
@@ -56,7 +54,7 @@ typedef struct Fill
 	Store		settled;
 	bool		hungry;			/* could more have been sent? */
 	int			nfound;			/* rows found by the last look */
-	QueueRow	put_off;		/* the last customer found to be due later, */
+	int64		put_off;		/* the last customer found to be due later, */
 	TimestampTz put_off_until;	/* and when; DT_NOBEGIN: none */
 } Fill;
 

@@ -51,7 +51,7 @@ flight_make(MemoryContext context, Lane *lane, const Due *due, const Account *ac
 	flight->lane = lane;
 	flight->tag = claim_tag(&due->customer);
 	flight->due = *due;
-	flight->body = payload_utf8(payload_jsonb(&removal, account->waba_number), &flight->length);
+	flight->body = payload_utf8(&removal, account->waba_number, &flight->length);
 	flight->target = account_target(account);
 	flight->timeout = account->timeout;
 	flight->retry_for = account->retry_for;
@@ -122,17 +122,6 @@ flight_note_again(Flight *flight, Waiting place)
 	*again = place;
 	flight->again = lappend(flight->again, again);
 	MemoryContextSwitchTo(caller);
-}
-
-/*
- * Is it a request of this row's customer?
- */
-bool
-flight_is_of(const Flight *flight, const QueueRow *row)
-{
-	const QueueRow *own = &flight->due.customer;
-
-	return own->customer == row->customer && store_is_same_customer(own, row);
 }
 
 /*

@@ -52,7 +52,6 @@ typedef struct Tally
 extern Flight *flight_make(MemoryContext context, Lane *lane, const Due *due,
 						   const Account *account, const char *definition);
 extern void flight_note_again(Flight *flight, Waiting place);
-extern bool flight_is_of(const Flight *flight, const QueueRow *row);
 extern void flight_launch(Flight *flight);
 extern bool flight_is_over(Flight *flight);
 

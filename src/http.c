@@ -68,6 +68,7 @@ struct HttpTransfer
 	bool		running;		/* is it on the multi handle? */
 
 	/* What the handle is set up for; NULL when it is not. */
+	CURLU	   *url;
 	struct curl_slist *headers; /* the first is Authorization */
 	char	   *target;			/* malloc'd, see target_text() */
 
@@ -95,6 +96,7 @@ static void set_up_transfer(HttpTransfer *transfer, const HttpTarget *target);
 static char *target_text(const HttpTarget *target);
 static void set_fixed_options(HttpTransfer *transfer);
 static void set_target_options(HttpTransfer *transfer, const HttpTarget *target);
+static void set_url(HttpTransfer *transfer, const char *url);
 static void add_header(HttpTransfer *transfer, const char *line);
 static void set_ca_file(CURL *easy, const char *ca_file);
 static void forget_target(HttpTransfer *transfer);
@@ -128,7 +130,6 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 {
 	HttpGuard  *guard = palloc(sizeof(HttpGuard));
 	HttpTransfer *transfer;
-	sigset_t	saved;
 	CURLMcode	code;
 
 	set_up_process();
@@ -145,10 +146,8 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	transfer->sent_at = 0;
 	transfer->error[0] = '\0';
 
-	block_signals(&saved);
 	code = curl_multi_add_handle(multi, transfer->easy);
 	transfer->running = (code == CURLM_OK);
-	restore_signals(&saved);
 	check_multi(code, "curl_multi_add_handle");
 	added = true;
 	return transfer;
@@ -400,7 +399,7 @@ set_fixed_options(HttpTransfer *transfer)
 	SET_OPTION(easy, CURLOPT_CA_CACHE_TIMEOUT, CA_CACHE_TIMEOUT);
 }
 
-/* What the target decides.  libcurl copies strings, but not the header list. */
+/* What the target decides.  libcurl copies strings, but neither URL nor headers. */
 static void
 set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 {
@@ -415,11 +414,22 @@ set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 	SET_OPTION(easy, CURLOPT_HTTPHEADER, transfer->headers);
 	pfree(authorization);
 
-	SET_OPTION(easy, CURLOPT_URL, target->url);
+	set_url(transfer, target->url);
 	SET_OPTION(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) Max(target->connect_timeout, 1));
 	/* An empty string, unlike none, keeps the environment's proxies out. */
 	SET_OPTION(easy, CURLOPT_PROXY, target->proxy ? target->proxy : "");
 	set_ca_file(easy, target->ca_file);
+}
+
+/* Parsed once: libcurl would parse CURLOPT_URL anew for each request. */
+static void
+set_url(HttpTransfer *transfer, const char *url)
+{
+	transfer->url = curl_url();
+	if (transfer->url == NULL ||
+		curl_url_set(transfer->url, CURLUPART_URL, url, 0) == CURLUE_OUT_OF_MEMORY)
+		check_easy(CURLE_OUT_OF_MEMORY, "curl_url_set");
+	SET_OPTION(transfer->easy, CURLOPT_CURLU, transfer->url);
 }
 
 static void
@@ -457,6 +467,8 @@ set_ca_file(CURL *easy, const char *ca_file)
 static void
 forget_target(HttpTransfer *transfer)
 {
+	curl_url_cleanup(transfer->url);
+	transfer->url = NULL;
 	curl_slist_free_all(transfer->headers);
 	transfer->headers = NULL;
 	free(transfer->target);

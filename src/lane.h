@@ -34,6 +34,8 @@ typedef struct Lane
 	pairingheap *later;			/* rows not to be looked at before a time */
 	int64		nlater;
 
+	bool		has_gone;		/* may some of them have gone with others? */
+
 	/* Requests that are out, or whose answer is not yet settled. */
 	int			nflights;
 
