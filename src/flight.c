@@ -51,7 +51,7 @@ flight_make(MemoryContext context, Lane *lane, const Due *due, const Account *ac
 	flight->lane = lane;
 	flight->tag = claim_tag(&due->customer);
 	flight->due = *due;
-	flight->body = payload_utf8(&removal, account->waba_number, &flight->length);
+	flight->body = payload_utf8(payload_jsonb(&removal, account->waba_number), &flight->length);
 	flight->target = account_target(account);
 	flight->timeout = account->timeout;
 	flight->retry_for = account->retry_for;

@@ -18,19 +18,16 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "common/string.h"
-#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "names.h"
 #include "payload.h"
 #include "utils/builtins.h"
-#include "utils/json.h"
 
-static char *write_json(const Removal *removal, const char *default_waba);
-static void write_names(StringInfo json, const char **names, int nnames);
 static Fault *check_number(const char *what, text *number, const char **result);
 static Fault *check_array(const char *what, ArrayType *array, int *count);
 static Fault *read_names(const char *what, ArrayType *array,
 						 const char ***names, int *nnames, size_t *nbytes);
+static void push_names(JsonbBuild *build, const char **names, int nnames);
 
 /*
  * Checks the arguments and lays them out in "removal", whose strings are
@@ -81,67 +78,45 @@ payload_check(text *phone, ArrayType *tags, ArrayType *fields, text *waba,
 }
 
 /*
- * The request body (API.md, "Request") as it goes over the wire: JSON text in
- * UTF-8 (RFC 8259, section 8.1), "length" bytes of it.  payload_check() has made
- * sure that there is one.  "default_waba" stands in when the removal has no waba
- * of its own; NULL when there is no default.
+ * The request body (API.md, "Request").  "default_waba" stands in when the
+ * removal has no waba of its own; NULL when there is no default.
+ */
+Jsonb *
+payload_jsonb(const Removal *removal, const char *default_waba)
+{
+	const char *waba = removal->waba ? removal->waba : default_waba;
+	JsonbBuild	build = {0};
+
+	jsonb_push(&build, WJB_BEGIN_OBJECT, NULL);
+	jsonb_push_string(&build, WJB_KEY, "phone");
+	jsonb_push_string(&build, WJB_VALUE, removal->phone);
+	jsonb_push_string(&build, WJB_KEY, "tags");
+	push_names(&build, removal->tags, removal->ntags);
+	jsonb_push_string(&build, WJB_KEY, "customFields");
+	push_names(&build, removal->fields, removal->nfields);
+	if (waba)
+	{
+		jsonb_push_string(&build, WJB_KEY, "wabaNumber");
+		jsonb_push_string(&build, WJB_VALUE, waba);
+	}
+	jsonb_push(&build, WJB_END_OBJECT, NULL);
+	return JsonbValueToJsonb(build.result);
+}
+
+/*
+ * The body as it goes over the wire: JSON text in UTF-8 (RFC 8259, section
+ * 8.1), "length" bytes of it.  payload_check() has made sure that there is one.
  */
 char *
-payload_utf8(const Removal *removal, const char *default_waba, size_t *length)
+payload_utf8(Jsonb *payload, size_t *length)
 {
-	char	   *json = write_json(removal, default_waba);
+	char	   *json = JsonbToCString(NULL, &payload->root, VARSIZE(payload));
 
 	/* ASCII is UTF-8 already, also where the encoding has no conversion. */
 	if (!pg_is_ascii(json))
 		json = pg_server_to_any(json, strlen(json), PG_UTF8);
 	*length = strlen(json);
 	return json;
-}
-
-/*
- * The request body as jsonb, without a default waba.
- */
-Jsonb *
-payload_jsonb(const Removal *removal)
-{
-	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-											  CStringGetDatum(write_json(removal, NULL))));
-}
-
-/* Keys are in the order that jsonb has them in. */
-static char *
-write_json(const Removal *removal, const char *default_waba)
-{
-	const char *waba = removal->waba ? removal->waba : default_waba;
-	StringInfoData json;
-
-	initStringInfo(&json);
-	appendStringInfoString(&json, "{\"tags\": ");
-	write_names(&json, removal->tags, removal->ntags);
-	appendStringInfoString(&json, ", \"phone\": ");
-	escape_json(&json, removal->phone);
-	if (waba)
-	{
-		appendStringInfoString(&json, ", \"wabaNumber\": ");
-		escape_json(&json, waba);
-	}
-	appendStringInfoString(&json, ", \"customFields\": ");
-	write_names(&json, removal->fields, removal->nfields);
-	appendStringInfoChar(&json, '}');
-	return json.data;
-}
-
-static void
-write_names(StringInfo json, const char **names, int nnames)
-{
-	appendStringInfoChar(json, '[');
-	for (int i = 0; i < nnames; i++)
-	{
-		if (i > 0)
-			appendStringInfoString(json, ", ");
-		escape_json(json, names[i]);
-	}
-	appendStringInfoChar(json, ']');
 }
 
 /*
@@ -295,4 +270,13 @@ payload_has_utf8_form(const char *string, int length)
 											  utf8, length * MAX_CONVERSION_GROWTH + 1, true);
 	pfree(utf8);
 	return converted == length;
+}
+
+static void
+push_names(JsonbBuild *build, const char **names, int nnames)
+{
+	jsonb_push(build, WJB_BEGIN_ARRAY, NULL);
+	for (int i = 0; i < nnames; i++)
+		jsonb_push_string(build, WJB_ELEM, names[i]);
+	jsonb_push(build, WJB_END_ARRAY, NULL);
 }

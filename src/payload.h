@@ -42,8 +42,8 @@ typedef struct Removal
 
 extern Fault *payload_check(text *phone, ArrayType *tags, ArrayType *fields,
 							text *waba, Removal *removal);
-extern char *payload_utf8(const Removal *removal, const char *default_waba, size_t *length);
-extern Jsonb *payload_jsonb(const Removal *removal);
+extern Jsonb *payload_jsonb(const Removal *removal, const char *default_waba);
+extern char *payload_utf8(Jsonb *payload, size_t *length);
 extern bool payload_is_empty(const Removal *removal);
 extern bool payload_is_e164(const char *number);
 extern bool payload_has_utf8_form(const char *string, int length);

@@ -114,7 +114,7 @@ run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **), bo
 static Fault *
 build_payload(const Removal *removal, Jsonb **result)
 {
-	*result = payload_jsonb(removal);
+	*result = payload_jsonb(removal, NULL);
 	return NULL;
 }
 
@@ -188,7 +188,7 @@ send_once(const Removal *removal, const Account *account,
 		  int64 budget, Answer *answer, int64 *retry_after)
 {
 	size_t		length;
-	char	   *body = payload_utf8(removal, account->waba_number, &length);
+	char	   *body = payload_utf8(payload_jsonb(removal, account->waba_number), &length);
 	HttpTarget	target = account_target(account);
 	int64		claimed_at = rate_clock();
 	HttpTransfer *transfer = http_start(&target, body, length, (int) (budget / 1000));
