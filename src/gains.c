@@ -89,9 +89,13 @@ typedef struct Memory
 
 static Memory memory;
 
+/* Leaves some of a row's names, and returns how many. */
+typedef int (*Filter) (uint64 customer, const char **names, int nnames, uint32 row);
+
 static void start(void);
 static void add(uint64 customer, const char **names, int nnames, uint32 row);
 static Gain *find_or_make(uint64 key);
+static void filter(const Requester *requester, Removal *names, uint32 row, Filter leave);
 static int	take(uint64 customer, const char **names, int nnames, uint32 row);
 static bool take_one(Gain *gain, uint32 row);
 static void owe(uint64 customer, const char **names, int nnames);
@@ -230,14 +234,20 @@ find_or_make(uint64 key)
 void
 gains_take(const Requester *requester, Removal *names, uint32 row)
 {
+	Assert(gains_any());
+	filter(requester, names, row, take);
+}
+
+static void
+filter(const Requester *requester, Removal *names, uint32 row, Filter leave)
+{
 	uint64		customer;
 
-	Assert(gains_any());
 	if (payload_is_empty(names))
 		return;
 	customer = customer_key(requester, names);
-	names->ntags = take(customer, names->tags, names->ntags, row);
-	names->nfields = take(FIELDS_OF(customer), names->fields, names->nfields, row);
+	names->ntags = leave(customer, names->tags, names->ntags, row);
+	names->nfields = leave(FIELDS_OF(customer), names->fields, names->nfields, row);
 }
 
 static int
@@ -320,13 +330,8 @@ owe_one(Gain *gain)
 void
 gains_cover(const Requester *requester, Removal *lost, uint32 row)
 {
-	uint64		customer;
-
-	if (!gains_any() || payload_is_empty(lost))
-		return;
-	customer = customer_key(requester, lost);
-	lost->ntags = cover(customer, lost->tags, lost->ntags, row);
-	lost->nfields = cover(FIELDS_OF(customer), lost->fields, lost->nfields, row);
+	if (gains_any())
+		filter(requester, lost, row, cover);
 }
 
 static int
