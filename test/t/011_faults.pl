@@ -25,7 +25,7 @@ my $too_long = 60;
 
 # The usual server has the usual budget; these have less.
 $calls->server('brief', timeout => '400ms', base_url => $sb->http);
-$calls->server('brief_tls', timeout => '400ms');
+$calls->server('brief_tls', timeout => '800ms');
 
 # Tests one fault; what the sandbox has received is left in its journal.
 sub fault_ok

@@ -111,10 +111,10 @@ sub certificates
 
 	$calls->server('by_address', base_url => 'https://127.0.0.1:' . $sb->port('https'));
 	is(arrives('by_address', 'by address')->{listener}, 'https', 'by address: over TLS');
-	$calls->server('tls_to_plain', base_url => 'https://localhost:' . $sb->port('http'), timeout => '300ms');
+	$calls->server('tls_to_plain', base_url => 'https://localhost:' . $sb->port('http'), timeout => '600ms');
 	is_refused('tls_to_plain', 'TLS to who speaks none', qr/^could not (?:connect|establish TLS)/, vague => 1);
 
-	$calls->server('plain_to_tls', base_url => 'http://localhost:' . $sb->port('https'), timeout => '300ms');
+	$calls->server('plain_to_tls', base_url => 'http://localhost:' . $sb->port('https'), timeout => '600ms');
 	my ($got) = $calls->session('SET doubletick.server = plain_to_tls', removal($phone, ['lead']));
 	like($got->{sqlstate}, qr/^HV00[MN]$/, 'no TLS to who speaks it');
 
@@ -182,14 +182,14 @@ sub proxy
 	$calls->server('expired_by_proxy', proxy => $sb->http, base_url => $sb->url('expired'));
 	is_refused('expired_by_proxy', 'by proxy to an expired certificate', qr/^could not establish TLS with DoubleTick: .*expired/);
 
-	$calls->server('closed_proxy', proxy => $nowhere, timeout => '300ms');
+	$calls->server('closed_proxy', proxy => $nowhere, timeout => '600ms');
 	is_refused('closed_proxy', 'a closed proxy', qr/^could not connect to DoubleTick: /);
 	my $connects = $sb->stats->{connects};
 
 	# The sandbox's proxy answers 403 for other machines and so nobody is asked, and 502 for closed ports.
-	$calls->server('refusing_proxy', proxy => $sb->http, base_url => 'https://api.example.com', timeout => '300ms');
+	$calls->server('refusing_proxy', proxy => $sb->http, base_url => 'https://api.example.com', timeout => '600ms');
 	is_refused('refusing_proxy', 'a proxy that refuses', qr/^could not connect to DoubleTick: .*403/);
-	$calls->server('failing_proxy', proxy => $sb->http, base_url => 'https://localhost:' . closed_port(), timeout => '300ms');
+	$calls->server('failing_proxy', proxy => $sb->http, base_url => 'https://localhost:' . closed_port(), timeout => '600ms');
 	is_refused('failing_proxy', 'a proxy that fails', qr/^could not connect to DoubleTick: .*502/);
 	cmp_ok($sb->stats->{connects}, '>', 0, 'it was asked');
 
