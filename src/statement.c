@@ -10,8 +10,8 @@
  * trigger of a partition has dropped what moved there; then there are more old
  * ones.  Two in the same place that say the same are skipped, and of the others
  * what is lost is collected: only customers that have lost something, or for which
- * something may wait, take memory, about a quarter of a kilobyte each.  A second pass over the new rows takes out
- * what others have; it is saved where there are none.
+ * something may wait, take memory, about 200 bytes each.  A second pass over the
+ * new rows takes out what others have; it is saved where there are none.
  *
  * What rows have gained (gains.c) goes by their key, for a row in a transition
  * table has no place.  An UPDATE may give a row the key that another is about to
@@ -50,8 +50,8 @@ typedef struct Customer
 {
 	dlist_node	node;
 	Removal		lost;			/* names of each row, and then each once */
-	Removal		there;			/* what has been put by */
-	Removal		kept;
+	Removal    *there;			/* what has been put by; NULL: nothing */
+	Removal    *kept;			/* NULL: nothing */
 } Customer;
 
 typedef struct CustomerEntry
@@ -120,6 +120,8 @@ static Removal *read_row(Statement *statement, Rows *rows, Removal *row);
 static uint32 row_number(Statement *statement, Rows *rows);
 static Customer *customer_for(Statement *statement, const Removal *number, bool *is_first);
 static Customer *make_customer(const Removal *number);
+static void append_to(Statement *statement, const Customer *customer, Removal **names,
+					  const Removal *others);
 static void append(Statement *statement, Removal *names, const Removal *others);
 static void look_again(Statement *statement, Rows *new);
 static void take_out(Statement *statement, Customer *customer, const Removal *names);
@@ -354,7 +356,7 @@ add(Statement *statement, Rows *old, Rows *new)
 	{
 		Customer   *customer = customer_for(statement, &has, &is_first);
 
-		append(statement, &customer->kept, &has);
+		append_to(statement, customer, &customer->kept, &has);
 	}
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(statement->row_context);
@@ -428,6 +430,19 @@ make_customer(const Removal *number)
 	return customer;
 }
 
+/* To a list that few customers have. */
+static void
+append_to(Statement *statement, const Customer *customer, Removal **names, const Removal *others)
+{
+	if (*names == NULL)
+	{
+		*names = MemoryContextAllocZero(statement->customers_context, sizeof(Removal));
+		(*names)->phone = customer->lost.phone;
+		(*names)->waba = customer->lost.waba;
+	}
+	append(statement, *names, others);
+}
+
 static void
 append(Statement *statement, Removal *names, const Removal *others)
 {
@@ -471,7 +486,7 @@ take_out(Statement *statement, Customer *customer, const Removal *names)
 	if (customer->lost.ntags + customer->lost.nfields < MANY_NAMES)
 		subtract(statement, customer, names);
 	else
-		append(statement, &customer->there, names);
+		append_to(statement, customer, &customer->there, names);
 }
 
 /* Where what is there still was gained, a removal is owed when it goes. */
@@ -510,20 +525,18 @@ enter_customer(Statement *statement, Customer *customer)
 {
 	const Requester *requester = &statement->definition->requester;
 	Removal    *lost = &customer->lost;
-	Removal    *kept = &customer->kept;
+	Removal    *kept = customer->kept;
 
-	if (!payload_is_empty(kept))
+	if (kept)
 	{
-		kept->phone = lost->phone;
-		kept->waba = lost->waba;
 		kept->ntags = names_distinct(kept->tags, kept->ntags);
 		kept->nfields = names_distinct(kept->fields, kept->nfields);
 		change_keep(queue_of(statement), requester, kept);
 	}
 	lost->ntags = names_distinct(lost->tags, lost->ntags);
 	lost->nfields = names_distinct(lost->fields, lost->nfields);
-	if (!payload_is_empty(&customer->there))
-		subtract(statement, customer, &customer->there);
+	if (customer->there)
+		subtract(statement, customer, customer->there);
 	change_remove(queue_of(statement), requester, lost);
 }
 
