@@ -41,11 +41,12 @@ static List *add_runners(Horizon *horizon, List *list, int64 from, int64 to, int
 static bool is_running(Snapshot snapshot, TransactionId xid);
 static bool have_xact(List *runners, int64 xact);
 static int64 widen(TransactionId xid, int64 next);
-static void read_rows(Store *waiting, int64 customer, List **removals, List **keeps);
-static bool scan_rows(Store *waiting, int64 customer, Snapshot snapshot,
+static void read_rows(Store *waiting, int64 customer, const QueueRow *only,
+					  List **removals, List **keeps);
+static bool scan_rows(Store *waiting, int64 customer, const QueueRow *only, Snapshot snapshot,
 					  bool keeps_only, List **removals, List **keeps);
 static bool find_row(List *parts, int64 id, QueueRow *row);
-static List *only_of(List *parts, const QueueRow *customer);
+static bool have_other(List *parts, const QueueRow *customer);
 static void take_back(DuePart *part, List *keeps);
 static TimestampTz latest_due(List *parts);
 static void choose(List *live, Due *due);
@@ -247,12 +248,12 @@ due_read(Store *waiting, int64 id, int64 customer, TimestampTz now, double retry
 	ListCell   *cell;
 
 	memset(due, 0, sizeof(Due));
-	read_rows(waiting, customer, &removals, &keeps);
+	read_rows(waiting, customer, NULL, &removals, &keeps);
 	if (!find_row(removals, id, &due->customer) && !find_row(keeps, id, &due->customer) &&
 		(list_length(removals) < MAX_REMOVALS || !store_find_waiting(waiting, id, &due->customer)))
 		return false;
-	removals = only_of(removals, &due->customer);
-	keeps = only_of(keeps, &due->customer);
+	if (have_other(removals, &due->customer) || have_other(keeps, &due->customer))
+		read_rows(waiting, customer, &due->customer, &removals, &keeps);
 	due->has_keeps = keeps != NIL;
 	foreach(cell, removals)
 	{
@@ -277,25 +278,26 @@ due_read(Store *waiting, int64 id, int64 customer, TimestampTz now, double retry
 }
 
 /*
- * The removals of all customers with this number, the first of them, and their
- * keeps, both in the order of their ids.  The snapshot is taken here, after the
- * customer's door: so what a cancel has taken back is gone, and of a transaction
- * all is seen or nothing.
+ * The removals of customers with this number, or of just one of them, the first
+ * ones, and the keeps, both in the order of their ids.  The snapshot is taken here,
+ * after the customer's door: so what a cancel has taken back is gone, and of a
+ * transaction all is seen or nothing.
  */
 static void
-read_rows(Store *waiting, int64 customer, List **removals, List **keeps)
+read_rows(Store *waiting, int64 customer, const QueueRow *only, List **removals, List **keeps)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 
-	if (!scan_rows(waiting, customer, snapshot, false, removals, keeps))
-		(void) scan_rows(waiting, customer, snapshot, true, removals, keeps);
+	*removals = *keeps = NIL;
+	if (!scan_rows(waiting, customer, only, snapshot, false, removals, keeps))
+		(void) scan_rows(waiting, customer, only, snapshot, true, removals, keeps);
 	UnregisterSnapshot(snapshot);
 }
 
 /* Removals come before keeps.  False when there were too many of them. */
 static bool
-scan_rows(Store *waiting, int64 customer, Snapshot snapshot, bool keeps_only,
-		  List **removals, List **keeps)
+scan_rows(Store *waiting, int64 customer, const QueueRow *only, Snapshot snapshot,
+		  bool keeps_only, List **removals, List **keeps)
 {
 	ScanKeyData keys[2];
 	SysScanDesc scan;
@@ -311,6 +313,8 @@ scan_rows(Store *waiting, int64 customer, Snapshot snapshot, bool keeps_only,
 		DuePart    *part = palloc(sizeof(DuePart));
 
 		store_read_waiting(waiting, tuple, &part->row);
+		if (only && !store_is_same_customer(&part->row, only))
+			continue;
 		part->tags = names_of_array(part->row.tags, &part->ntags);
 		part->fields = names_of_array(part->row.fields, &part->nfields);
 		if (part->row.keep)
@@ -340,18 +344,18 @@ find_row(List *parts, int64 id, QueueRow *row)
 	return false;
 }
 
-/* Without those of another customer with the same number. */
-static List *
-only_of(List *parts, const QueueRow *customer)
+/* Of another customer, with the same number? */
+static bool
+have_other(List *parts, const QueueRow *customer)
 {
 	ListCell   *cell;
 
 	foreach(cell, parts)
 	{
 		if (!store_is_same_customer(&((DuePart *) lfirst(cell))->row, customer))
-			parts = foreach_delete_current(parts, cell);
+			return true;
 	}
-	return parts;
+	return false;
 }
 
 /* Takes out of a removal the names that later keeps have. */

@@ -52,6 +52,8 @@ static bool send_customer(Fill *fill, Lane *lane, Waiting place, const Account *
 						  const char *definition);
 static bool send_due(Fill *fill, Lane *lane, Waiting place, const Due *due,
 					 const Account *account, const char *definition);
+static bool is_put_off(Fill *fill, Waiting place);
+static void put_off(Fill *fill, const Due *due);
 static MemoryContext take_context(Drain *drain);
 static void put_off_unsent(Fill *fill, Lane *lane, Waiting place, const Due *due);
 static Flight *find_flight(Drain *drain, int64 customer);
@@ -308,8 +310,7 @@ send_customer(Fill *fill, Lane *lane, Waiting place, const Account *account,
 	if (lane->has_gone && !store_find_waiting(&fill->waiting, place.id, &row))
 		return false;
 
-	/* Its door is held since, and a customer with many rows is read but once. */
-	if (fill->put_off_until != DT_NOBEGIN && fill->put_off == place.customer)
+	if (is_put_off(fill, place))
 	{
 		lane_push_later(lane, place, fill->put_off_until);
 		return false;
@@ -362,15 +363,39 @@ send_due(Fill *fill, Lane *lane, Waiting place, const Due *due, const Account *a
 			flight_note_again(flight, place);
 	}
 	else if (due->later != NIL)
-	{
-		fill->put_off = due->customer.customer;
-		fill->put_off_until = due->due_at;
-	}
+		put_off(fill, due);
 	if (list_length(due->parts) + list_length(due->later) +
 		list_length(due->expired) + list_length(due->kept) > 1)
 		lane->has_gone = true;
 	put_off_unsent(fill, lane, place, due);
 	return due->parts != NIL;
+}
+
+/*
+ * Has the row's customer been found to be due later, in this transaction?  Its
+ * door is held since, and a customer with many rows is read but once.
+ */
+static bool
+is_put_off(Fill *fill, Waiting place)
+{
+	QueueRow	row;
+
+	return fill->put_off_until != DT_NOBEGIN && fill->put_off.customer == place.customer &&
+		store_find_waiting(&fill->waiting, place.id, &row) &&
+		store_is_same_customer(&fill->put_off, &row);
+}
+
+static void
+put_off(Fill *fill, const Due *due)
+{
+	MemoryContext caller = MemoryContextSwitchTo(fill->drain->turn_context);
+
+	fill->put_off = due->customer;
+	fill->put_off.server = pstrdup(due->customer.server);
+	fill->put_off.phone = pstrdup(due->customer.phone);
+	fill->put_off.waba = due->customer.waba ? pstrdup(due->customer.waba) : NULL;
+	fill->put_off_until = due->due_at;
+	MemoryContextSwitchTo(caller);
 }
 
 /*

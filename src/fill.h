@@ -54,7 +54,7 @@ typedef struct Fill
 	Store		settled;
 	bool		hungry;			/* could more have been sent? */
 	int			nfound;			/* rows found by the last look */
-	int64		put_off;		/* the last customer found to be due later, */
+	QueueRow	put_off;		/* the last customer found to be due later, */
 	TimestampTz put_off_until;	/* and when; DT_NOBEGIN: none */
 } Fill;
 

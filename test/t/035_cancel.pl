@@ -279,10 +279,50 @@ sub kept
 	return;
 }
 
+# Two customers with one number: of one phone, and of WABA numbers whose hashes meet.
+sub one_number
+{
+	my $phone = new_phone();
+	my $waba = '919812345678';
+	my $hash = "hashtextextended(%s, hashtextextended('$phone', hashtextextended('doubletick', current_user::regrole::oid::bigint))) & 16383";
+	my $other = $calls->sql(sprintf("SELECT n FROM generate_series(919800000000, 919800300000) AS n WHERE $hash = $hash LIMIT 1", 'n::text', "'$waba'"));
+	my $sent = sub { return join ' ', map { "$_->{body}{wabaNumber}:" . join ',', @{ $_->{body}{tags} } }
+		  grep { $_->{body}{phone} eq $phone } @{ $sb->journal } };
+
+	$sb->rule($phone, { delay_ms => 200, times => 1 });
+	$calls->sql(enqueue($phone, ['a'], undef, $waba));
+	$calls->sql(enqueue($phone, ['b'], undef, $other));
+	is($calls->sql("SELECT count(*), count(DISTINCT customer) FROM dt_waiting"), '2|1', 'two customers have one number');
+	$calls->sql(keep($phone, 'b', '', $waba));
+	$calls->sql(keep($phone, 'a', '', $other));
+	is($calls->sql("SELECT string_agg(tags::text, ' ' ORDER BY id) FROM dt_queue"), '{a} {b}', 'they keep nothing for each other');
+	drain();
+	is($sent->(), "$waba:a $other:b", 'each is sent its own');
+	is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', 'and nothing is left');
+
+	$sb->clear_journal;
+	$sb->rule($phone, { status => 503, retry_after => '3000', times => 1 });
+	$calls->sql(enqueue($phone, ['c'], undef, $waba));
+	drain();
+	$calls->sql(enqueue($phone, ['d'], undef, $waba));
+	$calls->sql(enqueue($phone, ['e'], undef, $other));
+	drain();
+	is($sent->(), "$waba:c $other:e", 'while one backs off, the other does not');
+
+	# More rows of the one than are read at a time.
+	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('$phone', ARRAY['f'], waba => '$waba')) FROM generate_series(1, 1500)");
+	$calls->sql(enqueue($phone, ['g'], undef, $other));
+	drain();
+	is($sent->(), "$waba:c $other:e $other:g", 'nor does it where the one has very many');
+	$calls->sql('TRUNCATE dt_waiting');
+	return;
+}
+
 make_roles();
 cancelled();
 cancel_undecided();
 cancel_in_bulk();
 retried();
 kept();
+one_number();
 done_testing;
