@@ -83,8 +83,8 @@ typedef struct Memory
 	size_t		nundos;
 	size_t		undos_capacity;
 	Level	   *levels;			/* the innermost last */
-	int			nlevels;
-	int			levels_capacity;
+	size_t		nlevels;
+	size_t		levels_capacity;
 } Memory;
 
 static Memory memory;
@@ -107,6 +107,7 @@ static uint64 name_key(uint64 customer, const char *name);
 static uint64 row_key(uint64 key, uint32 row);
 static uint64 hash_number(const char *number, uint64 seed);
 static void note_undo(const Gain *gain);
+static void *grow(void *list, size_t *capacity, size_t size);
 static void push_level(SubTransactionId id);
 static void end_transaction(XactEvent event, void *arg);
 static void end_subtransaction(SubXactEvent event, SubTransactionId id,
@@ -407,19 +408,24 @@ note_undo(const Gain *gain)
 	if (memory.nlevels == 0 || memory.levels[memory.nlevels - 1].id != id)
 		push_level(id);
 	if (memory.nundos == memory.undos_capacity)
-	{
-		size_t		capacity = Max(2 * memory.undos_capacity, 64);
-
-		memory.undos = memory.undos == NULL ?
-			MemoryContextAlloc(memory.context, sizeof(Undo) * capacity) :
-			repalloc_huge(memory.undos, sizeof(Undo) * capacity);
-		memory.undos_capacity = capacity;
-	}
+		memory.undos = grow(memory.undos, &memory.undos_capacity, sizeof(Undo));
 	last = &memory.undos[memory.nundos++];
 	last->key = gain->key;
 	last->count = gain->count;
 	last->row = gain->row;
 	last->owed = gain->owed;
+}
+
+/* A longer list, NULL at first; when memory runs out, the old one stays. */
+static void *
+grow(void *list, size_t *capacity, size_t size)
+{
+	size_t		longer = Max(2 * *capacity, 16);
+
+	list = list == NULL ? MemoryContextAlloc(memory.context, size * longer) :
+		repalloc_huge(list, size * longer);
+	*capacity = longer;
+	return list;
 }
 
 static void
@@ -428,14 +434,7 @@ push_level(SubTransactionId id)
 	Level	   *level;
 
 	if (memory.nlevels == memory.levels_capacity)
-	{
-		int			capacity = Max(2 * memory.levels_capacity, 8);
-
-		memory.levels = memory.levels == NULL ?
-			MemoryContextAlloc(memory.context, sizeof(Level) * capacity) :
-			repalloc(memory.levels, sizeof(Level) * capacity);
-		memory.levels_capacity = capacity;
-	}
+		memory.levels = grow(memory.levels, &memory.levels_capacity, sizeof(Level));
 	level = &memory.levels[memory.nlevels++];
 	level->id = id;
 	level->start = memory.nundos;

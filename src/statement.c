@@ -107,9 +107,7 @@ static void update(Statement *statement, Rows *old, Rows *new);
 static void add_pairs(Statement *statement, Rows *old, Rows *new);
 static void settle_numbers(Statement *statement, Rows *old, Rows *new);
 static bool is_same_row(Statement *statement, Rows *old, Rows *new);
-static void delete(Statement *statement, Rows *old);
-static void insert(Statement *statement, Rows *new);
-static void enter_portion(Statement *statement);
+static void enter_in_portions(Statement *statement, Rows *old, Rows *new);
 static Rows rows_open(const TriggerData *data, Tuplestorestate *store);
 static bool rows_next(Rows *rows);
 static void rows_rewind(Rows *rows);
@@ -148,9 +146,9 @@ statement_fired(Definition *definition, const TriggerData *data)
 	start(&statement, definition,
 		  tuplestore_tuple_count(data->tg_oldtable ? data->tg_oldtable : data->tg_newtable));
 	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
-		insert(&statement, &new);
+		enter_in_portions(&statement, NULL, &new);
 	else if (TRIGGER_FIRED_BY_DELETE(data->tg_event))
-		delete(&statement, &old);
+		enter_in_portions(&statement, &old, NULL);
 	else
 		update(&statement, &old, &new);
 	finish(&statement);
@@ -258,36 +256,23 @@ is_same_row(Statement *statement, Rows *old, Rows *new)
 		(!gains_any() || row_number(statement, old) == row_number(statement, new));
 }
 
+/*
+ * Of an INSERT or a DELETE, which has but one of the tables.  What two portions
+ * have is removed once anyway, and to keep twice does no harm.
+ */
 static void
-delete(Statement *statement, Rows *old)
+enter_in_portions(Statement *statement, Rows *old, Rows *new)
 {
-	while (rows_next(old))
+	while (rows_next(old ? old : new))
 	{
-		add(statement, old, NULL);
-		enter_portion(statement);
+		add(statement, old, new);
+		if (MemoryContextMemAllocated(statement->customers_context, true) >= MOST_MEMORY)
+		{
+			enter(statement);
+			forget(statement);
+		}
 	}
 	enter(statement);
-}
-
-static void
-insert(Statement *statement, Rows *new)
-{
-	while (rows_next(new))
-	{
-		add(statement, NULL, new);
-		enter_portion(statement);
-	}
-	enter(statement);
-}
-
-/* What two portions have is removed once anyway, and to keep twice does no harm. */
-static void
-enter_portion(Statement *statement)
-{
-	if (MemoryContextMemAllocated(statement->customers_context, true) < MOST_MEMORY)
-		return;
-	enter(statement);
-	forget(statement);
 }
 
 /* Other triggers read the same table, each from a place of its own. */
