@@ -19,6 +19,7 @@ typedef struct DueRow
 	int			ntags;
 	const char **fields;
 	int			nfields;
+	bool		is_settled;		/* see settle_request() */
 } DueRow;
 
 /* What is to be done for one customer.  Each waiting removal is in one list. */

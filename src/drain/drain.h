@@ -17,13 +17,14 @@
 typedef struct Drain Drain;
 
 /*
- * How the caller starts and commits transactions.  While requests are out there
- * is no transaction, or one that has done nothing.
+ * How the caller starts and ends transactions.  While requests are out there is
+ * no transaction, or one that has done nothing.
  */
 typedef struct DrainTransactions
 {
 	void		(*begin) (void);
 	void		(*commit) (void);
+	void		(*abort) (void);	/* after an error */
 } DrainTransactions;
 
 /* What came of a turn. */

@@ -46,6 +46,7 @@ static void place_unsent(Turn *turn, Lane *lane, Position position, const Due *d
 static bool is_deferred(Turn *turn, Position position);
 static void defer_customer(Turn *turn, const Due *due);
 static bool settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error);
+static bool take_position(Turn *turn, TimestampTz until, Position *position);
 static bool read_unsent(Turn *turn, Position position, QueueRow *row);
 
 /*
@@ -60,8 +61,11 @@ send_from_lanes(Turn *turn)
 	while (turn->nrows_left > 0 && requests_in_flight(turn->requests) < http_capacity() &&
 		   (lane = schedule_next_lane(turn->schedule, turn->clock)) != NULL)
 	{
-		int64		next_at = serve_lane(turn, lane);
+		int64		next_at;
 
+		turn->lane = lane;
+		next_at = serve_lane(turn, lane);
+		turn->lane = NULL;
 		schedule_lane(turn->schedule, lane, turn->now, turn->clock);
 		schedule_server(turn->schedule, lane->server, next_at);
 	}
@@ -134,10 +138,8 @@ send_customers(Service *service)
 	Position	position;
 
 	nslots = Min(nslots, http_capacity() - requests_in_flight(turn->requests));
-	while (nslots > 0 && turn->nrows_left > 0 && lane_pop(lane, turn->now, &position))
+	while (nslots > 0 && take_position(turn, turn->now, &position))
 	{
-		CHECK_FOR_INTERRUPTS();
-		turn->nrows_left--;
 		if (!has_turn)
 		{
 			int64		left = pace_claim(account->serverid, account->rate_limit);
@@ -307,11 +309,10 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 	TimestampTz until = error ? DT_NOEND : turn->now;
 	Position	position;
 
-	while (turn->nrows_left > 0 && lane_pop(lane, until, &position))
+	while (take_position(turn, until, &position))
 	{
 		QueueRow	row;
 
-		turn->nrows_left--;
 		if (!read_unsent(turn, position, &row))
 			continue;
 		if (!error && (double) (turn->now - row.enqueued_at) / 1000 < retry_for)
@@ -335,13 +336,25 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 	return true;
 }
 
+/* Takes the next position of the lane; false when there is none, or the turn is full. */
+static bool
+take_position(Turn *turn, TimestampTz until, Position *position)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (turn->nrows_left <= 0 || !lane_pop(turn->lane, until, position))
+		return false;
+	turn->nrows_left--;
+	turn->taken[turn->ntaken].lane = turn->lane;
+	turn->taken[turn->ntaken++].position = *position;
+	return true;
+}
+
 /* False when the row is gone, or its customer has a request in flight. */
 static bool
 read_unsent(Turn *turn, Position position, QueueRow *row)
 {
 	Request    *request;
 
-	CHECK_FOR_INTERRUPTS();
 	if (!store_find_waiting(&turn->waiting, position.id, row))
 		return false;
 	request = requests_find(turn->requests, position.customer);

@@ -22,11 +22,14 @@ typedef struct Tally
 	int64		expired;		/* of the failed: for their age */
 } Tally;
 
+/* Rows that one transaction looks at, at the most. */
+#define TURN_MAX_ROWS 1000
+
 typedef struct Turn
 {
 	Schedule   *schedule;
 	Requests   *requests;
-	Tally	   *tally;
+	Tally		tally;			/* becomes the drainer's at commit */
 	MemoryContext context;		/* reset when the transaction has ended */
 	MemoryContext drain_context;	/* stays */
 	Store		waiting;		/* dt_waiting, open */
@@ -35,6 +38,18 @@ typedef struct Turn
 	int64		clock;			/* and by clock_now() */
 	int			nrows_left;		/* bound of the transaction: rows that it may
 								 * yet look at */
+
+	/* What is worked on: an error holds the lane. */
+	Lane	   *lane;
+	Request    *request;		/* that is being settled; NULL: none */
+
+	/* Positions taken from lanes, to be given back if the transaction fails. */
+	int			ntaken;
+	struct
+	{
+		Lane	   *lane;
+		Position	position;
+	}			taken[TURN_MAX_ROWS];
 
 	/* The last customer that was found to be due later, and when. */
 	QueueRow	deferred;
@@ -46,6 +61,7 @@ extern void send_from_lanes(Turn *turn);
 
 /* settle.c */
 extern void settle_request(Turn *turn, Request *request);
+extern void settle_committed(Request *request);
 extern void settle_unsent(Turn *turn, const Due *due);
 extern void settle_expired(Turn *turn, const QueueRow *row);
 extern bool settle_failed(Turn *turn, const QueueRow *row, const char *error);

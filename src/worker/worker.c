@@ -90,7 +90,7 @@ static void commit_transaction(void);
 
 PGDLLEXPORT void doubletick_worker_main(Datum arg);
 
-static const DrainTransactions transactions = {begin_transaction, commit_transaction};
+static const DrainTransactions transactions = {begin_transaction, commit_transaction, AbortCurrentTransaction};
 
 /*
  * The worker's process.  Its argument is the database's OID.
