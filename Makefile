@@ -84,5 +84,9 @@ indent:
 		$(INDENT) <$$f | sed 's/^\([A-Za-z_]*\)[\t ]\{1,\}\*$$/\1 */' >$$f.new && mv $$f.new $$f || exit 1; \
 	done
 
-.PHONY: sandbox indent
+clean-sandbox:
+	$(MAKE) -C test/sandbox clean
+
+.PHONY: sandbox clean-sandbox indent
 installcheck: sandbox
+clean: clean-sandbox
