@@ -5,61 +5,74 @@
 #   make sandbox                build the local stand-in of the API
 #   make indent                 bring src/ into pgindent's shape (Debian: pg-bsd-indent)
 
+# Where the sources are: the build may run elsewhere, as Debian's does
+# (make -f /elsewhere/Makefile).  Taken before PGXS adds to the list of makefiles.
+source := $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST))))
+
 MODULE_big = doubletick
 OBJS = \
-	src/account.o \
-	src/answer.o \
-	src/batch.o \
-	src/change.o \
-	src/claim.o \
-	src/column.o \
-	src/definition.o \
+	src/account/account.o \
+	src/account/option.o \
+	src/account/url.o \
+	src/api/answer.o \
+	src/api/endpoint.o \
+	src/api/http.o \
+	src/api/inbox.o \
+	src/api/pace.o \
+	src/api/payload.o \
+	src/base/clock.o \
+	src/base/fault.o \
+	src/base/fault_point.o \
+	src/base/names.o \
+	src/base/phone.o \
+	src/base/shared.o \
+	src/call/remove.o \
 	src/doubletick.o \
-	src/drain.o \
-	src/due.o \
-	src/fault.o \
-	src/fill.o \
-	src/flight.o \
-	src/gains.o \
-	src/history.o \
-	src/hold.o \
-	src/http.o \
-	src/inbox.o \
-	src/lane.o \
-	src/launcher.o \
-	src/names.o \
-	src/object.o \
-	src/option.o \
-	src/outcome.o \
-	src/part.o \
-	src/payload.o \
-	src/process.o \
-	src/queue.o \
-	src/rate.o \
-	src/remove.o \
-	src/report.o \
+	src/drain/customer.o \
+	src/drain/drain.o \
+	src/drain/hold.o \
+	src/drain/lane.o \
+	src/drain/outcome.o \
+	src/drain/process_queue.o \
+	src/drain/request.o \
+	src/drain/schedule.o \
+	src/drain/split_answer.o \
+	src/queue/batch.o \
+	src/queue/enqueue.o \
+	src/queue/history.o \
+	src/queue/locks.o \
+	src/queue/relations.o \
+	src/queue/store.o \
+	src/queue/wakeup.o \
 	src/settings.o \
-	src/shared.o \
-	src/statement.o \
-	src/store.o \
 	src/testing.o \
-	src/trigger.o \
-	src/wake.o \
-	src/worker.o
+	src/trigger/columns.o \
+	src/trigger/definition.o \
+	src/trigger/difference.o \
+	src/trigger/gains.o \
+	src/trigger/statement.o \
+	src/trigger/trigger.o \
+	src/worker/launcher.o \
+	src/worker/status.o \
+	src/worker/worker.o
 
 EXTENSION = doubletick
 DATA = sql/doubletick--1.0.0.sql
 
 REGRESS = options arguments errors privileges queue
-REGRESS_OPTS = --inputdir=test --temp-instance=tmp_regress --encoding=UTF8 --no-locale
+REGRESS_OPTS = --inputdir=$(source)/test --expecteddir=$(source) --temp-instance=tmp_regress \
+	--encoding=UTF8 --no-locale
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 EXTRA_CLEAN = tmp_regress log
 
 PG_CONFIG ?= pg_config
-DOUBLETICK_VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" doubletick.control)
+DOUBLETICK_VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" '$(source)/doubletick.control')
+ifeq ($(DOUBLETICK_VERSION),)
+$(error could not read default_version from $(source)/doubletick.control)
+endif
 CURL_CONFIG ?= curl-config
-PG_CPPFLAGS = $(shell $(CURL_CONFIG) --cflags) -DDOUBLETICK_VERSION='"$(DOUBLETICK_VERSION)"'
+PG_CPPFLAGS = -I$(source)/src $(shell $(CURL_CONFIG) --cflags) -DDOUBLETICK_VERSION='"$(DOUBLETICK_VERSION)"'
 # As system headers, PostgreSQL's own do not drown the warnings about ours.
 PG_CPPFLAGS += -isystem $(shell $(PG_CONFIG) --includedir-server)
 # Fault points, and what else only tests need (see src/testing.c).
@@ -72,21 +85,28 @@ SHLIB_LINK = $(shell $(CURL_CONFIG) --libs)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
+# Out of the source tree, the folders of the objects are not there yet.  Their
+# paths are absolute, else make would find those of the sources.
+object_dirs := $(addprefix $(CURDIR)/,$(sort $(dir $(OBJS))))
+$(OBJS) $(OBJS:.o=.bc): | $(object_dirs)
+$(object_dirs):
+	mkdir -p $@
+
 # PostgreSQL::Test starts the sandbox from its place in the tree.
 sandbox:
-	$(MAKE) -C test/sandbox
+	$(MAKE) -C '$(source)/test/sandbox'
+installcheck: sandbox
+
+clean: clean-sandbox
+clean-sandbox:
+	$(MAKE) -C '$(source)/test/sandbox' clean
 
 # pgindent's options for pg_bsd_indent, and its repair of function headers.
 INDENT = pg_bsd_indent -bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -nfc1 -i4 -l79 -lp \
 	-lpl -nip -npro -sac -tpg -ts4 -Utypedefs.list
 indent:
-	for f in src/*.[ch]; do \
+	for f in src/*.[ch] src/*/*.[ch]; do \
 		$(INDENT) <$$f | sed 's/^\([A-Za-z_]*\)[\t ]\{1,\}\*$$/\1 */' >$$f.new && mv $$f.new $$f || exit 1; \
 	done
 
-clean-sandbox:
-	$(MAKE) -C test/sandbox clean
-
 .PHONY: sandbox clean-sandbox indent
-installcheck: sandbox
-clean: clean-sandbox

@@ -164,6 +164,14 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10;
 COMMENT ON FUNCTION @extschema@.dt_worker() IS
 'The background worker of this database, for the view dt_status: its process, since when it runs, what it does, requests in flight, requests sent and rows failed within the last minute, and the last error that ended one. All but the latter are null when it does not run.';
 
+CREATE FUNCTION @extschema@.dt_same_number(number text, other text)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'dt_same_number'
+LANGUAGE C IMMUTABLE PARALLEL SAFE COST 1;
+
+COMMENT ON FUNCTION @extschema@.dt_same_number(text, text) IS
+'Compares two phone or WABA numbers without a leading "+", for the view dt_queue. NULL is no number and equals only NULL.';
+
 CREATE VIEW @extschema@.dt_queue WITH (security_barrier) AS
 SELECT w.id, w.server, pg_get_userbyid(w.role) AS role, w.phone,
 	tags.names AS tags, fields.names AS fields, w.waba,
@@ -177,13 +185,13 @@ CROSS JOIN LATERAL (
 		FROM @extschema@.dt_waiting AS k, unnest(k.tags) AS tag(name)
 		WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
 			AND k.server = w.server AND k.role = w.role
-			AND ltrim(k.waba, '+') IS NOT DISTINCT FROM ltrim(w.waba, '+')
+			AND @extschema@.dt_same_number(k.waba, w.waba)
 		UNION ALL
 		SELECT NULL, field.name
 		FROM @extschema@.dt_waiting AS k, unnest(k.fields) AS field(name)
 		WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
 			AND k.server = w.server AND k.role = w.role
-			AND ltrim(k.waba, '+') IS NOT DISTINCT FROM ltrim(w.waba, '+')
+			AND @extschema@.dt_same_number(k.waba, w.waba)
 	) AS k
 ) AS kept
 CROSS JOIN LATERAL (

@@ -7,13 +7,13 @@
  */
 #include "postgres.h"
 
+#include "base/fault_point.h"
+#include "base/shared.h"
 #include "compat.h"
-#include "fault_point.h"
 #include "fmgr.h"
-#include "launcher.h"
 #include "miscadmin.h"
 #include "settings.h"
-#include "shared.h"
+#include "worker/launcher.h"
 
 DOUBLETICK_MODULE_MAGIC(DOUBLETICK_VERSION);
 

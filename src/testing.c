@@ -1,7 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * testing.c
- *		What only tests need; empty unless built with TESTING=1.
+ *		SQL functions that only tests have; empty unless built with TESTING=1.
+ *
+ * The tests declare them with CREATE FUNCTION: the extension's script does not.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,49 +11,11 @@
 
 #ifdef DOUBLETICK_TESTING
 
-#include <limits.h>
-#include <signal.h>
-#include <unistd.h>
-
-#include "fault_point.h"
+#include "drain/outcome.h"
 #include "fmgr.h"
-#include "outcome.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
-
-static char *setting_fault_point;
-static int	setting_fault_point_skip;
 
 PG_FUNCTION_INFO_V1(dt_test_outcome);
-
-/*
- * Defines the settings doubletick.fault_point and doubletick.fault_point_skip.
- */
-void
-fault_point_init(void)
-{
-	DefineCustomStringVariable("doubletick.fault_point",
-							   "Names the place where the process is to be killed.",
-							   NULL, &setting_fault_point, "",
-							   PGC_SUSET, 0, NULL, NULL, NULL);
-	DefineCustomIntVariable("doubletick.fault_point_skip",
-							"Sets how often that place is passed unharmed.",
-							NULL, &setting_fault_point_skip, 0, 0, INT_MAX,
-							PGC_SUSET, 0, NULL, NULL, NULL);
-}
-
-/*
- * Kills the process, as the kernel would that is short of memory, if this is the
- * place.
- */
-void
-fault_point(const char *name)
-{
-	static int	passed = 0;
-
-	if (strcmp(name, setting_fault_point) == 0 && passed++ == setting_fault_point_skip)
-		kill(getpid(), SIGKILL);
-}
 
 /*
  * dt_test_outcome(result int, status int, is_object bool, no_route bool,

@@ -150,6 +150,26 @@ peer_left(Conn *conn, int ms)
 	}
 }
 
+/*
+ * Waits until the descriptor "fd" is readable: true; or until the peer is gone:
+ * false.
+ */
+bool
+peer_waits(Conn *conn, int fd)
+{
+	struct pollfd pfds[] = {
+		{.fd = conn->fd,.events = POLLRDHUP},
+		{.fd = fd,.events = POLLIN}
+	};
+
+	while (poll(pfds, 2, -1) < 0)
+	{
+		if (errno != EINTR)
+			return false;
+	}
+	return pfds[0].revents == 0;
+}
+
 /* Ends the connection in the way told and frees it. */
 void
 conn_end(Conn *conn, After how)

@@ -1,0 +1,291 @@
+/*-------------------------------------------------------------------------
+ *
+ * account/account.c
+ *		Where to send, as whom and how fast: a server and a user mapping,
+ *		looked up for a role.
+ *
+ * What was looked up is kept until a catalog it came from changes, so that a
+ * changed option counts from the next request on.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/htup_details.h"
+#include "account/account.h"
+#include "account/option.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_user_mapping.h"
+#include "commands/dbcommands.h"
+#include "compat.h"
+#include "foreign/foreign.h"
+#include "miscadmin.h"
+#include "settings.h"
+#include "storage/fd.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+
+#define WRAPPER "doubletick"
+
+/*
+ * The account that was last looked up.  It is good as long as no invalidation
+ * has come since the look-up began.
+ */
+static uint64 invalidations = 1;
+static uint64 cached_at = 0;
+static Oid	cached_role;
+static char cached_name[NAMEDATALEN];
+static Account cached_account;
+static MemoryContext cache_context = NULL;
+
+static Fault *refill_cache(const char *servername, Oid roleid, Account *account);
+static void invalidate_cache(Datum arg, SyscacheId cacheid, uint32 hashvalue);
+static Fault *look_up(const char *servername, Oid roleid, Account *account);
+static TransactionId xmin_of(SyscacheId cache, Oid oid);
+static UserMapping *find_mapping(Oid serverid, Oid roleid, bool *is_public);
+static Fault *read_key_file(const char *path, const char **key);
+static Fault *read_open_key_file(int fd, const char *path, const char **key);
+
+/*
+ * Fills "account" with what a request of this role to this server needs, as it
+ * is defined now.  Strings live in the current memory context.  Returns NULL
+ * when all is well, else what stands in the way: undefined_object without a
+ * server or a mapping, insufficient_privilege without USAGE, and
+ * object_not_in_prerequisite_state when nothing may leave or there is no key.
+ * Even then the server's options are filled in, if there is such a server, and
+ * else the defaults.
+ */
+Fault *
+account_get(const char *servername, Oid roleid, Account *account)
+{
+	Fault	   *fault = NULL;
+
+	/* Within a statement nobody else looks for what others have changed. */
+	AcceptInvalidationMessages();
+
+	if (cached_at != invalidations || cached_role != roleid ||
+		strcmp(cached_name, servername) != 0)
+		fault = refill_cache(servername, roleid, account);
+	if (fault == NULL)
+		option_copy(account, &cached_account);
+
+	if (!setting_enabled)
+		return fault_hint(fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+									 "requests are switched off by \"doubletick.enabled\""),
+						  "A superuser can change this for the cluster, the database or the role.");
+	if (fault)
+		return fault;
+	if (account->api_key_file)
+		return read_key_file(account->api_key_file, &account->api_key);
+	return NULL;
+}
+
+/*
+ * Looks the account up in the catalogs and keeps it, for the next call of the
+ * same role is likely to need the same.
+ */
+static Fault *
+refill_cache(const char *servername, Oid roleid, Account *account)
+{
+	static const SyscacheId caches[] = {
+		FOREIGNSERVEROID, FOREIGNDATAWRAPPEROID, USERMAPPINGOID,
+		AUTHOID, AUTHMEMROLEMEM, DATABASEOID
+	};
+	uint64		now = invalidations;
+	MemoryContext caller = CurrentMemoryContext;
+	Fault	   *fault;
+
+	if (cache_context == NULL)
+	{
+		cache_context = AllocSetContextCreate(TopMemoryContext, "doubletick account",
+											  ALLOCSET_SMALL_SIZES);
+		for (int i = 0; i < (int) lengthof(caches); i++)
+			CacheRegisterSyscacheCallback(caches[i], invalidate_cache, (Datum) 0);
+	}
+
+	fault = look_up(servername, roleid, account);
+	if (fault)
+		return fault;
+
+	cached_at = 0;				/* good again only when all is in place */
+	MemoryContextReset(cache_context);
+	MemoryContextSwitchTo(cache_context);
+	option_copy(&cached_account, account);
+	MemoryContextSwitchTo(caller);
+	cached_role = roleid;
+	strlcpy(cached_name, servername, NAMEDATALEN);
+	cached_at = now;
+	return NULL;
+}
+
+static void
+invalidate_cache(Datum arg pg_attribute_unused(), SyscacheId cacheid pg_attribute_unused(),
+				 uint32 hashvalue pg_attribute_unused())
+{
+	invalidations++;
+}
+
+static Fault *
+look_up(const char *servername, Oid roleid, Account *account)
+{
+	const char *role;
+	ForeignServer *server;
+	UserMapping *mapping;
+	bool		is_public;
+
+	*account = option_defaults;
+	server = GetForeignServerByName(servername, true);
+	if (server == NULL)
+		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
+									 "server \"%s\" does not exist", servername),
+						  "Create it: CREATE SERVER %s FOREIGN DATA WRAPPER " WRAPPER ";",
+						  quote_identifier(servername));
+	if (strcmp(GetForeignDataWrapper(server->fdwid)->fdwname, WRAPPER) != 0)
+		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
+									 "server \"%s\" is not a DoubleTick server", servername),
+						  "Set \"doubletick.server\" to the name of a server of the foreign-data wrapper \"%s\".",
+						  WRAPPER);
+	account->serverid = server->serverid;
+	option_read(account, server->options, ForeignServerRelationId);
+
+	role = GetUserNameFromId(roleid, true);
+	if (role == NULL)
+		return fault_make(ERRCODE_UNDEFINED_OBJECT, "role %u does not exist", roleid);
+	if (server_usage_aclcheck(server->serverid, roleid) != ACLCHECK_OK)
+		return fault_hint(fault_make(ERRCODE_INSUFFICIENT_PRIVILEGE,
+									 "permission denied for foreign server %s", servername),
+						  "Grant it: GRANT USAGE ON FOREIGN SERVER %s TO %s;",
+						  quote_identifier(servername), quote_identifier(role));
+
+	mapping = find_mapping(server->serverid, roleid, &is_public);
+	if (mapping == NULL)
+		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
+									 "role \"%s\" has no user mapping on server \"%s\"", role, servername),
+						  "Create it: CREATE USER MAPPING FOR %s SERVER %s OPTIONS (api_key '...');",
+						  quote_identifier(role), quote_identifier(servername));
+
+	option_read(account, mapping->options, UserMappingRelationId);
+	option_check(account);
+
+	if (account->database &&
+		strcmp(account->database, get_database_name(MyDatabaseId)) != 0)
+		return fault_hint(fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+									 "server \"%s\" sends nothing from database \"%s\"",
+									 servername, get_database_name(MyDatabaseId)),
+						  "Its option \"database\" lets it send from database \"%s\" alone.",
+						  account->database);
+	if (account->api_key == NULL && account->api_key_file == NULL)
+		return fault_hint(fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+									 "user mapping of role \"%s\" on server \"%s\" has no API key",
+									 role, servername),
+						  "Add it: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (ADD api_key '...');",
+						  is_public ? "PUBLIC" : quote_identifier(role),
+						  quote_identifier(servername));
+	return NULL;
+}
+
+/*
+ * What the account is defined by, as text that is another one after each change
+ * of it: which catalog rows, and which transactions made them.  A file that has
+ * changed does not show.
+ */
+char *
+account_definition(const char *servername, Oid roleid)
+{
+	ForeignServer *server = GetForeignServerByName(servername, true);
+	bool		is_public;
+	UserMapping *mapping = server ? find_mapping(server->serverid, roleid, &is_public) : NULL;
+
+	if (mapping == NULL)
+		return pstrdup("");
+	return psprintf("%u %u, %u %u",
+					server->serverid, xmin_of(FOREIGNSERVEROID, server->serverid),
+					mapping->umid, xmin_of(USERMAPPINGOID, mapping->umid));
+}
+
+static TransactionId
+xmin_of(SyscacheId cache, Oid oid)
+{
+	HeapTuple	tuple = SearchSysCache1(cache, ObjectIdGetDatum(oid));
+	TransactionId xmin = HeapTupleIsValid(tuple) ?
+	HeapTupleHeaderGetRawXmin(tuple->t_data) : InvalidTransactionId;
+
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
+	return xmin;
+}
+
+/* The role's own mapping, or the public one; NULL when there is neither. */
+static UserMapping *
+find_mapping(Oid serverid, Oid roleid, bool *is_public)
+{
+	*is_public = !SearchSysCacheExists2(USERMAPPINGUSERSERVER,
+										ObjectIdGetDatum(roleid), ObjectIdGetDatum(serverid));
+	if (*is_public &&
+		!SearchSysCacheExists2(USERMAPPINGUSERSERVER,
+							   ObjectIdGetDatum(InvalidOid), ObjectIdGetDatum(serverid)))
+		return NULL;
+	return GetUserMapping(roleid, serverid);
+}
+
+/*
+ * The key in a file: its content, but for one line end.  The file must be
+ * guarded as PostgreSQL wants ssl_key_file to be: owned by the server's user
+ * and closed to all others, or owned by root and perhaps readable by the group.
+ */
+static Fault *
+read_key_file(const char *path, const char **key)
+{
+	Fault	   *fault;
+	int			fd;
+
+	/* A named pipe must not hang us before we see that it is one. */
+	fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
+	if (fd < 0)
+		return fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+						  "could not open API key file \"%s\": %m", path);
+	fault = read_open_key_file(fd, path, key);
+	CloseTransientFile(fd);
+	return fault;
+}
+
+static Fault *
+read_open_key_file(int fd, const char *path, const char **key)
+{
+	char		buf[OPTION_MAX_KEY + 3];	/* with a line end, and a byte too
+											 * many */
+	const char *problem;
+	struct stat st;
+	int			length;
+
+	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+		return fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+						  "API key file \"%s\" is not a regular file", path);
+	if ((st.st_uid != geteuid() && st.st_uid != 0) ||
+		(st.st_mode & (st.st_uid == 0 ? S_IWGRP | S_IXGRP | S_IRWXO : S_IRWXG | S_IRWXO)))
+		return fault_hint(fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+									 "API key file \"%s\" is open to others", path),
+						  "It must belong to the server's user with mode 0600 or less, "
+						  "or to root with mode 0640 or less.");
+
+	length = read(fd, buf, sizeof(buf));
+	if (length < 0)
+		return fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+						  "could not read API key file \"%s\": %m", path);
+	if (length > 0 && buf[length - 1] == '\n')
+		length--;
+	if (length > 0 && buf[length - 1] == '\r')
+		length--;
+	problem = option_key_problem(buf, length);
+	if (problem)
+		return fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+						  "API key in file \"%s\" %s", path, problem);
+	*key = pnstrdup(buf, length);
+	return NULL;
+}

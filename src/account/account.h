@@ -1,0 +1,18 @@
+/*-------------------------------------------------------------------------
+ *
+ * account/account.h
+ *		Where to send, as whom and how fast: what CREATE SERVER and CREATE
+ *		USER MAPPING say.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_ACCOUNT_ACCOUNT_H
+#define DOUBLETICK_ACCOUNT_ACCOUNT_H
+
+#include "account/option.h"
+#include "base/fault.h"
+
+extern Fault *account_get(const char *servername, Oid roleid, Account *account);
+extern char *account_definition(const char *servername, Oid roleid);
+
+#endif							/* DOUBLETICK_ACCOUNT_ACCOUNT_H */

@@ -1,0 +1,362 @@
+/*-------------------------------------------------------------------------
+ *
+ * api/answer.c
+ *		From a status and bytes to jsonb, or to what went wrong.
+ *
+ * The one place that maps what a request can meet with to SQLSTATEs (the table
+ * in README.md, "Errors").  Class 08 is not among them: connection pools take
+ * it for a dead database connection.
+ *
+ * Nothing here trusts the bytes: they may be in any encoding, be no JSON, or
+ * be JSON that jsonb cannot hold.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "api/answer.h"
+#include "common/string.h"
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+/* How much of an answer that is no JSON is shown, in bytes. */
+#define EXCERPT_LENGTH 200
+
+/* How much of the API's message goes into the primary message, in bytes. */
+#define MESSAGE_LENGTH 500
+
+static void read_transport_fault(const HttpReply *reply, Answer *answer);
+static void read_success(const HttpReply *reply, Answer *answer);
+static void read_refusal(const HttpReply *reply, Answer *answer);
+static int	sqlstate_of_status(int status);
+static bool is_no_route(const char *message);
+static const char *hint_of_refusal(int status, const char *message);
+static Jsonb *parse_object(const char *body, size_t length);
+static Jsonb *parse_json(const char *body, size_t length);
+static bool has_huge_number(const char *body);
+static char *api_message(Jsonb *object);
+static void append_value(StringInfo buf, JsonbValue *value);
+static char *excerpt(const char *bytes, size_t length);
+
+/*
+ * Reads a reply.  Every allocation is in the current memory context.
+ */
+void
+answer_read(const HttpReply *reply, Answer *answer)
+{
+	memset(answer, 0, sizeof(Answer));
+
+	if (reply->result != HTTP_ANSWERED)
+		read_transport_fault(reply, answer);
+	else if (reply->status >= 200 && reply->status < 300)
+		read_success(reply, answer);
+	else
+		read_refusal(reply, answer);
+
+	answer->status = reply->result == HTTP_ANSWERED ? reply->status : 0;
+	if (answer->fault)
+		answer->fault->status = answer->status;
+}
+
+static void
+read_transport_fault(const HttpReply *reply, Answer *answer)
+{
+	char	   *error = excerpt(reply->error, strlen(reply->error));
+	size_t		length = strlen(error);
+
+	if (length > 0 && error[length - 1] == '.')
+		error[length - 1] = '\0';
+
+	switch (reply->result)
+	{
+		case HTTP_ANSWERED:
+			break;
+		case HTTP_NO_CONNECTION:
+			answer->fault =
+				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION,
+									  "could not connect to DoubleTick: %s", error),
+						   "Check the server's options \"base_url\", \"proxy\", \"connect_timeout\" and "
+						   "\"timeout\", and whether this machine may reach that address.");
+			answer->again = true;
+			break;
+		case HTTP_NO_TRUST:
+			answer->fault =
+				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION,
+									  "could not establish TLS with DoubleTick: %s", error),
+						   "Check the server's options \"base_url\" and \"ca_file\"; "
+						   "without the latter, the system's certificate bundle must be installed.");
+			break;
+		case HTTP_BROKEN_OFF:
+			answer->fault =
+				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
+									  "connection to DoubleTick broke off: %s", error),
+						   "The removal may have been carried out; to repeat it does no harm.");
+			answer->again = true;
+			break;
+		case HTTP_TIMED_OUT:
+			answer->fault =
+				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
+									  "DoubleTick did not answer in time: %s", error),
+						   "The removal may have been carried out; to repeat it does no harm. "
+						   "The server's option \"timeout\" says how long to wait.");
+			answer->again = true;
+			break;
+		case HTTP_NOT_HTTP:
+			answer->fault =
+				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
+									  "answer is not usable HTTP: %s", error),
+						   "Check whether the server's option \"base_url\" leads to DoubleTick.");
+			break;
+		case HTTP_TOO_LONG:
+			answer->fault =
+				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
+									  "answer is too long: %s", error),
+						   "Check whether the server's option \"base_url\" leads to DoubleTick.");
+			break;
+	}
+}
+
+/* API.md: take every 2xx with a JSON object as success. */
+static void
+read_success(const HttpReply *reply, Answer *answer)
+{
+	answer->body = parse_object(reply->body, reply->length);
+	if (answer->body == NULL)
+		answer->fault =
+			fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
+								  "answer with HTTP status %d is not a JSON object that jsonb can hold: \"%s\"",
+								  reply->status, excerpt(reply->body, reply->length)),
+					   "The removal may have been carried out; to repeat it does no harm.");
+}
+
+static void
+read_refusal(const HttpReply *reply, Answer *answer)
+{
+	Jsonb	   *body = parse_object(reply->body, reply->length);
+	const char *what = "was refused";
+	char	   *message = body ? api_message(body) : excerpt(reply->body, reply->length);
+	const char *hint = hint_of_refusal(reply->status, body ? message : NULL);
+
+	if (reply->status < 400)
+		what = "was redirected";
+	else if (reply->status >= 500)
+		what = "failed";
+	answer->fault = fault_make(sqlstate_of_status(reply->status),
+							   "request %s with HTTP status %d%s%s",
+							   what, reply->status, message[0] ? ": " : "", message);
+	answer->fault->body = body;
+	if (hint)
+		fault_hint(answer->fault, "%s", hint);
+	answer->no_route = reply->status == 404 && body && is_no_route(message);
+	answer->again = reply->status == 429 || reply->status == 502 ||
+		reply->status == 503 || reply->status == 504;
+}
+
+static int
+sqlstate_of_status(int status)
+{
+	switch (status)
+	{
+		case 401:
+		case 403:
+			return ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
+		case 408:				/* the server gave up waiting, or */
+		case 425:				/* does not want it so early: its trouble */
+			return ERRCODE_SYSTEM_ERROR;
+		case 429:
+			return ERRCODE_CONFIGURATION_LIMIT_EXCEEDED;
+	}
+	if (status >= 400 && status < 500)
+		return ERRCODE_INVALID_PARAMETER_VALUE;
+	if (status >= 500 && status < 600)
+		return ERRCODE_SYSTEM_ERROR;
+	return ERRCODE_FDW_UNABLE_TO_CREATE_REPLY;
+}
+
+/* What the API's framework says where it has nothing to call (API.md). */
+static bool
+is_no_route(const char *message)
+{
+	return strncmp(message, "Cannot POST ", strlen("Cannot POST ")) == 0;
+}
+
+/* "message" is the API's own, NULL when the body is not the API's. */
+static const char *
+hint_of_refusal(int status, const char *message)
+{
+	switch (status)
+	{
+		case 401:
+		case 403:
+			return "Check the API key in the user mapping.";
+		case 404:				/* a customer, or a route, and then it is ours */
+			if (message && !is_no_route(message))
+				return NULL;
+			return "Check the server's option \"base_url\".";
+		case 429:
+			return "Lower the server's option \"rate_limit\".";
+	}
+	if (status >= 300 && status < 400)
+		return "Redirects are never followed. Check the server's option \"base_url\".";
+	if (status >= 500 && status < 600)
+		return "The fault is at DoubleTick; to repeat the removal later does no harm.";
+	return NULL;
+}
+
+/* The body as a JSON object, NULL when it is none. */
+static Jsonb *
+parse_object(const char *body, size_t length)
+{
+	Jsonb	   *json = parse_json(body, length);
+
+	return json && JB_ROOT_IS_OBJECT(json) ? json : NULL;
+}
+
+/*
+ * The body as jsonb, NULL when it is no JSON or jsonb cannot hold it.
+ *
+ * jsonb_in() tells by an error, and so does the conversion before it.  Outside
+ * of a subtransaction an error may be swallowed only if nothing but memory is
+ * held when it is raised.  That is so here: parsing takes nothing else, and
+ * looking a conversion up has let go of its catalog entries before it fails.
+ * Errors of other kinds, a cancel or a lack of memory, go on their way.
+ */
+static Jsonb *
+parse_json(const char *body, size_t length)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Jsonb	   *volatile json = NULL;
+
+	/* jsonb_in() wants a C string; bad UTF-8 is reported without a throw. */
+	if (strlen(body) != length || !pg_verify_mbstr(PG_UTF8, body, length, true) ||
+		has_huge_number(body))
+		return NULL;
+
+	PG_TRY();
+	{
+		const char *string = pg_is_ascii(body) ? body :
+		pg_any_to_server(body, length, PG_UTF8);
+
+		json = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(string)));
+	}
+	PG_CATCH();
+	{
+		int			code = geterrcode();
+
+		if (ERRCODE_TO_CATEGORY(code) != ERRCODE_DATA_EXCEPTION &&
+			ERRCODE_TO_CATEGORY(code) != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
+			ERRCODE_TO_CATEGORY(code) != ERRCODE_FEATURE_NOT_SUPPORTED &&
+			code != ERRCODE_UNDEFINED_FUNCTION) /* no such conversion */
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+
+	return json;
+}
+
+/*
+ * Is there a number with an exponent of more than three digits?  jsonb holds it
+ * in a few bytes, but writes it out as more than 100,000 digits, and a body may
+ * hold thousands of them.
+ */
+static bool
+has_huge_number(const char *body)
+{
+	bool		in_string = false;
+
+	for (const char *c = body; *c; c++)
+	{
+		if (*c == '"')
+			in_string = !in_string;
+		else if (in_string && *c == '\\' && c[1] != '\0')
+			c++;
+		else if (!in_string && (*c == 'e' || *c == 'E'))
+		{
+			const char *digits = c + 1 + strspn(c + 1, "+-0");
+
+			if (strspn(digits, "0123456789") > 3)
+				return true;
+		}
+	}
+	return false;
+}
+
+/*
+ * The API's own words: "message" is a string, or an array of strings when
+ * several rules were broken (API.md).  Empty when it has none; clipped.
+ */
+static char *
+api_message(Jsonb *object)
+{
+	JsonbValue *message = getKeyJsonValueFromContainer(&object->root, "message",
+													   strlen("message"), NULL);
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	if (message && message->type == jbvBinary &&
+		JsonContainerIsArray(message->val.binary.data))
+	{
+		JsonbContainer *array = message->val.binary.data;
+
+		for (uint32 i = 0; i < JsonContainerSize(array) && buf.len <= MESSAGE_LENGTH; i++)
+		{
+			if (i > 0)
+				appendStringInfoString(&buf, "; ");
+			append_value(&buf, getIthJsonbValueFromContainer(array, i));
+		}
+	}
+	else if (message && message->type != jbvNull)
+		append_value(&buf, message);
+
+	if (buf.len > MESSAGE_LENGTH)
+		strcpy(buf.data + fault_cliplen(buf.data, MESSAGE_LENGTH - 3), "...");
+	return buf.data;
+}
+
+/* Appends a string as it is, anything else as JSON text. */
+static void
+append_value(StringInfo buf, JsonbValue *value)
+{
+	if (value->type == jbvString)
+		appendBinaryStringInfo(buf, value->val.string.val, value->val.string.len);
+	else
+	{
+		Jsonb	   *json = JsonbValueToJsonb(value);
+
+		JsonbToCString(buf, &json->root, VARSIZE(json));
+	}
+}
+
+/* The first bytes, as ASCII: others escaped, runs of blanks made one. */
+static char *
+excerpt(const char *bytes, size_t length)
+{
+	StringInfoData buf;
+	bool		blank = true;
+
+	initStringInfo(&buf);
+	for (size_t i = 0; i < length && i < EXCERPT_LENGTH; i++)
+	{
+		unsigned char c = bytes[i];
+
+		if (c > ' ' && c < 0x7f)
+			appendStringInfoChar(&buf, c);
+		else if (c == ' ' || (c >= '\t' && c <= '\r'))
+		{
+			if (!blank)
+				appendStringInfoChar(&buf, ' ');
+		}
+		else
+			appendStringInfo(&buf, "\\x%02x", c);
+		blank = c == ' ' || (c >= '\t' && c <= '\r');
+	}
+	if (length > EXCERPT_LENGTH)
+		appendStringInfoString(&buf, "...");
+	else if (buf.len > 0 && blank)
+		buf.data[--buf.len] = '\0';
+	return buf.data;
+}

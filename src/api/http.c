@@ -1,0 +1,719 @@
+/*-------------------------------------------------------------------------
+ *
+ * api/http.c
+ *		HTTP by libcurl, inside a PostgreSQL process.
+ *
+ * The only file that knows libcurl.  What must hold here:
+ *
+ * - curl never blocks.  One multi handle for the process is driven in turns
+ *	 of at most POLL_SLICE milliseconds; between turns the caller can serve
+ *	 interrupts.  Turns end early when a signal arrives during the wait; one
+ *	 that arrives just before it is served a slice later.
+ * - No error is thrown through libcurl: callbacks neither palloc nor ereport,
+ *	 they set a flag and return short.
+ * - Signals are blocked around every call that may start a thread, for
+ *	 PostgreSQL's handlers must never run in libcurl's resolver thread, which
+ *	 inherits the mask.
+ * - libcurl's memory is malloc'd.  A transfer under way is tied to the memory
+ *	 context it was started in: when that goes, be it by an error, the transfer
+ *	 is taken off the multi handle and its easy handle is kept for the next.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <curl/curl.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "api/http.h"
+#include "api/inbox.h"
+#include "base/clock.h"
+#include "compat.h"
+#include "lib/ilist.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+#include "storage/pmsignal.h"
+#include "utils/memutils.h"
+
+#if LIBCURL_VERSION_NUM < 0x075800
+#error "doubletick needs libcurl 7.88 or newer"
+#endif
+
+/*
+ * Longest wait without a look at interrupts, in ms.  Signals end the wait, so
+ * this bounds only the race of one that comes between the look and the wait.
+ */
+#define POLL_SLICE 10
+
+/* How long a parsed certificate bundle is trusted to be unchanged, in seconds. */
+#define CA_CACHE_TIMEOUT 600L
+
+#define AUTHORIZATION "Authorization: "
+
+/* Ties a transfer to the memory context that it was started in. */
+typedef struct HttpGuard
+{
+	MemoryContextCallback callback;
+	HttpTransfer *transfer;		/* NULL once released */
+} HttpGuard;
+
+/* An easy handle and all that belongs to it; malloc'd, reused for ever. */
+struct HttpTransfer
+{
+	dlist_node	node;			/* in "idle", else unlinked */
+	CURL	   *easy;
+	HttpGuard  *guard;			/* NULL when idle */
+	bool		running;		/* is it on the multi handle? */
+
+	/* What the handle is set up for; NULL when it is not. */
+	CURLU	   *url;
+	struct curl_slist *headers; /* the first is Authorization */
+	char	   *target;			/* malloc'd, see target_text() */
+
+	/* What has come so far. */
+	Inbox		inbox;
+	int64		sent_at;		/* see http_sent_at() */
+	bool		no_descriptor;	/* was there none for the last socket? */
+	char		error[CURL_ERROR_SIZE];
+
+	HttpReply	reply;			/* once not running */
+};
+
+static CURLM *multi = NULL;
+static dlist_head idle = DLIST_STATIC_INIT(idle);
+
+/* Has a transfer been added that libcurl has not yet looked at? */
+static bool added = false;
+
+static void set_up_process(void);
+static void keep_connections(int max_connections);
+static HttpTransfer *take_transfer(void);
+static void guard_transfer(HttpTransfer *transfer, HttpGuard *guard);
+static void guard_fired(void *arg);
+static void set_up_transfer(HttpTransfer *transfer, const HttpTarget *target);
+static char *target_text(const HttpTarget *target);
+static void set_fixed_options(HttpTransfer *transfer);
+static void set_target_options(HttpTransfer *transfer, const HttpTarget *target);
+static void set_url(HttpTransfer *transfer, const char *url);
+static void add_header(HttpTransfer *transfer, const char *line);
+static void set_ca_file(CURL *easy, const char *ca_file);
+static void forget_target(HttpTransfer *transfer);
+static void wait_for_sockets(int timeout);
+static void collect_finished(void);
+static void read_outcome(HttpTransfer *transfer, CURLcode code);
+static bool is_line_too_long(HttpTransfer *transfer, CURLcode code);
+static bool is_handshake_broken_off(HttpTransfer *transfer);
+static HttpResult classify(HttpTransfer *transfer, CURLcode code);
+static size_t receive_header(char *data, size_t size, size_t nitems, void *arg);
+static size_t receive_body(char *data, size_t size, size_t nitems, void *arg);
+static int	about_to_send(void *arg, char *peer, char *own, int peer_port, int own_port);
+static curl_socket_t open_socket(void *arg, curlsocktype purpose,
+								 struct curl_sockaddr *address);
+static int	close_socket(void *arg, curl_socket_t fd);
+static void block_signals(sigset_t *saved);
+static void restore_signals(const sigset_t *saved);
+static void check_easy(CURLcode code, const char *what);
+static void check_multi(CURLMcode code, const char *what);
+
+#define SET_OPTION(easy, option, value) \
+	check_easy(curl_easy_setopt((easy), (option), (value)), #option)
+
+/*
+ * Starts a POST.  "body" must stay where it is until the transfer is released
+ * or the current memory context is reset, which aborts the transfer.
+ */
+HttpTransfer *
+http_start(const HttpTarget *target, const char *body, size_t length, int timeout)
+{
+	HttpGuard  *guard = palloc(sizeof(HttpGuard));
+	HttpTransfer *transfer;
+	CURLMcode	code;
+
+	set_up_process();
+	transfer = take_transfer();
+	guard_transfer(transfer, guard);
+	set_up_transfer(transfer, target);
+
+	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) length);
+	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDS, body);
+	SET_OPTION(transfer->easy, CURLOPT_TIMEOUT_MS, (long) Max(timeout, 1));
+	keep_connections(target->max_connections);
+
+	transfer->no_descriptor = false;
+	transfer->sent_at = 0;
+	transfer->error[0] = '\0';
+
+	code = curl_multi_add_handle(multi, transfer->easy);
+	transfer->running = (code == CURLM_OK);
+	check_multi(code, "curl_multi_add_handle");
+	added = true;
+	return transfer;
+}
+
+/*
+ * Waits until something happens, at most "timeout" milliseconds (no longer
+ * than POLL_SLICE), and lets libcurl do what there is to do.  Callers serve
+ * interrupts between turns.
+ */
+void
+http_turn(int timeout)
+{
+	int			nrunning;
+	sigset_t	saved;
+	CURLMcode	code;
+
+	if (IsUnderPostmaster && !PostmasterIsAlive())
+		ereport(FATAL,
+				(errcode(ERRCODE_ADMIN_SHUTDOWN),
+				 errmsg("terminating connection due to unexpected postmaster exit")));
+
+	if (!added)
+		wait_for_sockets(Min(timeout, POLL_SLICE));
+	added = false;
+
+	block_signals(&saved);
+	code = curl_multi_perform(multi, &nrunning);
+	collect_finished();
+	restore_signals(&saved);
+	check_multi(code, "curl_multi_perform");
+}
+
+/*
+ * What has become of a transfer; NULL while it is under way.  The reply lives
+ * until http_release().
+ */
+const HttpReply *
+http_reply(HttpTransfer *transfer)
+{
+	if (transfer->running)
+		return NULL;
+	if (transfer->inbox.no_memory)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory"),
+				 errdetail("Failed while reading an HTTP answer.")));
+	return &transfer->reply;
+}
+
+/*
+ * When the request was sent, by clock_now(), after the connection was made; 0: not
+ * yet.
+ */
+int64
+http_sent_at(HttpTransfer *transfer)
+{
+	return transfer->sent_at;
+}
+
+/*
+ * Gives a transfer's handle back, aborting the transfer if it is under way.
+ */
+void
+http_release(HttpTransfer *transfer)
+{
+	sigset_t	saved;
+
+	transfer->guard->transfer = NULL;
+	transfer->guard = NULL;
+	if (transfer->running)
+	{
+		/* An unfinished transfer's connection goes with it. */
+		block_signals(&saved);
+		(void) curl_multi_remove_handle(multi, transfer->easy);
+		restore_signals(&saved);
+		transfer->running = false;
+	}
+	inbox_clear(&transfer->inbox);
+	dlist_push_head(&idle, &transfer->node);
+}
+
+/*
+ * Sets libcurl up in this process, once.
+ */
+static void
+set_up_process(void)
+{
+	sigset_t	saved;
+	CURLcode	code;
+
+	if (multi != NULL)
+		return;
+
+	block_signals(&saved);
+	code = curl_global_init(CURL_GLOBAL_DEFAULT);
+	if (code == CURLE_OK)
+		multi = curl_multi_init();
+	restore_signals(&saved);
+	check_easy(code, "curl_global_init");
+	if (multi == NULL)
+		check_easy(CURLE_OUT_OF_MEMORY, "curl_multi_init");
+
+#if LIBCURL_VERSION_NUM >= 0x081400
+	/* From 8.20 on, resolver threads belong to the multi handle. */
+	(void) curl_multi_setopt(multi, CURLMOPT_QUICK_EXIT, 1L);
+#endif
+}
+
+/*
+ * Connections that a process may have open at once: PostgreSQL grants a third of
+ * its file descriptors to others (AcquireExternalFD()), of which we leave some to
+ * name resolution and to other extensions.
+ */
+int
+http_capacity(void)
+{
+	return Max(max_safe_fds / 4, 1);
+}
+
+/* One cache for all targets: the most demanding of them decides. */
+static void
+keep_connections(int max_connections)
+{
+	static int	kept = 0;
+
+	max_connections = Min(max_connections, http_capacity());
+	if (max_connections <= kept)
+		return;
+	check_multi(curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) max_connections),
+				"CURLMOPT_MAXCONNECTS");
+	kept = max_connections;
+}
+
+/* An idle transfer, or a new one. */
+static HttpTransfer *
+take_transfer(void)
+{
+	HttpTransfer *transfer;
+	sigset_t	saved;
+
+	if (!dlist_is_empty(&idle))
+		return dlist_container(HttpTransfer, node, dlist_pop_head_node(&idle));
+
+	transfer = calloc(1, sizeof(HttpTransfer));
+	if (transfer != NULL)
+	{
+		block_signals(&saved);
+		transfer->easy = curl_easy_init();
+		restore_signals(&saved);
+	}
+	if (transfer == NULL || transfer->easy == NULL)
+	{
+		free(transfer);
+		check_easy(CURLE_OUT_OF_MEMORY, "curl_easy_init");
+	}
+	return transfer;
+}
+
+/* From here on, the end of the current memory context is the transfer's. */
+static void
+guard_transfer(HttpTransfer *transfer, HttpGuard *guard)
+{
+	guard->transfer = transfer;
+	guard->callback.func = guard_fired;
+	guard->callback.arg = guard;
+	transfer->guard = guard;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &guard->callback);
+}
+
+static void
+guard_fired(void *arg)
+{
+	HttpGuard  *guard = arg;
+
+	if (guard->transfer != NULL)
+		http_release(guard->transfer);
+}
+
+/* Options are set anew only when the target is another than last time. */
+static void
+set_up_transfer(HttpTransfer *transfer, const HttpTarget *target)
+{
+	char	   *text = target_text(target);
+
+	if (transfer->target == NULL || strcmp(transfer->target, text) != 0)
+	{
+		forget_target(transfer);
+		curl_easy_reset(transfer->easy);
+		set_fixed_options(transfer);
+		set_target_options(transfer, target);
+		transfer->target = strdup(text);
+		if (transfer->target == NULL)
+			check_easy(CURLE_OUT_OF_MEMORY, "http_start");
+	}
+	pfree(text);
+}
+
+/* All that a handle's options depend on, as one string to compare. */
+static char *
+target_text(const HttpTarget *target)
+{
+	return psprintf("%s\n%s\n%s\n%s\n%d", target->url, target->authorization,
+					target->ca_file ? target->ca_file : "",
+					target->proxy ? target->proxy : "", target->connect_timeout);
+}
+
+/* What is the same for every request. */
+static void
+set_fixed_options(HttpTransfer *transfer)
+{
+	CURL	   *easy = transfer->easy;
+
+	SET_OPTION(easy, CURLOPT_PRIVATE, transfer);
+	SET_OPTION(easy, CURLOPT_ERRORBUFFER, transfer->error);
+	SET_OPTION(easy, CURLOPT_HEADERFUNCTION, receive_header);
+	SET_OPTION(easy, CURLOPT_HEADERDATA, transfer);
+	SET_OPTION(easy, CURLOPT_WRITEFUNCTION, receive_body);
+	SET_OPTION(easy, CURLOPT_WRITEDATA, transfer);
+	SET_OPTION(easy, CURLOPT_PREREQFUNCTION, about_to_send);
+	SET_OPTION(easy, CURLOPT_PREREQDATA, transfer);
+	SET_OPTION(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
+	SET_OPTION(easy, CURLOPT_OPENSOCKETDATA, transfer);
+	SET_OPTION(easy, CURLOPT_CLOSESOCKETFUNCTION, close_socket);
+
+	SET_OPTION(easy, CURLOPT_POST, 1L);
+	SET_OPTION(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1);
+	SET_OPTION(easy, CURLOPT_ACCEPT_ENCODING, "");
+	SET_OPTION(easy, CURLOPT_USERAGENT, "doubletick/" DOUBLETICK_VERSION);
+	SET_OPTION(easy, CURLOPT_TCP_KEEPALIVE, 1L);
+
+	/* No signals, no lingering for a name server that does not answer. */
+	SET_OPTION(easy, CURLOPT_NOSIGNAL, 1L);
+	SET_OPTION(easy, CURLOPT_QUICK_EXIT, 1L);
+
+	/* Nowhere but where we were told, and by nothing but HTTP. */
+	SET_OPTION(easy, CURLOPT_PROTOCOLS_STR, "http,https");
+	SET_OPTION(easy, CURLOPT_FOLLOWLOCATION, 0L);
+	SET_OPTION(easy, CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
+	SET_OPTION(easy, CURLOPT_NOPROXY, "");
+	SET_OPTION(easy, CURLOPT_HEADEROPT, (long) CURLHEADER_SEPARATE);
+	SET_OPTION(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
+
+	/* These are libcurl's defaults; nothing may change them. */
+	SET_OPTION(easy, CURLOPT_SSL_VERIFYPEER, 1L);
+	SET_OPTION(easy, CURLOPT_SSL_VERIFYHOST, 2L);
+	SET_OPTION(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	SET_OPTION(easy, CURLOPT_PROXY_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	SET_OPTION(easy, CURLOPT_CA_CACHE_TIMEOUT, CA_CACHE_TIMEOUT);
+}
+
+/* What the target decides.  libcurl copies strings, but neither URL nor headers. */
+static void
+set_target_options(HttpTransfer *transfer, const HttpTarget *target)
+{
+	CURL	   *easy = transfer->easy;
+	char	   *authorization = psprintf(AUTHORIZATION "%s", target->authorization);
+
+	add_header(transfer, authorization);
+	add_header(transfer, "Content-Type: application/json");
+	add_header(transfer, "Accept: application/json");
+	add_header(transfer, "Expect:");	/* no round trip to ask whether we may
+										 * send */
+	SET_OPTION(easy, CURLOPT_HTTPHEADER, transfer->headers);
+	pfree(authorization);
+
+	set_url(transfer, target->url);
+	SET_OPTION(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) Max(target->connect_timeout, 1));
+	/* An empty string, unlike none, keeps the environment's proxies out. */
+	SET_OPTION(easy, CURLOPT_PROXY, target->proxy ? target->proxy : "");
+	set_ca_file(easy, target->ca_file);
+}
+
+/* Parsed once: libcurl would parse CURLOPT_URL anew for each request. */
+static void
+set_url(HttpTransfer *transfer, const char *url)
+{
+	transfer->url = curl_url();
+	if (transfer->url == NULL ||
+		curl_url_set(transfer->url, CURLUPART_URL, url, 0) == CURLUE_OUT_OF_MEMORY)
+		check_easy(CURLE_OUT_OF_MEMORY, "curl_url_set");
+	SET_OPTION(transfer->easy, CURLOPT_CURLU, transfer->url);
+}
+
+static void
+add_header(HttpTransfer *transfer, const char *line)
+{
+	struct curl_slist *longer = curl_slist_append(transfer->headers, line);
+
+	if (longer == NULL)
+		check_easy(CURLE_OUT_OF_MEMORY, "curl_slist_append");
+	transfer->headers = longer;
+}
+
+/*
+ * Trust one PEM bundle and no directory: with a directory, even a default one,
+ * libcurl does not keep the parsed bundle, and parsing it is most of what a new
+ * connection costs (test/bench/call).  Some later libcurl than 7.88 sets its
+ * default directory again where there is none: slower, but not wrong.
+ */
+static void
+set_ca_file(CURL *easy, const char *ca_file)
+{
+	if (ca_file == NULL)
+		ca_file = curl_version_info(CURLVERSION_NOW)->cainfo;
+
+	/* A TLS library that knows no directories refuses to unset one. */
+	(void) curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
+	(void) curl_easy_setopt(easy, CURLOPT_PROXY_CAPATH, NULL);
+	if (ca_file != NULL)
+	{
+		SET_OPTION(easy, CURLOPT_CAINFO, ca_file);
+		SET_OPTION(easy, CURLOPT_PROXY_CAINFO, ca_file);
+	}
+}
+
+static void
+forget_target(HttpTransfer *transfer)
+{
+	curl_url_cleanup(transfer->url);
+	transfer->url = NULL;
+	curl_slist_free_all(transfer->headers);
+	transfer->headers = NULL;
+	free(transfer->target);
+	transfer->target = NULL;
+}
+
+static void
+wait_for_sockets(int timeout)
+{
+	static uint32 wait_event = 0;
+	CURLMcode	code;
+
+	if (wait_event == 0)
+		wait_event = new_wait_event("DoubletickHttp");
+
+	pgstat_report_wait_start(wait_event);
+	code = curl_multi_poll(multi, NULL, 0, timeout, NULL);
+	pgstat_report_wait_end();
+	check_multi(code, "curl_multi_poll");
+}
+
+/* Runs with signals blocked, between calls of libcurl; must not throw. */
+static void
+collect_finished(void)
+{
+	CURLMsg    *message;
+	int			left;
+
+	while ((message = curl_multi_info_read(multi, &left)) != NULL)
+	{
+		HttpTransfer *transfer;
+		CURLcode	code = message->data.result;	/* gone with the message */
+
+		(void) curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, (char **) &transfer);
+		(void) curl_multi_remove_handle(multi, transfer->easy);
+		transfer->running = false;
+		read_outcome(transfer, code);
+	}
+}
+
+static void
+read_outcome(HttpTransfer *transfer, CURLcode code)
+{
+	HttpReply  *reply = &transfer->reply;
+	Inbox	   *inbox = &transfer->inbox;
+	const char *secret = transfer->headers->data + strlen(AUTHORIZATION);
+	long		status = 0;
+	curl_off_t	retry_after = 0;
+
+	if (is_line_too_long(transfer, code))
+		inbox->too_long = "headers";
+	else if (code == CURLE_OUT_OF_MEMORY)
+		inbox->no_memory = true;
+
+	if (inbox->too_long)		/* libcurl says but "failed writing" */
+		snprintf(transfer->error, CURL_ERROR_SIZE, "more than %d bytes of %s",
+				 strcmp(inbox->too_long, "headers") == 0 ? INBOX_MAX_HEADERS : INBOX_MAX_BODY,
+				 inbox->too_long);
+	else if (transfer->no_descriptor)
+		strlcpy(transfer->error, "no file descriptor is left in this session", CURL_ERROR_SIZE);
+	else if (transfer->error[0] == '\0')
+		strlcpy(transfer->error, curl_easy_strerror(code), CURL_ERROR_SIZE);
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
+
+	if (inbox->length > 0)
+		inbox_blot_out(inbox->body, inbox->length, secret);
+	inbox_blot_out(transfer->error, strlen(transfer->error), secret);
+
+	reply->result = classify(transfer, code);
+	reply->status = (int) status;
+	reply->body = inbox->length > 0 ? inbox->body : "";
+	reply->length = inbox->length;
+	reply->retry_after = Max(retry_after, 0);
+	reply->error = transfer->error;
+}
+
+/*
+ * A header line without end never reaches receive_header(): libcurl has its
+ * own limit for one, which is larger than ours for all.
+ */
+static bool
+is_line_too_long(HttpTransfer *transfer, CURLcode code)
+{
+	curl_off_t	pretransfer = 0;
+
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_PRETRANSFER_TIME_T, &pretransfer);
+#if LIBCURL_VERSION_NUM >= 0x080600
+	if (code == CURLE_TOO_LARGE)
+		return true;
+#endif
+	return code == CURLE_OUT_OF_MEMORY && pretransfer > 0 && !transfer->inbox.no_memory;
+}
+
+/*
+ * Did the other side go away in the middle of the handshake, as when it is
+ * restarted?  libcurl has the same code for that as for a handshake that was
+ * refused; only its words differ.
+ */
+static bool
+is_handshake_broken_off(HttpTransfer *transfer)
+{
+	static const char *const words[] = {
+		"Recv failure", "Send failure", "SSL_ERROR_SYSCALL", "unexpected eof"
+	};
+
+	for (int i = 0; i < (int) lengthof(words); i++)
+	{
+		if (strstr(transfer->error, words[i]) != NULL)
+			return true;
+	}
+	return false;
+}
+
+static HttpResult
+classify(HttpTransfer *transfer, CURLcode code)
+{
+	curl_off_t	pretransfer = 0;
+
+	if (transfer->inbox.too_long)
+		return HTTP_TOO_LONG;
+
+	switch (code)
+	{
+		case CURLE_OK:
+			return HTTP_ANSWERED;
+		case CURLE_SSL_CONNECT_ERROR:
+			return is_handshake_broken_off(transfer) ? HTTP_NO_CONNECTION : HTTP_NO_TRUST;
+		case CURLE_SSL_ENGINE_NOTFOUND:
+		case CURLE_SSL_ENGINE_SETFAILED:
+		case CURLE_SSL_CERTPROBLEM:
+		case CURLE_SSL_CIPHER:
+		case CURLE_PEER_FAILED_VERIFICATION:
+		case CURLE_USE_SSL_FAILED:
+		case CURLE_SSL_CACERT_BADFILE:
+		case CURLE_SSL_ISSUER_ERROR:
+			return HTTP_NO_TRUST;
+		case CURLE_UNSUPPORTED_PROTOCOL:	/* HTTP/0.9, or no HTTP at all */
+		case CURLE_WEIRD_SERVER_REPLY:
+		case CURLE_BAD_CONTENT_ENCODING:
+			return HTTP_NOT_HTTP;
+		default:
+			break;
+	}
+
+	/* Set once the request may be sent: connected, TLS and proxy included. */
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_PRETRANSFER_TIME_T, &pretransfer);
+	if (pretransfer == 0)
+		return HTTP_NO_CONNECTION;
+	if (code == CURLE_OPERATION_TIMEDOUT)
+		return HTTP_TIMED_OUT;
+	return HTTP_BROKEN_OFF;
+}
+
+/* libcurl's callbacks for each header line and each piece of the decoded body. */
+static size_t
+receive_header(char *data pg_attribute_unused(), size_t size, size_t nitems, void *arg)
+{
+	HttpTransfer *transfer = arg;
+
+	return inbox_add_header(&transfer->inbox, size * nitems) ? size * nitems : 0;
+}
+
+static size_t
+receive_body(char *data, size_t size, size_t nitems, void *arg)
+{
+	HttpTransfer *transfer = arg;
+
+	return inbox_add_body(&transfer->inbox, data, size * nitems) ? size * nitems : 0;
+}
+
+/* libcurl's callback for a connection that is there, and a request that is next. */
+static int
+about_to_send(void *arg, char *peer pg_attribute_unused(), char *own pg_attribute_unused(),
+			  int peer_port pg_attribute_unused(), int own_port pg_attribute_unused())
+{
+	HttpTransfer *transfer = arg;
+
+	transfer->sent_at = clock_now();
+	return CURL_PREREQFUNC_OK;
+}
+
+/*
+ * libcurl's callbacks for opening and closing a socket: counted among the
+ * process's file descriptors, and closed in programs that COPY starts.
+ */
+static curl_socket_t
+open_socket(void *arg, curlsocktype purpose pg_attribute_unused(),
+			struct curl_sockaddr *address)
+{
+	HttpTransfer *transfer = arg;
+	int			fd;
+
+	transfer->no_descriptor = !AcquireExternalFD();
+	if (transfer->no_descriptor)
+		return CURL_SOCKET_BAD;
+	fd = socket(address->family, address->socktype, address->protocol);
+	if (fd < 0)
+	{
+		ReleaseExternalFD();
+		return CURL_SOCKET_BAD;
+	}
+	(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
+	return fd;
+}
+
+static int
+close_socket(void *arg pg_attribute_unused(), curl_socket_t fd)
+{
+	ReleaseExternalFD();
+	return close(fd);
+}
+
+/* All signals, since PostgreSQL's own set leaves SIGQUIT open. */
+static void
+block_signals(sigset_t *saved)
+{
+	sigset_t	all;
+
+	sigfillset(&all);
+	(void) pthread_sigmask(SIG_SETMASK, &all, saved);
+}
+
+static void
+restore_signals(const sigset_t *saved)
+{
+	(void) pthread_sigmask(SIG_SETMASK, saved, NULL);
+}
+
+static void
+check_easy(CURLcode code, const char *what)
+{
+	if (code == CURLE_OUT_OF_MEMORY)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory"),
+				 errdetail("Failed in libcurl: %s.", what)));
+	if (code != CURLE_OK)
+		elog(ERROR, "libcurl: %s: %s", what, curl_easy_strerror(code));
+}
+
+static void
+check_multi(CURLMcode code, const char *what)
+{
+	if (code == CURLM_OUT_OF_MEMORY)
+		check_easy(CURLE_OUT_OF_MEMORY, what);
+	if (code != CURLM_OK)
+		elog(ERROR, "libcurl: %s: %s", what, curl_multi_strerror(code));
+}

@@ -1,0 +1,33 @@
+/*-------------------------------------------------------------------------
+ *
+ * api/inbox.h
+ *		An HTTP answer as it comes in, bounded.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_API_INBOX_H
+#define DOUBLETICK_API_INBOX_H
+
+/* Longest body that is taken, in bytes after decompression. */
+#define INBOX_MAX_BODY (1024 * 1024)
+
+/* Headers of one answer, interim ones included, in bytes.  nginx sends 4 kB. */
+#define INBOX_MAX_HEADERS (64 * 1024)
+
+/* All zeros is an empty inbox. */
+typedef struct Inbox
+{
+	char	   *body;			/* malloc'd; a NUL follows "length" bytes */
+	size_t		length;
+	size_t		capacity;
+	size_t		header_bytes;
+	const char *too_long;		/* what was: "headers" or "body"; or NULL */
+	bool		no_memory;
+} Inbox;
+
+extern void inbox_clear(Inbox *inbox);
+extern bool inbox_add_header(Inbox *inbox, size_t length);
+extern bool inbox_add_body(Inbox *inbox, const char *data, size_t length);
+extern void inbox_blot_out(char *bytes, size_t length, const char *secret);
+
+#endif							/* DOUBLETICK_API_INBOX_H */

@@ -1,0 +1,267 @@
+/*-------------------------------------------------------------------------
+ *
+ * api/payload.c
+ *		From SQL arguments to the JSON body of a removal.
+ *
+ * Pure: what goes in decides what comes out, nothing is looked up and nothing
+ * leaves.  Bad arguments come back as a Fault rather than as an error, since
+ * dt_try_remove_tags_custom_fields() has to return them.
+ *
+ * The rules are those of shared API.md: names go out exactly as given, phone
+ * numbers as given once they are E.164, "tags" and "customFields" always,
+ * "wabaNumber" only when there is one.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "api/payload.h"
+#include "base/names.h"
+#include "base/phone.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "common/string.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+
+static Fault *check_number(const char *what, text *number, const char **result);
+static Fault *check_array(const char *what, ArrayType *array, int *count);
+static Fault *read_names(const char *what, ArrayType *array,
+						 const char ***names, int *nnames, size_t *nbytes);
+static void push_names(JsonbBuild *build, const char **names, int nnames);
+
+/*
+ * Checks the arguments and lays them out in "removal", whose strings are
+ * allocated in the current memory context.  NULL arrays and empty ones both
+ * mean "nothing of this kind"; a NULL waba means "the server's".
+ *
+ * Returns NULL when all is well, else the first thing that is wrong:
+ * invalid_parameter_value, or null_value_not_allowed.
+ */
+Fault *
+payload_check(text *phone, ArrayType *tags, ArrayType *fields, text *waba,
+			  Removal *removal)
+{
+	int			count = 0;
+	size_t		nbytes = 0;
+	Fault	   *fault;
+
+	memset(removal, 0, sizeof(Removal));
+
+	if (phone == NULL)
+		return fault_make(ERRCODE_NULL_VALUE_NOT_ALLOWED, "phone must not be null");
+	if ((fault = check_number("phone", phone, &removal->phone)) != NULL)
+		return fault;
+	if (waba && (fault = check_number("waba", waba, &removal->waba)) != NULL)
+		return fault;
+
+	if (tags && (fault = check_array("tags", tags, &count)) != NULL)
+		return fault;
+	if (fields && (fault = check_array("fields", fields, &count)) != NULL)
+		return fault;
+	if (count == 0)
+		return fault_hint(fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
+									 "nothing to remove"),
+						  "Name at least one tag or one custom field.");
+	if (count > PAYLOAD_MAX_NAMES)
+		return fault_hint(fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
+									 "too many names: %d", count),
+						  "One request removes at most %d tags and custom fields together.",
+						  PAYLOAD_MAX_NAMES);
+
+	if (tags && (fault = read_names("tags", tags, &removal->tags,
+									&removal->ntags, &nbytes)) != NULL)
+		return fault;
+	if (fields && (fault = read_names("fields", fields, &removal->fields,
+									  &removal->nfields, &nbytes)) != NULL)
+		return fault;
+	return NULL;
+}
+
+/*
+ * The request body (API.md, "Request").  "default_waba" stands in when the
+ * removal has no waba of its own; NULL when there is no default.
+ */
+Jsonb *
+payload_jsonb(const Removal *removal, const char *default_waba)
+{
+	const char *waba = removal->waba ? removal->waba : default_waba;
+	JsonbBuild	build = {0};
+
+	jsonb_push(&build, WJB_BEGIN_OBJECT, NULL);
+	jsonb_push_string(&build, WJB_KEY, "phone");
+	jsonb_push_string(&build, WJB_VALUE, removal->phone);
+	jsonb_push_string(&build, WJB_KEY, "tags");
+	push_names(&build, removal->tags, removal->ntags);
+	jsonb_push_string(&build, WJB_KEY, "customFields");
+	push_names(&build, removal->fields, removal->nfields);
+	if (waba)
+	{
+		jsonb_push_string(&build, WJB_KEY, "wabaNumber");
+		jsonb_push_string(&build, WJB_VALUE, waba);
+	}
+	jsonb_push(&build, WJB_END_OBJECT, NULL);
+	return JsonbValueToJsonb(build.result);
+}
+
+/*
+ * The body as it goes over the wire: JSON text in UTF-8 (RFC 8259, section
+ * 8.1), "length" bytes of it.  payload_check() has made sure that there is one.
+ */
+char *
+payload_utf8(Jsonb *payload, size_t *length)
+{
+	char	   *json = JsonbToCString(NULL, &payload->root, VARSIZE(payload));
+
+	/* ASCII is UTF-8 already, also where the encoding has no conversion. */
+	if (!pg_is_ascii(json))
+		json = pg_server_to_any(json, strlen(json), PG_UTF8);
+	*length = strlen(json);
+	return json;
+}
+
+/*
+ * Does it name nothing to remove?
+ */
+bool
+payload_is_empty(const Removal *removal)
+{
+	return removal->ntags == 0 && removal->nfields == 0;
+}
+
+static Fault *
+check_number(const char *what, text *number, const char **result)
+{
+	*result = text_to_cstring(number);
+	if (phone_is_e164(*result))
+		return NULL;
+	return fault_hint(fault_make(ERRCODE_INVALID_PARAMETER_VALUE, "%s",
+								 phone_problem(what, *result)),
+					  PHONE_E164_HINT);
+}
+
+/* Adds the number of elements to "count", without looking at them. */
+static Fault *
+check_array(const char *what, ArrayType *array, int *count)
+{
+	if (ARR_NDIM(array) > 1)
+		return fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
+						  "%s must be a one-dimensional array", what);
+	*count += ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+	return NULL;
+}
+
+/*
+ * The names of one kind, each once, in first-seen order.
+ *
+ * Looking each name up among those before it is quadratic, but there are at
+ * most PAYLOAD_MAX_NAMES of them.
+ */
+static Fault *
+read_names(const char *what, ArrayType *array,
+		   const char ***names, int *nnames, size_t *nbytes)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			nelements;
+
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &nelements);
+	*names = palloc(sizeof(char *) * Max(nelements, 1));
+
+	for (int i = 0; i < nelements; i++)
+	{
+		const char *name;
+		int			length;
+
+		if (nulls[i])
+			return fault_make(ERRCODE_NULL_VALUE_NOT_ALLOWED,
+							  "%s must not contain nulls: element %d is null",
+							  what, i + 1);
+		length = VARSIZE_ANY_EXHDR(DatumGetPointer(elements[i]));
+		if (length == 0)
+			return fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
+							  "%s must not contain empty names: element %d is empty",
+							  what, i + 1);
+		name = TextDatumGetCString(elements[i]);
+		*nbytes += payload_json_length(name);
+		if (*nbytes > PAYLOAD_MAX_BYTES)
+			return fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
+							  "names are too long: more than %d bytes of JSON together",
+							  PAYLOAD_MAX_BYTES);
+		if (!payload_has_utf8_form(name, length))
+			return fault_make(ERRCODE_INVALID_PARAMETER_VALUE,
+							  "%s must be text that UTF-8 can hold: element %d is not",
+							  what, i + 1);
+		if (!names_have(*names, *nnames, name))
+			(*names)[(*nnames)++] = name;
+	}
+	return NULL;
+}
+
+/*
+ * The length of a string as JSON has it, without quotation marks: some
+ * characters are escaped.
+ */
+size_t
+payload_json_length(const char *string)
+{
+	size_t		length = 0;
+
+	for (const char *c = string; *c; c++)
+	{
+		switch (*c)
+		{
+			case '\b':
+			case '\f':
+			case '\n':
+			case '\r':
+			case '\t':
+			case '"':
+			case '\\':
+				length += strlen("\\n");
+				break;
+			default:
+				length += (unsigned char) *c < ' ' ? strlen("\\u0001") : 1;
+		}
+	}
+	return length;
+}
+
+/*
+ * Can the string be sent?  In a UTF-8 database it is UTF-8 already; in a
+ * SQL_ASCII one it may be anything; in the others a character may have no
+ * counterpart, or the encoding no conversion.
+ */
+bool
+payload_has_utf8_form(const char *string, int length)
+{
+	int			encoding = GetDatabaseEncoding();
+	Oid			conversion;
+	unsigned char *utf8;
+	int			converted;
+
+	if (encoding == PG_UTF8)
+		return true;
+	if (encoding == PG_SQL_ASCII)
+		return pg_verify_mbstr(PG_UTF8, string, length, true);
+
+	conversion = FindDefaultConversionProc(encoding, PG_UTF8);
+	if (!OidIsValid(conversion))
+		return pg_is_ascii(string);
+	utf8 = palloc((Size) length * MAX_CONVERSION_GROWTH + 1);
+	converted = pg_do_encoding_conversion_buf(conversion, encoding, PG_UTF8,
+											  (unsigned char *) unconstify(char *, string), length,
+											  utf8, length * MAX_CONVERSION_GROWTH + 1, true);
+	pfree(utf8);
+	return converted == length;
+}
+
+static void
+push_names(JsonbBuild *build, const char **names, int nnames)
+{
+	jsonb_push(build, WJB_BEGIN_ARRAY, NULL);
+	for (int i = 0; i < nnames; i++)
+		jsonb_push_string(build, WJB_ELEM, names[i]);
+	jsonb_push(build, WJB_END_ARRAY, NULL);
+}

@@ -1,0 +1,46 @@
+/*-------------------------------------------------------------------------
+ *
+ * api/payload.h
+ *		The arguments of a removal, checked, and the request body made of them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_API_PAYLOAD_H
+#define DOUBLETICK_API_PAYLOAD_H
+
+#include "base/fault.h"
+#include "utils/array.h"
+
+/*
+ * Names that one request may carry, tags and fields together (DESIGN.md).
+ */
+#define PAYLOAD_MAX_NAMES 1000
+
+/*
+ * Bytes that those names may have together, as JSON has them.  The API answers
+ * with every name, and perhaps with what was wrong with it; an answer of more
+ * than 1 MiB is not read (INBOX_MAX_BODY).  Names that could not come back must
+ * not be sent.
+ */
+#define PAYLOAD_MAX_BYTES (512 * 1024)
+
+/* One removal.  Strings in the server encoding; names are distinct. */
+typedef struct Removal
+{
+	const char *phone;			/* E.164, as given */
+	const char *waba;			/* the same, or NULL: the server's, if any */
+	const char **tags;
+	int			ntags;
+	const char **fields;
+	int			nfields;
+} Removal;
+
+extern Fault *payload_check(text *phone, ArrayType *tags, ArrayType *fields,
+							text *waba, Removal *removal);
+extern Jsonb *payload_jsonb(const Removal *removal, const char *default_waba);
+extern char *payload_utf8(Jsonb *payload, size_t *length);
+extern bool payload_is_empty(const Removal *removal);
+extern bool payload_has_utf8_form(const char *string, int length);
+extern size_t payload_json_length(const char *string);
+
+#endif							/* DOUBLETICK_API_PAYLOAD_H */

@@ -1,0 +1,69 @@
+/*-------------------------------------------------------------------------
+ *
+ * base/clock.c
+ *		A clock that is never set back, and sleeps that end on interrupts.
+ *
+ * All durations in this extension are measured by this clock.  The time of day
+ * is used only where a time is stored or shown.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "base/clock.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "portability/instr_time.h"
+#include "storage/latch.h"
+#include "utils/wait_event.h"
+
+/*
+ * The time in microseconds.  Only differences mean something, but within one
+ * start of the machine all processes read the same clock.
+ */
+int64
+clock_now(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MICROSEC(now);
+}
+
+/*
+ * Sleeps for so many microseconds, if any.  A set latch does not end the sleep;
+ * a cancel or a termination raises its error.
+ */
+void
+clock_sleep(int64 microseconds)
+{
+	int64		until = clock_now() + microseconds;
+	int64		left;
+
+	CHECK_FOR_INTERRUPTS();
+	while ((left = until - clock_now()) > 0)
+		clock_sleep_or_latch(left);
+}
+
+/*
+ * Sleeps for at most so many microseconds, or until the latch is set, which it
+ * resets.  A cancel or a termination raises its error.
+ */
+void
+clock_sleep_or_latch(int64 microseconds)
+{
+	static uint32 wait_event = 0;
+
+	if (wait_event == 0)
+		wait_event = new_wait_event("DoubletickPace");
+
+	if (microseconds < 1000)	/* a latch's timeout counts milliseconds */
+		pg_usleep((long) Max(microseconds, 0));
+	else
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 (long) (microseconds / 1000), wait_event);
+		ResetLatch(MyLatch);
+	}
+	CHECK_FOR_INTERRUPTS();
+}

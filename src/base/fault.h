@@ -1,0 +1,31 @@
+/*-------------------------------------------------------------------------
+ *
+ * base/fault.h
+ *		What went wrong with one call, as a value.
+ *
+ * dt_remove_tags_custom_fields() raises a fault, its dt_try_ sibling returns
+ * it as jsonb; both take it from here, so that they cannot disagree.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_BASE_FAULT_H
+#define DOUBLETICK_BASE_FAULT_H
+
+#include "compat.h"
+
+typedef struct Fault
+{
+	int			sqlstate;		/* code to raise it with, MAKE_SQLSTATE form */
+	int			status;			/* HTTP status, 0 when there was no answer */
+	char	   *message;		/* lower-case, one line, server encoding */
+	char	   *hint;			/* a sentence, or NULL */
+	Jsonb	   *body;			/* the API's own error object, or NULL */
+} Fault;
+
+extern Fault *fault_make(int sqlstate, const char *fmt,...) pg_attribute_printf(2, 3);
+extern Fault *fault_hint(Fault *fault, const char *fmt,...) pg_attribute_printf(2, 3);
+extern int	fault_cliplen(const char *string, int limit);
+extern Jsonb *fault_jsonb(const Fault *fault);
+extern void fault_raise(const Fault *fault) pg_attribute_noreturn();
+
+#endif							/* DOUBLETICK_BASE_FAULT_H */

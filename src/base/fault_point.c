@@ -1,0 +1,53 @@
+/*-------------------------------------------------------------------------
+ *
+ * base/fault_point.c
+ *		Places where a test can have the process killed.
+ *
+ * Empty unless built with TESTING=1.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#ifdef DOUBLETICK_TESTING
+
+#include <limits.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "base/fault_point.h"
+#include "utils/guc.h"
+
+static char *setting_fault_point;
+static int	setting_fault_point_skip;
+
+/*
+ * Defines the settings doubletick.fault_point and doubletick.fault_point_skip.
+ */
+void
+fault_point_init(void)
+{
+	DefineCustomStringVariable("doubletick.fault_point",
+							   "Names the place where the process is to be killed.",
+							   NULL, &setting_fault_point, "",
+							   PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("doubletick.fault_point_skip",
+							"Sets how often that place is passed unharmed.",
+							NULL, &setting_fault_point_skip, 0, 0, INT_MAX,
+							PGC_SUSET, 0, NULL, NULL, NULL);
+}
+
+/*
+ * Kills the process, as a kernel short of memory would, if the setting names this
+ * place and it has been passed often enough.
+ */
+void
+fault_point(const char *name)
+{
+	static int	passed = 0;
+
+	if (strcmp(name, setting_fault_point) == 0 && passed++ == setting_fault_point_skip)
+		kill(getpid(), SIGKILL);
+}
+
+#endif							/* DOUBLETICK_TESTING */

@@ -1,0 +1,107 @@
+/*-------------------------------------------------------------------------
+ *
+ * base/phone.c
+ *		What a phone number is, and when two of them are the same.
+ *
+ * A number, of a customer or of a WABA, is kept and sent as it was given.  Two
+ * numbers are the same when they have the same digits: a leading "+" does not
+ * count.  Nothing else in the tree takes a number apart.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "base/fault.h"
+#include "base/phone.h"
+#include "common/hashfn.h"
+#include "fmgr.h"
+#include "utils/builtins.h"
+
+/* How much of a bad number a message shows, in bytes. */
+#define SHOWN_LENGTH 64
+
+static const char *digits_of(const char *number);
+
+PG_FUNCTION_INFO_V1(dt_same_number);
+
+/*
+ * dt_same_number(number text, other text) returns boolean
+ *
+ * For the view dt_queue: phone_equal() in SQL, where NULL is no number.
+ */
+Datum
+dt_same_number(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(phone_equal(PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0)),
+							   PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1))));
+}
+
+/*
+ * True for an E.164 number as API.md takes it: an optional "+", then 7 to 15
+ * digits, the first not 0.
+ */
+bool
+phone_is_e164(const char *number)
+{
+	const char *digits = digits_of(number);
+	size_t		ndigits = strspn(digits, "0123456789");
+
+	return digits[ndigits] == '\0' && ndigits >= 7 && ndigits <= 15 && *digits != '0';
+}
+
+/*
+ * The message about a number that phone_is_e164() refuses.  "what" is the name of
+ * the argument or column that holds it.
+ */
+char *
+phone_problem(const char *what, const char *number)
+{
+	return psprintf("%s is not a number in international format: \"%s\"", what,
+					pnstrdup(number, fault_cliplen(number, SHOWN_LENGTH)));
+}
+
+/*
+ * Are these the same number?  NULL, which is no number, equals only NULL.
+ */
+bool
+phone_equal(const char *number, const char *other)
+{
+	if (number == NULL || other == NULL)
+		return number == other;
+	return strcmp(digits_of(number), digits_of(other)) == 0;
+}
+
+/*
+ * A hash that is the same for equal numbers; of NULL, the seed.
+ */
+uint64
+phone_hash(const char *number, uint64 seed)
+{
+	const char *digits;
+
+	if (number == NULL)
+		return seed;
+	digits = digits_of(number);
+	return hash_bytes_extended((const unsigned char *) digits, strlen(digits), seed);
+}
+
+/*
+ * The digits of an E.164 number as an integer, which is below 2^50: equal for
+ * equal numbers, and in nearly the order in which numbers are sorted as text.
+ */
+uint64
+phone_value(const char *number)
+{
+	uint64		value = 0;
+
+	for (const char *digit = digits_of(number); *digit; digit++)
+		value = value * 10 + (*digit - '0');
+	return value;
+}
+
+/* The number without a leading "+". */
+static const char *
+digits_of(const char *number)
+{
+	return number + (*number == '+');
+}

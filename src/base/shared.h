@@ -1,0 +1,97 @@
+/*-------------------------------------------------------------------------
+ *
+ * base/shared.h
+ *		What the processes of a cluster share, when the library is preloaded.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_BASE_SHARED_H
+#define DOUBLETICK_BASE_SHARED_H
+
+#include "datatype/timestamp.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+
+/* Databases that have a queue with work, and servers with a pace. */
+#define SHARED_MAX_DATABASES 1024
+#define SHARED_MAX_PACES 1024
+
+/* Requests are counted in spans of so many seconds, over a minute. */
+#define SHARED_SPAN 10
+#define SHARED_NSPANS 6
+
+/* Requests are counted in so many slices of time of so many µs: see rate.c. */
+#define RATE_NSLICES 52
+#define RATE_SLICE (20 * INT64CONST(1000))
+
+/* The pace of a server. */
+typedef struct PaceEntry
+{
+	Oid			database;
+	Oid			server;			/* InvalidOid: the entry is free */
+	int64		last;			/* when the last request was to leave, by
+								 * clock_now() and even spacing; 0: never */
+	int64		paused_until;	/* by clock_now(), 0: not paused */
+	int64		newest;			/* number of the newest slice */
+	uint32		counts[RATE_NSLICES];	/* requests in each of the last slices */
+} PaceEntry;
+
+/* Requests of a span of time. */
+typedef struct SharedSpan
+{
+	int64		number;			/* seconds since the epoch / SHARED_SPAN */
+	int64		sent;
+	int64		failed;
+} SharedSpan;
+
+/* A database whose queue has work, or had. */
+typedef struct SharedDatabase
+{
+	Oid			oid;			/* InvalidOid: the entry is free */
+	bool		wake;			/* may there be rows that nobody has seen? */
+	bool		exploring;		/* is that only a guess? */
+	TimestampTz wake_at;		/* when there is something to do anyway */
+	bool		has_prepared;	/* had it prepared transactions at the last
+								 * look? */
+
+	/* Its worker. */
+	bool		starting;		/* has the launcher asked for it? */
+	bool		adopted;		/* was that an earlier launcher? */
+	PGPROC	   *proc;			/* NULL when it does not run */
+	int			pid;
+	TimestampTz since;
+	bool		left;			/* has it left of its own accord? */
+	int			failures;		/* in a row */
+	int64		next_try;		/* not to be started before, by clock_now() */
+
+	/* What dt_status shows. */
+	char		state[64];
+	int			in_flight;
+	SharedSpan	spans[SHARED_NSPANS];
+	char		last_error[256];
+} SharedDatabase;
+
+/*
+ * Nothing that may raise an error happens under the locks: a process that ends
+ * takes the first one again, to say so, before PostgreSQL lets go of them.
+ */
+typedef struct Shared
+{
+	LWLock	   *lock;			/* for all but the rates */
+	LWLock	   *pace_lock;
+	PGPROC	   *launcher;		/* NULL when it does not run */
+	bool		explore;		/* must every database be looked at once? */
+	int			ndatabases;		/* entries in use or free, from the first */
+	SharedDatabase databases[SHARED_MAX_DATABASES];
+	PaceEntry	paces[SHARED_MAX_PACES];
+} Shared;
+
+/* NULL when the library is not preloaded. */
+extern Shared *shared;
+
+extern void shared_init(void);
+extern SharedDatabase *shared_lock_database(Oid oid, bool create);
+extern void shared_unlock(void);
+extern SharedDatabase *shared_find_database(Oid oid, bool create);
+
+#endif							/* DOUBLETICK_BASE_SHARED_H */

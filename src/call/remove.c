@@ -1,0 +1,272 @@
+/*-------------------------------------------------------------------------
+ *
+ * call/remove.c
+ *		The functions that SQL calls: check, send, wait, return.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "account/account.h"
+#include "api/answer.h"
+#include "api/endpoint.h"
+#include "api/http.h"
+#include "api/pace.h"
+#include "api/payload.h"
+#include "base/clock.h"
+#include "common/pg_prng.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "settings.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+/*
+ * Pause before a call is tried again, in microseconds: a random part of the
+ * first, doubled with every try up to the last.  Small beside the default
+ * budget of 10 s, so that a restart at the other side is outlived.
+ */
+#define FIRST_PAUSE (100 * INT64CONST(1000))
+#define LAST_PAUSE (2000 * INT64CONST(1000))
+
+/* libcurl counts in milliseconds, and may end a request this early, in µs. */
+#define TIMER_SLACK 2000
+
+static Jsonb *run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **),
+					   bool raise);
+static Fault *build_payload(const Removal *removal, Jsonb **result);
+static Fault *call_api(const Removal *removal, Jsonb **result);
+static void send_once(const Removal *removal, const Account *account,
+					  int64 budget, Answer *answer, int64 *retry_after);
+static Fault *wait_for_pause(const Account *account, int64 deadline);
+static int64 pause_before_retry(int tries);
+static bool hits_every_row(const Fault *fault);
+static Jsonb *without_status(Jsonb *body);
+
+PG_FUNCTION_INFO_V1(dt_payload);
+PG_FUNCTION_INFO_V1(dt_remove_tags_custom_fields);
+PG_FUNCTION_INFO_V1(dt_try_remove_tags_custom_fields);
+
+/*
+ * dt_payload(phone text, tags text[], fields text[], waba text) returns jsonb
+ */
+Datum
+dt_payload(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_JSONB_P(run_call(fcinfo, build_payload, true));
+}
+
+/*
+ * dt_remove_tags_custom_fields(phone text, tags text[], fields text[],
+ * waba text) returns jsonb
+ */
+Datum
+dt_remove_tags_custom_fields(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_JSONB_P(run_call(fcinfo, call_api, true));
+}
+
+/*
+ * dt_try_remove_tags_custom_fields(phone text, tags text[], fields text[],
+ * waba text) returns jsonb
+ */
+Datum
+dt_try_remove_tags_custom_fields(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_JSONB_P(run_call(fcinfo, call_api, false));
+}
+
+/*
+ * Reads the four arguments, makes the call in a memory context of its own, and
+ * raises or returns its fault.
+ */
+static Jsonb *
+run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **), bool raise)
+{
+#define ARGUMENT(n, get) (PG_ARGISNULL(n) ? NULL : get(n))
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context = AllocSetContextCreate(caller, "doubletick call",
+												  ALLOCSET_DEFAULT_SIZES);
+	Removal		removal;
+	Jsonb	   *result;
+	Fault	   *fault;
+
+	MemoryContextSwitchTo(context);
+	fault = payload_check(ARGUMENT(0, PG_GETARG_TEXT_PP),
+						  ARGUMENT(1, PG_GETARG_ARRAYTYPE_P),
+						  ARGUMENT(2, PG_GETARG_ARRAYTYPE_P),
+						  ARGUMENT(3, PG_GETARG_TEXT_PP), &removal);
+	if (fault == NULL)
+		fault = call(&removal, &result);
+	if (fault && (raise || hits_every_row(fault)))
+		fault_raise(fault);
+	if (fault)
+		result = fault_jsonb(fault);
+	else if (!raise)
+		result = without_status(result);
+
+	MemoryContextSwitchTo(caller);
+	result = memcpy(palloc(VARSIZE(result)), result, VARSIZE(result));
+	MemoryContextDelete(context);
+	return result;
+#undef ARGUMENT
+}
+
+/* A server's waba_number is added only when a request is sent. */
+static Fault *
+build_payload(const Removal *removal, Jsonb **result)
+{
+	*result = payload_jsonb(removal, NULL);
+	return NULL;
+}
+
+/*
+ * Sends a removal as the current role, again while that may help and the
+ * server's option "timeout" lasts.  Waiting for "rate_limit" does not count.
+ */
+static Fault *
+call_api(const Removal *removal, Jsonb **result)
+{
+	Account		account;
+	Fault	   *fault;
+	Fault	   *previous = NULL;
+	int64		deadline;
+
+	fault = account_get(setting_server, GetUserId(), &account);
+	if (fault)
+		return fault;
+
+	deadline = clock_now() + account.timeout * INT64CONST(1000);
+	for (int tries = 1;; tries++)
+	{
+		Answer		answer;
+		int64		pause;
+		int64		waited = 0;
+
+		/* While it waited for its turn, another session may have met a 429. */
+		do
+		{
+			fault = wait_for_pause(&account, deadline + waited);
+			if (fault)
+				return fault;
+			waited += pace_wait(account.serverid, account.rate_limit);
+		} while (pace_paused(account.serverid) > 0);
+
+		/* After a wait, what was looked up before it may be no more. */
+		if (waited > 0 || tries > 1)
+			fault = account_get(setting_server, GetUserId(), &account);
+		if (fault)
+			return fault;
+		deadline += waited;
+		send_once(removal, &account, deadline - clock_now(), &answer, &pause);
+		if (answer.fault == NULL)
+		{
+			*result = answer.body;
+			return NULL;
+		}
+
+		/* A try for which no time was left says less than the one before it. */
+		if (previous && answer.again && answer.fault->status == 0 &&
+			clock_now() + TIMER_SLACK >= deadline)
+			return previous;
+		previous = answer.fault;
+
+		if (pause == 0)
+			pause = pause_before_retry(tries);
+		if (answer.fault->status == 429)
+			pace_pause(account.serverid, pause);
+		if (!answer.again || clock_now() + pause >= deadline)
+			return answer.fault;
+		clock_sleep(pause);
+	}
+}
+
+/*
+ * One request and its answer.  "budget" and "retry_after", which is 0 when the
+ * server did not ask for a pause, are in microseconds.
+ */
+static void
+send_once(const Removal *removal, const Account *account,
+		  int64 budget, Answer *answer, int64 *retry_after)
+{
+	size_t		length;
+	char	   *body = payload_utf8(payload_jsonb(removal, account->waba_number), &length);
+	HttpTarget	target = endpoint_of(account);
+	int64		claimed_at = clock_now();
+	HttpTransfer *transfer = http_start(&target, body, length, (int) (budget / 1000));
+	const HttpReply *reply;
+	bool		is_sent = false;
+
+	while ((reply = http_reply(transfer)) == NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		http_turn((int) (budget / 1000));
+		if (!is_sent && http_sent_at(transfer) != 0)
+		{
+			pace_note_sent(account->serverid, account->rate_limit, claimed_at, http_sent_at(transfer));
+			is_sent = true;
+		}
+	}
+	answer_read(reply, answer);
+	*retry_after = Min(reply->retry_after, SECS_PER_DAY) * USECS_PER_SEC;
+	http_release(transfer);
+}
+
+/*
+ * After a 429 the whole server is paused.  A pause that outlasts the call is its
+ * fault.
+ */
+static Fault *
+wait_for_pause(const Account *account, int64 deadline)
+{
+	int64		pause = pace_paused(account->serverid);
+
+	if (clock_now() + pause >= deadline && pause > 0)
+	{
+		Fault	   *fault = fault_make(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+									   "server \"%s\" is paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429",
+									   setting_server, (pause + USECS_PER_SEC - 1) / USECS_PER_SEC);
+
+		/* Still the API's word, to whom it may be said again and again. */
+		fault->status = 429;
+		return fault_hint(fault, "Lower the server's option \"rate_limit\".");
+	}
+	clock_sleep(pause);
+	return NULL;
+}
+
+static int64
+pause_before_retry(int tries)
+{
+	int64		longest = Min(FIRST_PAUSE << Min(tries - 1, 16), LAST_PAUSE);
+
+	return (int64) (pg_prng_double(&pg_global_prng_state) * longest) + 1;
+}
+
+/*
+ * Would the next row of a bulk statement meet with the same?  These are raised
+ * even by dt_try_remove_tags_custom_fields().
+ */
+static bool
+hits_every_row(const Fault *fault)
+{
+	switch (fault->sqlstate)
+	{
+		case ERRCODE_UNDEFINED_OBJECT:
+		case ERRCODE_INSUFFICIENT_PRIVILEGE:
+		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
+			return true;
+	}
+	return fault->status == 401;
+}
+
+/*
+ * A success as dt_try_remove_tags_custom_fields() returns it: the key that
+ * marks what went wrong is not in it, whatever the API sent.
+ */
+static Jsonb *
+without_status(Jsonb *body)
+{
+	return DatumGetJsonbP(DirectFunctionCall2(jsonb_delete, JsonbPGetDatum(body),
+											  CStringGetTextDatum("statusCode")));
+}

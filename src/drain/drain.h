@@ -1,0 +1,50 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain/drain.h
+ *		The loop: what is due, to HTTP, to what is settled.
+ *
+ *		drain_start()	makes this process the drainer of its database
+ *		drain_turn()	waits a little and does what there is to do
+ *		drain_end()		lets go
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_DRAIN_DRAIN_H
+#define DOUBLETICK_DRAIN_DRAIN_H
+
+#include "drain/request.h"
+
+typedef struct Drain Drain;
+
+/*
+ * How the caller has transactions.  While requests are out there is none, or
+ * one that has done nothing.
+ */
+typedef struct DrainTransactions
+{
+	void		(*begin) (void);
+	void		(*commit) (void);
+} DrainTransactions;
+
+/* What came of a turn. */
+typedef enum DrainState
+{
+	DRAIN_BUSY,					/* call again at once: it waits by itself */
+	DRAIN_IDLE,					/* nothing is due, see drain_idle_time() */
+	DRAIN_GONE					/* the extension is not there, or another one */
+} DrainState;
+
+extern Drain *drain_start(MemoryContext parent, const DrainTransactions *transactions);
+extern DrainState drain_turn(Drain *drain);
+extern DrainState drain_finish(Drain *drain);
+extern void drain_wake(Drain *drain);
+extern const Tally *drain_tally(const Drain *drain);
+extern int64 drain_count_waiting(Drain *drain, bool exactly);
+extern int	drain_in_flight(const Drain *drain);
+extern TimestampTz drain_next_due(const Drain *drain);
+extern long drain_idle_time(const Drain *drain, long longest);
+extern void drain_warn_of_expired(int64 nexpired);
+extern bool drain_prune(Drain *drain);
+extern void drain_end(Drain *drain);
+
+#endif							/* DOUBLETICK_DRAIN_DRAIN_H */

@@ -1,0 +1,259 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain/hold.c
+ *		Holds: what keeps a lane from sending, until it is mended.
+ *
+ * A lane is held when its definitions are incomplete, and then it goes on as
+ * soon as they are whole; or when DoubleTick refused the key, the address or the
+ * connection, and then it goes on when the definition has changed, or when a
+ * probe, one request a minute, gets through.
+ *
+ * Holds are kept in dt_hold, so that each is warned of once, and probed once a
+ * minute, however many sessions take turns in draining.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "api/pace.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_collation.h"
+#include "drain/hold.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "queue/store.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+/* Time between two probes, in µs. */
+#define PROBE_INTERVAL USECS_PER_MINUTE
+
+/* Columns of dt_hold. */
+typedef enum HoldColumn
+{
+	HOLD_SERVER = 1,
+	HOLD_ROLE,
+	HOLD_SINCE,
+	HOLD_PROBE_AT,
+	HOLD_DEFINITION,
+	HOLD_REASON,
+	HOLD_NCOLUMNS = HOLD_REASON
+} HoldColumn;
+
+static const char *name_of_role(const Lane *lane);
+static void set_reason(Lane *lane, const char *reason, const char *definition);
+static void write_hold(const Lane *lane);
+static void erase_hold(Store *hold, const Lane *lane);
+
+PG_FUNCTION_INFO_V1(dt_held);
+
+/*
+ * dt_held(server text, role oid) returns text
+ *
+ * Why requests cannot leave by the definitions as they are now, or by the pause
+ * of the server, as far as this process knows of it.
+ */
+Datum
+dt_held(PG_FUNCTION_ARGS)
+{
+	const char *server = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	Oid			role = PG_GETARG_OID(1);
+	Account		account;
+	Fault	   *fault;
+	int64		paused;
+
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
+		PG_RETURN_NULL();
+	if (!has_privs_of_role(GetUserId(), role) &&
+		!has_privs_of_role(GetUserId(), ROLE_PG_MONITOR))
+		PG_RETURN_NULL();
+	fault = account_get(server, role, &account);
+	if (fault)
+		PG_RETURN_TEXT_P(cstring_to_text(fault->message));
+	paused = pace_paused(account.serverid);
+	if (paused > 0)
+		PG_RETURN_TEXT_P(cstring_to_text(psprintf("paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429",
+												  (paused + USECS_PER_SEC - 1) / USECS_PER_SEC)));
+	PG_RETURN_NULL();
+}
+
+/*
+ * Puts the holds that are remembered upon their lanes.
+ */
+void
+hold_load(HoldCallback callback, void *arg)
+{
+	Store		hold;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	store_open(&hold, RELATION_HOLD);
+	scan = store_scan(&hold, BY_SERVER_AND_ROLE, SnapshotSelf, 0, NULL);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
+	{
+		Datum		values[HOLD_NCOLUMNS];
+		bool		nulls[HOLD_NCOLUMNS];
+		Lane	   *lane;
+
+		heap_deform_tuple(tuple, RelationGetDescr(hold.rel), values, nulls);
+		lane = callback(arg, TextDatumGetCString(values[HOLD_SERVER - 1]),
+						DatumGetObjectId(values[HOLD_ROLE - 1]));
+		set_reason(lane, TextDatumGetCString(values[HOLD_REASON - 1]),
+				   TextDatumGetCString(values[HOLD_DEFINITION - 1]));
+		lane->since = DatumGetTimestampTz(values[HOLD_SINCE - 1]);
+		lane->probe_at = DatumGetTimestampTz(values[HOLD_PROBE_AT - 1]);
+	}
+	store_end_scan(scan);
+	store_close(&hold);
+}
+
+/*
+ * May the lane send?  "fault" is what its definitions lack, NULL when they are
+ * whole.  Of a lane that is held by an answer and whose time has come, one
+ * request may go: the probe.
+ */
+bool
+hold_check(Lane *lane, const Fault *fault, TimestampTz now)
+{
+	if (fault)
+	{
+		hold_enter(lane, fault, "");
+		return false;
+	}
+	if (lane->held && strcmp(lane->definition, account_definition(lane->server, lane->role)) != 0)
+		hold_lift(lane);
+	return !lane->held || (now >= lane->probe_at && lane->nrequests == 0);
+}
+
+/*
+ * Holds the lane, or goes on holding it.  "definition" is that which the fault
+ * came of, "" when it is not whole.  Warns, but not twice of the same.
+ */
+void
+hold_enter(Lane *lane, const Fault *fault, const char *definition)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		known = lane->held && strcmp(lane->reason, fault->message) == 0;
+
+	if (known && strcmp(lane->definition, definition) == 0 && now < lane->probe_at)
+		return;
+	if (!lane->held)
+		lane->since = now;
+	lane->probe_at = now + PROBE_INTERVAL;
+	set_reason(lane, fault->message, definition);
+	write_hold(lane);
+	if (!known)
+		ereport(WARNING,
+				(errcode(fault->sqlstate),
+				 errmsg("requests of role \"%s\" to server \"%s\" are held: %s",
+						name_of_role(lane), lane->server, fault->message),
+				 errdetail("They wait, and go on by themselves when this is mended."),
+				 fault->hint ? errhint("%s", fault->hint) : 0));
+}
+
+/*
+ * A held lane's probe leaves: the next one may a minute later, whatever becomes
+ * of this one.
+ */
+void
+hold_probe(Lane *lane)
+{
+	lane->probe_at = GetCurrentTimestamp() + PROBE_INTERVAL;
+	write_hold(lane);
+}
+
+/*
+ * Lets the lane go on.
+ */
+void
+hold_lift(Lane *lane)
+{
+	if (lane->held)
+		ereport(LOG,
+				(errmsg("requests of role \"%s\" to server \"%s\" go on",
+						name_of_role(lane), lane->server)));
+	hold_drop(lane);
+}
+
+/*
+ * Forgets the hold of a lane, in which perhaps nothing waits any more.
+ */
+void
+hold_drop(Lane *lane)
+{
+	Store		hold;
+
+	if (!lane->held)
+		return;
+	store_open(&hold, RELATION_HOLD);
+	erase_hold(&hold, lane);
+	store_close(&hold);
+	lane->held = false;
+}
+
+/* As pg_get_userbyid() has it: a role may be dropped while a request of it is out. */
+static const char *
+name_of_role(const Lane *lane)
+{
+	const char *name = GetUserNameFromId(lane->role, true);
+
+	return name ? name : psprintf("unknown (OID=%u)", lane->role);
+}
+
+static void
+set_reason(Lane *lane, const char *reason, const char *definition)
+{
+	if (lane->held)
+	{
+		pfree(unconstify(char *, lane->reason));
+		pfree(unconstify(char *, lane->definition));
+	}
+	lane->held = true;
+	lane->reason = MemoryContextStrdup(lane->context, reason);
+	lane->definition = MemoryContextStrdup(lane->context, definition);
+}
+
+static void
+write_hold(const Lane *lane)
+{
+	Datum		values[HOLD_NCOLUMNS];
+	bool		nulls[HOLD_NCOLUMNS] = {false};
+	Store		hold;
+
+	values[HOLD_SERVER - 1] = CStringGetTextDatum(lane->server);
+	values[HOLD_ROLE - 1] = ObjectIdGetDatum(lane->role);
+	values[HOLD_SINCE - 1] = TimestampTzGetDatum(lane->since);
+	values[HOLD_PROBE_AT - 1] = TimestampTzGetDatum(lane->probe_at);
+	values[HOLD_DEFINITION - 1] = CStringGetTextDatum(lane->definition);
+	values[HOLD_REASON - 1] = CStringGetTextDatum(lane->reason);
+
+	store_open(&hold, RELATION_HOLD);
+	erase_hold(&hold, lane);
+	store_insert(&hold, heap_form_tuple(RelationGetDescr(hold.rel), values, nulls));
+	store_close(&hold);
+}
+
+static void
+erase_hold(Store *hold, const Lane *lane)
+{
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	CommandCounterIncrement();	/* it may be of this very command */
+	ScanKeyEntryInitialize(&keys[0], 0, HOLD_SERVER, BTEqualStrategyNumber, InvalidOid,
+						   C_COLLATION_OID, F_TEXTEQ, CStringGetTextDatum(lane->server));
+	ScanKeyInit(&keys[1], HOLD_ROLE, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(lane->role));
+	scan = store_scan(hold, BY_SERVER_AND_ROLE, SnapshotSelf, 2, keys);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
+		(void) store_delete(hold, &tuple->t_self, true);
+	store_end_scan(scan);
+}

@@ -1,0 +1,90 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain/outcome.c
+ *		What becomes of a queued row after a request.
+ *
+ * A pure function: no clock, no chance, no look at anything but its argument.
+ * test/t/030_outcome.pl holds it against a table.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "drain/outcome.h"
+
+/*
+ * Exponential backoff with full jitter, in ms: the n-th retry comes after a
+ * random part of FIRST_BACKOFF * 2^(n-1), which is at most LAST_BACKOFF.
+ */
+#define FIRST_BACKOFF INT64CONST(1000)
+#define LAST_BACKOFF (15 * 60 * INT64CONST(1000))
+
+/* Longest wait that a server may ask for by Retry-After, in seconds. */
+#define MAX_RETRY_AFTER (60 * 60)
+
+static Verdict verdict_of(const Facts *facts);
+static Verdict verdict_of_status(const Facts *facts);
+
+/*
+ * The outcome for one row.
+ */
+Outcome
+outcome_of(const Facts *facts)
+{
+	Outcome		outcome = {.verdict = verdict_of(facts)};
+
+	if (outcome.verdict != VERDICT_AGAIN)
+		return outcome;
+
+	outcome.least_delay = Min(facts->retry_after, MAX_RETRY_AFTER) * 1000;
+	outcome.random_delay = Min(FIRST_BACKOFF << Min(facts->attempts - 1, 20), LAST_BACKOFF);
+	outcome.pause = facts->result == HTTP_ANSWERED && facts->status == 429;
+	outcome.too_old = facts->age >= facts->retry_for;
+	if (outcome.too_old)
+		outcome.verdict = VERDICT_FAILED;
+	return outcome;
+}
+
+static Verdict
+verdict_of(const Facts *facts)
+{
+	switch (facts->result)
+	{
+		case HTTP_ANSWERED:
+			return verdict_of_status(facts);
+		case HTTP_NO_TRUST:
+			return VERDICT_HOLD;
+		case HTTP_NO_CONNECTION:
+		case HTTP_BROKEN_OFF:
+		case HTTP_TIMED_OUT:
+		case HTTP_NOT_HTTP:
+			return VERDICT_AGAIN;
+		case HTTP_TOO_LONG:		/* and would be so again */
+			return VERDICT_FAILED;
+	}
+	return VERDICT_FAILED;		/* keep compiler quiet */
+}
+
+static Verdict
+verdict_of_status(const Facts *facts)
+{
+	if (facts->status >= 200 && facts->status < 300)
+		return facts->is_object ? VERDICT_DONE : VERDICT_FAILED;
+	if (facts->status >= 500 && facts->status < 600)
+		return VERDICT_AGAIN;
+	switch (facts->status)
+	{
+		case 400:
+		case 422:
+			return facts->coalesced ? VERDICT_ALONE : VERDICT_FAILED;
+		case 401:
+			return VERDICT_HOLD;
+		case 404:
+			return facts->no_route ? VERDICT_HOLD : VERDICT_FAILED;
+		case 408:
+		case 425:
+		case 429:
+			return VERDICT_AGAIN;
+	}
+	return VERDICT_FAILED;
+}

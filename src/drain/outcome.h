@@ -1,0 +1,48 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain/outcome.h
+ *		What becomes of a queued row after a request.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_DRAIN_OUTCOME_H
+#define DOUBLETICK_DRAIN_OUTCOME_H
+
+#include "api/http.h"
+
+/* What is known of a request that is over, and of one row that it carried. */
+typedef struct Facts
+{
+	HttpResult	result;
+	int			status;			/* HTTP status, when HTTP_ANSWERED */
+	bool		is_object;		/* is the body a JSON object that jsonb can
+								 * hold? */
+	bool		no_route;		/* does it say "Cannot POST ..."? */
+	int64		retry_after;	/* seconds, 0 when the server did not say */
+	bool		coalesced;		/* did the request carry other rows, too? */
+	int			attempts;		/* made for the row, this one included */
+	double		age;			/* ms since the row was enqueued */
+	double		retry_for;		/* ms */
+} Facts;
+
+typedef enum Verdict
+{
+	VERDICT_DONE,
+	VERDICT_FAILED,
+	VERDICT_AGAIN,				/* later, see the delays */
+	VERDICT_ALONE,				/* at once, but not with other rows */
+	VERDICT_HOLD				/* when server and role are mended */
+} Verdict;
+
+typedef struct Outcome
+{
+	Verdict		verdict;
+	int64		least_delay;	/* ms until the row may go again */
+	int64		random_delay;	/* ms of which a random part comes on top */
+	bool		pause;			/* does the whole server wait as long? */
+	bool		too_old;		/* has it failed for its age alone? */
+} Outcome;
+
+extern Outcome outcome_of(const Facts *facts);
+
+#endif							/* DOUBLETICK_DRAIN_OUTCOME_H */

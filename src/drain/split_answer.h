@@ -1,0 +1,16 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain/split_answer.h
+ *		One row's part of an answer to several.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_DRAIN_SPLIT_ANSWER_H
+#define DOUBLETICK_DRAIN_SPLIT_ANSWER_H
+
+#include "drain/customer.h"
+
+extern Jsonb *split_answer(Jsonb *answer, const DuePart *part);
+extern char *answer_errors(Jsonb *answer);
+
+#endif							/* DOUBLETICK_DRAIN_SPLIT_ANSWER_H */

@@ -1,0 +1,31 @@
+/*-------------------------------------------------------------------------
+ *
+ * queue/enqueue.h
+ *		The door to the queue: removals and keeps come in, and some go back.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_QUEUE_ENQUEUE_H
+#define DOUBLETICK_QUEUE_ENQUEUE_H
+
+#include "api/payload.h"
+
+/* Whose request it is, to where, and who caused it. */
+typedef struct Requester
+{
+	const char *server;
+	Oid			role;
+	Oid			enqueued_by;
+} Requester;
+
+/* The queue, open to be changed. */
+typedef struct Queue Queue;
+
+extern Queue *queue_open(int64 ncustomers);
+extern void queue_close(Queue *queue);
+extern int64 queue_add_removal(Queue *queue, const Requester *requester, const Removal *removal);
+extern bool queue_may_have_waiting(Queue *queue, const Requester *requester, const Removal *names);
+extern void queue_add_keep(Queue *queue, const Requester *requester, Removal *names);
+extern int64 queue_add_failed(const Requester *requester, const Removal *removal, const char *error);
+
+#endif							/* DOUBLETICK_QUEUE_ENQUEUE_H */

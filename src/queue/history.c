@@ -1,0 +1,135 @@
+/*-------------------------------------------------------------------------
+ *
+ * queue/history.c
+ *		The history: rows that are settled.
+ *
+ * They come from the queue and keep its ids.  None is changed any more; some go
+ * back, and the old ones go away.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "queue/history.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+/* Columns of dt_settled. */
+typedef enum SettledColumn
+{
+	SETTLED_ID = 1,
+	SETTLED_ENQUEUED_AT,
+	SETTLED_SETTLED_AT,
+	SETTLED_ROLE,
+	SETTLED_ENQUEUED_BY,
+	SETTLED_ATTEMPTS,
+	SETTLED_HTTP_STATUS,
+	SETTLED_STATE,
+	SETTLED_SERVER,
+	SETTLED_PHONE,
+	SETTLED_WABA,
+	SETTLED_TAGS,
+	SETTLED_FIELDS,
+	SETTLED_ANSWER,
+	SETTLED_ERROR,
+	SETTLED_NCOLUMNS = SETTLED_ERROR
+} SettledColumn;
+
+/*
+ * Enters a row into the history, settled now.  "answer" and "error" may be NULL.
+ */
+void
+history_insert(Store *settled, const QueueRow *row, const char *state,
+			   Jsonb *answer, const char *error)
+{
+	Datum		values[SETTLED_NCOLUMNS];
+	bool		nulls[SETTLED_NCOLUMNS] = {false};
+
+	values[SETTLED_ID - 1] = Int64GetDatum(row->id);
+	values[SETTLED_ENQUEUED_AT - 1] = TimestampTzGetDatum(row->enqueued_at);
+	values[SETTLED_SETTLED_AT - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[SETTLED_ROLE - 1] = ObjectIdGetDatum(row->role);
+	values[SETTLED_ENQUEUED_BY - 1] = ObjectIdGetDatum(row->enqueued_by);
+	values[SETTLED_ATTEMPTS - 1] = Int32GetDatum(row->attempts);
+	values[SETTLED_HTTP_STATUS - 1] = Int32GetDatum(row->http_status);
+	nulls[SETTLED_HTTP_STATUS - 1] = row->http_status == 0;
+	store_set_text(values, nulls, SETTLED_STATE, state);
+	store_set_text(values, nulls, SETTLED_SERVER, row->server);
+	store_set_text(values, nulls, SETTLED_PHONE, row->phone);
+	store_set_text(values, nulls, SETTLED_WABA, row->waba);
+	values[SETTLED_TAGS - 1] = PointerGetDatum(row->tags);
+	values[SETTLED_FIELDS - 1] = PointerGetDatum(row->fields);
+	values[SETTLED_ANSWER - 1] = PointerGetDatum(answer);
+	nulls[SETTLED_ANSWER - 1] = answer == NULL;
+	store_set_text(values, nulls, SETTLED_ERROR, error);
+
+	store_insert(settled, heap_form_tuple(RelationGetDescr(settled->rel), values, nulls));
+}
+
+/*
+ * The settled row with this id, and its state.
+ */
+bool
+history_find(Store *settled, int64 id, QueueRow *row, char **state)
+{
+	Datum		values[SETTLED_NCOLUMNS];
+	bool		nulls[SETTLED_NCOLUMNS];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found = store_find_by_id(settled, id, &scan, &tuple);
+
+	StaticAssertStmt((int) SETTLED_ID == (int) WAITING_ID, "both are the first column");
+	memset(row, 0, sizeof(QueueRow));
+	if (found)
+	{
+		heap_deform_tuple(tuple, RelationGetDescr(settled->rel), values, nulls);
+		row->id = id;
+		row->enqueued_at = DatumGetTimestampTz(values[SETTLED_ENQUEUED_AT - 1]);
+		row->role = DatumGetObjectId(values[SETTLED_ROLE - 1]);
+		row->enqueued_by = DatumGetObjectId(values[SETTLED_ENQUEUED_BY - 1]);
+		row->server = store_read_text(values[SETTLED_SERVER - 1], false);
+		row->phone = store_read_text(values[SETTLED_PHONE - 1], false);
+		row->waba = store_read_text(values[SETTLED_WABA - 1], nulls[SETTLED_WABA - 1]);
+		row->tags = DatumGetArrayTypePCopy(values[SETTLED_TAGS - 1]);
+		row->fields = DatumGetArrayTypePCopy(values[SETTLED_FIELDS - 1]);
+		row->tid = tuple->t_self;
+		*state = store_read_text(values[SETTLED_STATE - 1], false);
+	}
+	store_end_scan(scan);
+	return found;
+}
+
+/*
+ * Deletes up to "limit" rows that were settled before a time, the oldest first,
+ * and returns how many.  "from" is where the last call ended: the dead rows that
+ * it has left are not walked over again.
+ */
+int
+history_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)
+{
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	int			npruned = 0;
+
+	ScanKeyInit(&keys[0], SETTLED_SETTLED_AT, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE,
+				TimestampTzGetDatum(*from));
+	ScanKeyInit(&keys[1], SETTLED_SETTLED_AT, BTLessStrategyNumber, F_TIMESTAMPTZ_LT,
+				TimestampTzGetDatum(before));
+	scan = store_scan(settled, BY_SETTLED_AT, SnapshotSelf, 2, keys);
+	while (npruned < limit && HeapTupleIsValid(tuple = store_next(scan)))
+	{
+		bool		isnull;
+
+		/* dt_retry() may be at it; then it is no longer ours. */
+		(void) store_delete(settled, &tuple->t_self, false);
+		*from = DatumGetTimestampTz(heap_getattr(tuple, SETTLED_SETTLED_AT,
+												 RelationGetDescr(settled->rel), &isnull));
+		npruned++;
+	}
+	store_end_scan(scan);
+	return npruned;
+}

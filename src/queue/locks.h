@@ -1,0 +1,29 @@
+/*-------------------------------------------------------------------------
+ *
+ * queue/locks.h
+ *		Who may touch the queue's rows: locks that SQL cannot take.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_QUEUE_LOCKS_H
+#define DOUBLETICK_QUEUE_LOCKS_H
+
+#include "queue/store.h"
+
+/* What stands for a customer in the lock table. */
+typedef struct CustomerTag
+{
+	uint32		server;			/* hash of the server's name, as hashtext() */
+	uint32		customer;		/* half of store_customer() */
+} CustomerTag;
+
+extern CustomerTag customer_tag(const QueueRow *row);
+
+extern bool lock_drain(void);
+extern void unlock_drain(void);
+extern bool lock_partition(Oid role, int64 customer);
+extern void lock_customer(CustomerTag tag);
+extern void unlock_customer(CustomerTag tag);
+extern bool lock_against_sending(const QueueRow *row);
+
+#endif							/* DOUBLETICK_QUEUE_LOCKS_H */

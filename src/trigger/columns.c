@@ -1,0 +1,468 @@
+/*-------------------------------------------------------------------------
+ *
+ * trigger/columns.c
+ *		The columns of a customers table, whatever it looks like.
+ *
+ * The table is the user's: tags may be an array of any string-like type, of a
+ * domain, or a domain over an array, or a jsonb array; custom fields may be the
+ * keys of a jsonb object or of an hstore besides.  What a column is, is looked up
+ * once per statement; a row is then read from its tuple, without SQL.
+ *
+ * A wrong definition raises here.  Data never does: what is no name is skipped.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "access/htup_details.h"
+#include "access/sysattr.h"
+#include "access/tupmacs.h"
+#include "base/names.h"
+#include "catalog/dependency.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "common/hashfn.h"
+#include "parser/parse_coerce.h"
+#include "trigger/columns.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+/* Bytes of a value from which on it tells rows apart by its size alone. */
+#define MOST_HASHED 2048
+
+static Oid	find_column(Column *column, Relation rel, const char *name, const char *what);
+static Bitmapset *find_key(Relation rel);
+static bool is_string_like(Oid type);
+static ColumnKind string_kind(Oid type);
+static void find_output(Column *column, Oid type, MemoryContext context);
+static Oid	find_akeys(Oid type);
+static void refuse_type(Relation rel, const Column *column, const char *what, const char *detail)
+			pg_attribute_noreturn();
+static bool is_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new);
+static uint32 hash_value(const Column *column, Datum value);
+static char *read_number(Column *column, TupleTableSlot *slot);
+static int	read_names(Column *column, TupleTableSlot *slot, const char ***names);
+static int	names_of_elements(Column *column, ArrayType *array, const char ***names);
+static int	names_of_jsonb(const Column *column, Jsonb *jsonb, const char ***names);
+static char *string_of(Column *column, ColumnKind kind, Datum value);
+
+/*
+ * Finds the column that a trigger names for a number: a phone, or a waba.  ""
+ * names none.  "what" is for messages; what is kept goes into the context.
+ */
+void
+column_find_number(Column *column, Relation rel, const char *name, const char *what,
+				   MemoryContext context)
+{
+	Oid			type = find_column(column, rel, name, what);
+
+	if (!OidIsValid(type))
+		return;
+	if (is_string_like(type))
+		column->kind = string_kind(type);
+	else if (type == INT8OID || type == INT4OID || type == NUMERICOID)
+		column->kind = COLUMN_OUTPUT;
+	else
+		refuse_type(rel, column, what, "It may be of a string type, bigint, integer or numeric.");
+	if (column->kind == COLUMN_OUTPUT)
+		find_output(column, type, context);
+}
+
+/*
+ * Finds the column that a trigger names for names; with "keys" those may be the
+ * keys of an object, too.
+ */
+void
+column_find_names(Column *column, Relation rel, const char *name, const char *what,
+				  bool keys, MemoryContext context)
+{
+	Oid			type = find_column(column, rel, name, what);
+	Oid			element;
+	Oid			akeys;
+
+	if (!OidIsValid(type))
+		return;
+	element = get_element_type(type);
+	if (OidIsValid(element))
+		element = getBaseType(element);
+	if (OidIsValid(element) && is_string_like(element))
+	{
+		column->kind = COLUMN_ARRAY;
+		column->elem_kind = string_kind(element);
+		get_typlenbyvalalign(element, &column->elem_len, &column->elem_byval, &column->elem_align);
+		if (column->elem_kind == COLUMN_OUTPUT)
+			find_output(column, element, context);
+	}
+	else if (type == JSONBOID)
+	{
+		column->kind = COLUMN_JSONB;
+		column->keys = keys;
+	}
+	else if (keys && OidIsValid(akeys = find_akeys(type)))
+	{
+		column->kind = COLUMN_HSTORE;
+		fmgr_info_cxt(akeys, &column->function, context);
+		column->elem_kind = COLUMN_TEXT;
+		get_typlenbyvalalign(TEXTOID, &column->elem_len, &column->elem_byval, &column->elem_align);
+	}
+	else
+		refuse_type(rel, column, what, keys ?
+					"It may be an array of strings, jsonb or hstore." :
+					"It may be an array of strings, or jsonb.");
+}
+
+/* The type below all domains; InvalidOid when the trigger names no column. */
+static Oid
+find_column(Column *column, Relation rel, const char *name, const char *what)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	memset(column, 0, sizeof(Column));
+	if (*name == '\0')
+		return InvalidOid;
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(desc, i);
+
+		if (attribute->attisdropped || strcmp(NameStr(attribute->attname), name) != 0)
+			continue;
+		column->attno = attribute->attnum;
+		column->byval = attribute->attbyval;
+		column->len = attribute->attlen;
+
+		/*
+		 * Such a column's value is computed when it is read, and no tuple has
+		 * it.
+		 */
+		if (attribute->attgenerated == 'v')
+			refuse_type(rel, column, what, "It must not be a virtual generated column.");
+		return getBaseType(attribute->atttypid);
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_COLUMN),
+			 errmsg("column \"%s\" of relation \"%s\" does not exist",
+					name, RelationGetRelationName(rel)),
+			 errdetail("A trigger names it as the column of the %s.", what),
+			 errtable(rel)));
+}
+
+/*
+ * Finds the columns that tell the table's rows apart: of its primary key, or else
+ * of its other keys.  Where there is none, or where children do not obey it, all
+ * columns together have to.
+ */
+void
+columns_find_key(Columns *columns, Relation rel, MemoryContext context)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	Bitmapset  *key = find_key(rel);
+
+	columns->table = RelationGetRelid(rel);
+	columns->key = MemoryContextAllocZero(context, sizeof(Column) * desc->natts);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(desc, i);
+		Column	   *column = &columns->key[columns->nkey];
+
+		if (attribute->attisdropped || attribute->attgenerated == 'v' ||
+			(key && !bms_is_member(attribute->attnum - FirstLowInvalidHeapAttributeNumber, key)))
+			continue;
+		column->attno = attribute->attnum;
+		column->byval = attribute->attbyval;
+		column->len = attribute->attlen;
+		columns->nkey++;
+		columns->last_key = attribute->attnum;
+	}
+	bms_free(key);
+}
+
+/* NULL when there is none. */
+static Bitmapset *
+find_key(Relation rel)
+{
+	Bitmapset  *key;
+
+	if (rel->rd_rel->relhassubclass && rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return NULL;
+	key = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_PRIMARY_KEY);
+	return key ? key : RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_KEY);
+}
+
+static bool
+is_string_like(Oid type)
+{
+	char		category;
+	bool		is_preferred;
+
+	get_type_category_preferred(type, &category, &is_preferred);
+	return category == TYPCATEGORY_STRING;
+}
+
+static ColumnKind
+string_kind(Oid type)
+{
+	if (type == BPCHAROID)
+		return COLUMN_PADDED;
+	return IsBinaryCoercible(type, TEXTOID) ? COLUMN_TEXT : COLUMN_OUTPUT;
+}
+
+static void
+find_output(Column *column, Oid type, MemoryContext context)
+{
+	Oid			function;
+	bool		is_varlena;
+
+	getTypeOutputInfo(type, &function, &is_varlena);
+	fmgr_info_cxt(function, &column->function, context);
+}
+
+/*
+ * hstore's function for the keys; InvalidOid when the type is another.  Not by
+ * its name, for which the role that updates would need USAGE on hstore's schema.
+ */
+static Oid
+find_akeys(Oid type)
+{
+	Oid			extension = get_extension_oid("hstore", true);
+	HeapTuple	tuple;
+	Oid			schema;
+
+	if (!OidIsValid(extension) || getExtensionOfObject(TypeRelationId, type) != extension)
+		return InvalidOid;
+	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(type));
+	if (!HeapTupleIsValid(tuple))
+		return InvalidOid;
+	schema = ((Form_pg_type) GETSTRUCT(tuple))->typnamespace;
+	ReleaseSysCache(tuple);
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum("akeys"),
+						   PointerGetDatum(buildoidvector(&type, 1)), ObjectIdGetDatum(schema));
+}
+
+static void
+refuse_type(Relation rel, const Column *column, const char *what, const char *detail)
+{
+	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(rel), column->attno - 1);
+
+	ereport(ERROR,
+			(errcode(ERRCODE_DATATYPE_MISMATCH),
+			 errmsg("column \"%s\" of type %s cannot be the column of the %s",
+					NameStr(attribute->attname),
+					format_type_with_typemod(attribute->atttypid, attribute->atttypmod), what),
+			 errdetail("%s", detail),
+			 errtablecol(rel, column->attno)));
+}
+
+/*
+ * Are two rows the same, as far as a trigger looks?  By their bytes: a value that
+ * is stored out of line is not fetched for this, and what was not touched keeps
+ * its place.
+ */
+bool
+columns_equal(const Columns *columns, TupleTableSlot *old, TupleTableSlot *new)
+{
+	slot_getsomeattrs(old, columns->last);
+	slot_getsomeattrs(new, columns->last);
+	return is_equal(&columns->phone, old, new) && is_equal(&columns->tags, old, new) &&
+		is_equal(&columns->fields, old, new) && is_equal(&columns->waba, old, new);
+}
+
+static bool
+is_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new)
+{
+	int			i = column->attno - 1;
+
+	if (column->attno == 0)
+		return true;
+	if (old->tts_isnull[i] || new->tts_isnull[i])
+		return old->tts_isnull[i] == new->tts_isnull[i];
+	return datumIsEqual(old->tts_values[i], new->tts_values[i], column->byval, column->len);
+}
+
+/*
+ * A hash of the row's key, and of the table.
+ */
+uint32
+columns_hash_key(const Columns *columns, TupleTableSlot *slot)
+{
+	uint32		hash = columns->table;
+
+	slot_getsomeattrs(slot, columns->last_key);
+	for (int i = 0; i < columns->nkey; i++)
+	{
+		const Column *column = &columns->key[i];
+
+		if (!slot->tts_isnull[column->attno - 1])
+			hash = hash_combine(hash, hash_value(column, slot->tts_values[column->attno - 1]));
+	}
+	return hash;
+}
+
+/* A value may be large, and lie elsewhere; its size is known wherever it is. */
+static uint32
+hash_value(const Column *column, Datum value)
+{
+	if (column->len == -1)
+	{
+		Size		size = toast_raw_datum_size(value);
+
+		if (size > MOST_HASHED)
+			return size;
+	}
+	return datum_image_hash(value, column->byval, column->len);
+}
+
+/*
+ * Whose row it is: "phone", NULL when it has none, and "waba".  No names yet.
+ */
+void
+columns_read_customer(Columns *columns, TupleTableSlot *slot, Removal *row)
+{
+	memset(row, 0, sizeof(Removal));
+	slot_getsomeattrs(slot, columns->last);
+	row->phone = read_number(&columns->phone, slot);
+	row->waba = read_number(&columns->waba, slot);
+}
+
+/*
+ * The names of a row, each once.  A row without a phone is nobody's, and has
+ * none.
+ */
+void
+columns_read_names(Columns *columns, TupleTableSlot *slot, Removal *row)
+{
+	if (row->phone == NULL)
+		return;
+	row->ntags = read_names(&columns->tags, slot, &row->tags);
+	row->nfields = read_names(&columns->fields, slot, &row->fields);
+}
+
+/* NULL and "" are both none. */
+static char *
+read_number(Column *column, TupleTableSlot *slot)
+{
+	char	   *number;
+
+	if (column->attno == 0 || slot->tts_isnull[column->attno - 1])
+		return NULL;
+	number = string_of(column, column->kind, slot->tts_values[column->attno - 1]);
+	return *number == '\0' ? NULL : number;
+}
+
+static int
+read_names(Column *column, TupleTableSlot *slot, const char ***names)
+{
+	Datum		value;
+	ArrayType  *array;
+	Jsonb	   *jsonb;
+	int			nnames;
+
+	*names = NULL;
+	if (column->attno == 0 || slot->tts_isnull[column->attno - 1])
+		return 0;
+	value = slot->tts_values[column->attno - 1];
+	if (column->kind == COLUMN_JSONB)
+	{
+		jsonb = DatumGetJsonbP(value);
+		nnames = names_of_jsonb(column, jsonb, names);
+		if ((Pointer) jsonb != DatumGetPointer(value))
+			pfree(jsonb);
+	}
+	else
+	{
+		if (column->kind == COLUMN_HSTORE)
+			value = FunctionCall1(&column->function, value);
+		array = DatumGetArrayTypeP(value);
+		nnames = names_of_elements(column, array, names);
+		if ((Pointer) array != DatumGetPointer(value))
+			pfree(array);
+	}
+	return names_distinct(*names, nnames);
+}
+
+/* Of all elements, in as many dimensions as there are. */
+static int
+names_of_elements(Column *column, ArrayType *array, const char ***names)
+{
+	int			nitems = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+	uint8	   *bitmap = ARR_NULLBITMAP(array);
+	char	   *item = ARR_DATA_PTR(array);
+	char	   *pool = NULL;
+	int			nnames = 0;
+
+	if (nitems == 0)
+		return 0;
+	*names = names_alloc(nitems);
+	if (column->elem_kind == COLUMN_TEXT)
+		pool = palloc(ARR_SIZE(array));
+	for (int i = 0; i < nitems; i++)
+	{
+		char	   *name;
+
+		if (bitmap && (bitmap[i / BITS_PER_BYTE] & (1 << (i % BITS_PER_BYTE))) == 0)
+			continue;
+		if (pool)
+		{
+			/* All in one: each is shorter than with the header it had. */
+			name = pool;
+			memcpy(name, VARDATA_ANY(item), VARSIZE_ANY_EXHDR(item));
+			pool += VARSIZE_ANY_EXHDR(item);
+			*pool++ = '\0';
+		}
+		else
+			name = string_of(column, column->elem_kind,
+							 fetch_att(item, column->elem_byval, column->elem_len));
+		if (*name != '\0')
+			(*names)[nnames++] = name;
+		item = att_addlength_pointer(item, column->elem_len, item);
+		item = (char *) att_align_nominal(item, column->elem_align);
+	}
+	return nnames;
+}
+
+/* Of what is no array, or no object where keys count, none. */
+static int
+names_of_jsonb(const Column *column, Jsonb *jsonb, const char ***names)
+{
+	bool		is_array = JB_ROOT_IS_ARRAY(jsonb) && !JB_ROOT_IS_SCALAR(jsonb);
+	bool		is_object = JB_ROOT_IS_OBJECT(jsonb) && column->keys;
+	JsonbIteratorToken wanted = is_array ? WJB_ELEM : WJB_KEY;
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	int			nnames = 0;
+
+	if ((!is_array && !is_object) || JB_ROOT_COUNT(jsonb) == 0)
+		return 0;
+	*names = names_alloc(JB_ROOT_COUNT(jsonb));
+	iterator = JsonbIteratorInit(&jsonb->root);
+	token = JsonbIteratorNext(&iterator, &value, false);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == wanted && value.type == jbvString && value.val.string.len > 0)
+			(*names)[nnames++] = pnstrdup(value.val.string.val, value.val.string.len);
+	}
+	return nnames;
+}
+
+static char *
+string_of(Column *column, ColumnKind kind, Datum value)
+{
+	char	   *string;
+
+	if (kind == COLUMN_OUTPUT)
+		return OutputFunctionCall(&column->function, value);
+	string = TextDatumGetCString(value);
+	if (kind == COLUMN_PADDED)
+	{
+		for (char *end = string + strlen(string); end > string && end[-1] == ' '; end--)
+			end[-1] = '\0';
+	}
+	return string;
+}

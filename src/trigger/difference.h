@@ -1,0 +1,23 @@
+/*-------------------------------------------------------------------------
+ *
+ * trigger/difference.h
+ *		From what customers had and have to what is entered into the queue.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_TRIGGER_DIFFERENCE_H
+#define DOUBLETICK_TRIGGER_DIFFERENCE_H
+
+#include "queue/enqueue.h"
+
+extern void difference_row(const Requester *requester, Removal *old, uint32 old_row,
+					   const Removal *new, uint32 new_row, Removal *lost);
+extern bool difference_may_keep(Queue *queue, const Requester *requester, const Removal *now);
+extern void difference_keep(Queue *queue, const Requester *requester, Removal *now);
+extern void difference_remove(Queue *queue, const Requester *requester, Removal *lost);
+extern bool difference_is_same_customer(const Removal *row, const Removal *other);
+extern void difference_subtract(Removal *names, const Removal *others);
+extern void difference_intersect(Removal *names, const Removal *others);
+extern Removal difference_copy(const Removal *names);
+
+#endif							/* DOUBLETICK_TRIGGER_DIFFERENCE_H */
