@@ -89,6 +89,7 @@ typedef struct Conn
 	const Listener *listener;
 	uint64_t	id;
 	bool		counted;		/* already part of stats.connections? */
+	double		arrived;		/* when the latest bytes did, as in Request */
 	char	   *in;
 	size_t		floor;
 	size_t		start;
@@ -124,7 +125,7 @@ typedef struct Request
 	int			nheaders;
 	Header		headers[MAX_HEADERS];
 	Slice		body;
-	double		at;				/* when it was read, seconds since the epoch */
+	double		at;				/* when it arrived, seconds since the epoch */
 } Request;
 
 /* An answer before it is laid out as bytes. */
