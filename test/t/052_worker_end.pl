@@ -81,6 +81,8 @@ sub postmaster_dies
 {
 	my $worker = hang('orphaned');
 	my $launcher = $calls->launcher;
+	my $lock_file = $node->data_dir . '/postmaster.pid';
+	my ($postmaster) = split /\n/, slurp_file($lock_file);
 	my $begin = time;
 
 	$node->kill9;
@@ -88,6 +90,11 @@ sub postmaster_dies
 	eventually(sub { is_gone($launcher) }, 'and the launcher');
 	cmp_ok(time - $begin, '<', $soon, 'they do not wait for the requests');
 	$sb->clear_rules;
+
+	# Where nobody asks for the status of orphans, a dead postmaster stays a zombie,
+	# and PostgreSQL takes it for one that runs.
+	eventually(sub { is_gone($postmaster) }, 'the postmaster is gone');
+	unlink $lock_file;
 	eventually(sub { $node->start(fail_ok => 1) }, 'the server starts again');
 	goes_on('orphaned', "the postmaster's death");
 	return;
