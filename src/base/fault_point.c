@@ -39,7 +39,7 @@ fault_point_init(void)
 
 /*
  * Kills the process, as a kernel short of memory would, if the setting names this
- * place and it has been passed often enough.
+ * place and the process has passed it as often as the other setting says.
  */
 void
 fault_point(const char *name)
