@@ -11,11 +11,13 @@
 
 #ifdef DOUBLETICK_TESTING
 
+#include "api/http.h"
 #include "drain/outcome.h"
 #include "fmgr.h"
 #include "utils/builtins.h"
 
 PG_FUNCTION_INFO_V1(dt_test_outcome);
+PG_FUNCTION_INFO_V1(dt_test_turn);
 
 /*
  * dt_test_outcome(result int, status int, is_object bool, no_route bool,
@@ -44,6 +46,16 @@ dt_test_outcome(PG_FUNCTION_ARGS)
 											  (long long) outcome.random_delay,
 											  outcome.pause ? " pause" : "",
 											  outcome.too_old ? " too old" : "")));
+}
+
+/*
+ * dt_test_turn(timeout int) returns void
+ */
+Datum
+dt_test_turn(PG_FUNCTION_ARGS)
+{
+	http_turn(PG_GETARG_INT32(0));
+	PG_RETURN_VOID();
 }
 
 #endif							/* DOUBLETICK_TESTING */

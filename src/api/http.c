@@ -146,8 +146,8 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 
 /*
  * Waits until a socket is ready or a signal comes, at most "timeout" milliseconds
- * and no longer than POLL_SLICE, and lets libcurl do what there is to do.  Callers
- * serve interrupts between turns.
+ * (a negative one counts as 0) and no longer than POLL_SLICE, and lets libcurl do
+ * what there is to do.  Callers serve interrupts between turns.
  */
 void
 http_turn(int timeout)
@@ -162,7 +162,7 @@ http_turn(int timeout)
 				 errmsg("terminating connection due to unexpected postmaster exit")));
 
 	if (!added)
-		wait_for_sockets(Min(timeout, POLL_SLICE));
+		wait_for_sockets(Max(Min(timeout, POLL_SLICE), 0));
 	added = false;
 
 	block_signals(&saved);
