@@ -98,7 +98,7 @@ hold_load(Turn *turn)
 	HeapTuple	tuple;
 
 	store_open(&hold, RELATION_HOLD);
-	scan = store_scan(&hold, BY_SERVER_AND_ROLE, SnapshotSelf, 0, NULL);
+	scan = store_scan(&hold, RELATION_HOLD_PKEY, SnapshotSelf, 0, NULL);
 	while (HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		Datum		values[HOLD_NCOLUMNS];
@@ -260,7 +260,7 @@ delete_hold(Store *hold, const Lane *lane)
 	ScanKeyEntryInitialize(&keys[0], 0, HOLD_SERVER, BTEqualStrategyNumber, InvalidOid,
 						   C_COLLATION_OID, F_TEXTEQ, CStringGetTextDatum(lane_server(lane)));
 	ScanKeyInit(&keys[1], HOLD_ROLE, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(lane->key.role));
-	scan = store_scan(hold, BY_SERVER_AND_ROLE, SnapshotSelf, 2, keys);
+	scan = store_scan(hold, RELATION_HOLD_PKEY, SnapshotSelf, 2, keys);
 	while (HeapTupleIsValid(tuple = store_next(scan)))
 		(void) store_delete(hold, &tuple->t_self, true);
 	store_end_scan(scan);

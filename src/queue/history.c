@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * queue/history.c
- *		The history: rows that are settled.
+ *		The history: the rows of dt_settled.
  *
- * They come from the queue and keep its ids.  None is changed any more; some go
- * back, and the old ones go away.
+ * A row has the id that it had in the queue.  It is never updated: dt_retry()
+ * moves it back into the queue, or the drainer deletes it when it is old.
  *
  *-------------------------------------------------------------------------
  */
@@ -39,7 +39,7 @@ typedef enum SettledColumn
 } SettledColumn;
 
 /*
- * Enters a row into the history, settled now.  "answer" and "error" may be NULL.
+ * Inserts a row, settled now.  "answer" and "error" may be NULL.
  */
 void
 history_insert(Store *settled, const QueueRow *row, const char *state,
@@ -70,42 +70,37 @@ history_insert(Store *settled, const QueueRow *row, const char *state,
 }
 
 /*
- * The settled row with this id, and its state.
+ * Reads the settled row with this id, and its state.  False when there is none.
  */
 bool
 history_find(Store *settled, int64 id, QueueRow *row, char **state)
 {
 	Datum		values[SETTLED_NCOLUMNS];
 	bool		nulls[SETTLED_NCOLUMNS];
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		found = store_find_by_id(settled, id, &scan, &tuple);
+	HeapTuple	tuple = store_find_by_id(settled, RELATION_SETTLED_PKEY, id);
 
-	StaticAssertStmt((int) SETTLED_ID == (int) WAITING_ID, "both are the first column");
+	if (tuple == NULL)
+		return false;
+	heap_deform_tuple(tuple, RelationGetDescr(settled->rel), values, nulls);
 	memset(row, 0, sizeof(QueueRow));
-	if (found)
-	{
-		heap_deform_tuple(tuple, RelationGetDescr(settled->rel), values, nulls);
-		row->id = id;
-		row->enqueued_at = DatumGetTimestampTz(values[SETTLED_ENQUEUED_AT - 1]);
-		row->role = DatumGetObjectId(values[SETTLED_ROLE - 1]);
-		row->enqueued_by = DatumGetObjectId(values[SETTLED_ENQUEUED_BY - 1]);
-		row->server = store_read_text(values[SETTLED_SERVER - 1], false);
-		row->phone = store_read_text(values[SETTLED_PHONE - 1], false);
-		row->waba = store_read_text(values[SETTLED_WABA - 1], nulls[SETTLED_WABA - 1]);
-		row->tags = DatumGetArrayTypePCopy(values[SETTLED_TAGS - 1]);
-		row->fields = DatumGetArrayTypePCopy(values[SETTLED_FIELDS - 1]);
-		row->tid = tuple->t_self;
-		*state = store_read_text(values[SETTLED_STATE - 1], false);
-	}
-	store_end_scan(scan);
-	return found;
+	row->id = id;
+	row->enqueued_at = DatumGetTimestampTz(values[SETTLED_ENQUEUED_AT - 1]);
+	row->role = DatumGetObjectId(values[SETTLED_ROLE - 1]);
+	row->enqueued_by = DatumGetObjectId(values[SETTLED_ENQUEUED_BY - 1]);
+	row->server = store_read_text(values[SETTLED_SERVER - 1], false);
+	row->phone = store_read_text(values[SETTLED_PHONE - 1], false);
+	row->waba = store_read_text(values[SETTLED_WABA - 1], nulls[SETTLED_WABA - 1]);
+	row->tags = DatumGetArrayTypePCopy(values[SETTLED_TAGS - 1]);
+	row->fields = DatumGetArrayTypePCopy(values[SETTLED_FIELDS - 1]);
+	row->tid = tuple->t_self;
+	*state = store_read_text(values[SETTLED_STATE - 1], false);
+	return true;
 }
 
 /*
  * Deletes up to "limit" rows that were settled before a time, the oldest first,
- * and returns how many.  "from" is where the last call ended: the dead rows that
- * it has left are not walked over again.
+ * and returns how many it has looked at.  "from" is where the last call ended, so
+ * that the next one need not pass the dead rows that this one leaves.
  */
 int
 history_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)
@@ -119,12 +114,12 @@ history_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)
 				TimestampTzGetDatum(*from));
 	ScanKeyInit(&keys[1], SETTLED_SETTLED_AT, BTLessStrategyNumber, F_TIMESTAMPTZ_LT,
 				TimestampTzGetDatum(before));
-	scan = store_scan(settled, BY_SETTLED_AT, SnapshotSelf, 2, keys);
+	scan = store_scan(settled, RELATION_SETTLED_AT, SnapshotSelf, 2, keys);
 	while (npruned < limit && HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		bool		isnull;
 
-		/* dt_retry() may be at it; then it is no longer ours. */
+		/* Does nothing if dt_retry() is moving the row. */
 		(void) store_delete(settled, &tuple->t_self, false);
 		*from = DatumGetTimestampTz(heap_getattr(tuple, SETTLED_SETTLED_AT,
 												 RelationGetDescr(settled->rel), &isnull));
