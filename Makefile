@@ -46,6 +46,7 @@ OBJS = \
 	src/queue/locks.o \
 	src/queue/relations.o \
 	src/queue/retry.o \
+	src/queue/shape.o \
 	src/queue/store.o \
 	src/queue/wakeup.o \
 	src/settings.o \

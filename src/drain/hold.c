@@ -101,8 +101,8 @@ hold_load(Turn *turn)
 	scan = store_scan(&hold, RELATION_HOLD_PKEY, SnapshotSelf, 0, NULL);
 	while (HeapTupleIsValid(tuple = store_next(scan)))
 	{
-		Datum		values[HOLD_NCOLUMNS];
-		bool		nulls[HOLD_NCOLUMNS];
+		Datum		values[HOLD_NCOLUMNS + STORE_DROPPED_COLUMNS];
+		bool		nulls[HOLD_NCOLUMNS + STORE_DROPPED_COLUMNS];
 		Lane	   *lane;
 
 		heap_deform_tuple(tuple, RelationGetDescr(hold.rel), values, nulls);
@@ -232,8 +232,8 @@ set_reason(Lane *lane, const char *reason, const char *definition)
 static void
 write_hold(const Lane *lane)
 {
-	Datum		values[HOLD_NCOLUMNS];
-	bool		nulls[HOLD_NCOLUMNS] = {false};
+	Datum		values[HOLD_NCOLUMNS + STORE_DROPPED_COLUMNS];
+	bool		nulls[HOLD_NCOLUMNS + STORE_DROPPED_COLUMNS] = {false};
 	Store		hold;
 
 	values[HOLD_SERVER - 1] = CStringGetTextDatum(lane_server(lane));
@@ -245,7 +245,7 @@ write_hold(const Lane *lane)
 
 	store_open(&hold, RELATION_HOLD);
 	delete_hold(&hold, lane);
-	store_insert(&hold, heap_form_tuple(RelationGetDescr(hold.rel), values, nulls));
+	store_insert(&hold, store_form_tuple(&hold, values, nulls, HOLD_NCOLUMNS));
 	store_close(&hold);
 }
 

@@ -45,8 +45,8 @@ void
 history_insert(Store *settled, const QueueRow *row, const char *state,
 			   Jsonb *answer, const char *error)
 {
-	Datum		values[SETTLED_NCOLUMNS];
-	bool		nulls[SETTLED_NCOLUMNS] = {false};
+	Datum		values[SETTLED_NCOLUMNS + STORE_DROPPED_COLUMNS];
+	bool		nulls[SETTLED_NCOLUMNS + STORE_DROPPED_COLUMNS] = {false};
 
 	values[SETTLED_ID - 1] = Int64GetDatum(row->id);
 	values[SETTLED_ENQUEUED_AT - 1] = TimestampTzGetDatum(row->enqueued_at);
@@ -66,35 +66,48 @@ history_insert(Store *settled, const QueueRow *row, const char *state,
 	nulls[SETTLED_ANSWER - 1] = answer == NULL;
 	store_set_text(values, nulls, SETTLED_ERROR, error);
 
-	store_insert(settled, heap_form_tuple(RelationGetDescr(settled->rel), values, nulls));
+	store_insert(settled, store_form_tuple(settled, values, nulls, SETTLED_NCOLUMNS));
 }
 
 /*
- * Reads the settled row with this id, and its state.  False when there is none.
+ * Finds the failed removal with this id, the last one that was settled, and reads it.
+ * False when there is none.  More than one row has an id when ids came again, after
+ * TRUNCATE ... RESTART IDENTITY, setval() or a restore.
  */
 bool
-history_find(Store *settled, int64 id, QueueRow *row, char **state)
+history_find_failed(Store *settled, int64 id, QueueRow *row)
 {
-	Datum		values[SETTLED_NCOLUMNS];
-	bool		nulls[SETTLED_NCOLUMNS];
-	HeapTuple	tuple = store_find_by_id(settled, RELATION_SETTLED_PKEY, id);
+	TimestampTz latest = DT_NOBEGIN;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
 
-	if (tuple == NULL)
-		return false;
-	heap_deform_tuple(tuple, RelationGetDescr(settled->rel), values, nulls);
-	memset(row, 0, sizeof(QueueRow));
-	row->id = id;
-	row->enqueued_at = DatumGetTimestampTz(values[SETTLED_ENQUEUED_AT - 1]);
-	row->role = DatumGetObjectId(values[SETTLED_ROLE - 1]);
-	row->enqueued_by = DatumGetObjectId(values[SETTLED_ENQUEUED_BY - 1]);
-	row->server = store_read_text(values[SETTLED_SERVER - 1], false);
-	row->phone = store_read_text(values[SETTLED_PHONE - 1], false);
-	row->waba = store_read_text(values[SETTLED_WABA - 1], nulls[SETTLED_WABA - 1]);
-	row->tags = DatumGetArrayTypePCopy(values[SETTLED_TAGS - 1]);
-	row->fields = DatumGetArrayTypePCopy(values[SETTLED_FIELDS - 1]);
-	row->tid = tuple->t_self;
-	*state = store_read_text(values[SETTLED_STATE - 1], false);
-	return true;
+	ScanKeyInit(&key, SETTLED_ID, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+	scan = store_scan(settled, RELATION_SETTLED_ID, SnapshotSelf, 1, &key);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
+	{
+		Datum		values[SETTLED_NCOLUMNS + STORE_DROPPED_COLUMNS];
+		bool		nulls[SETTLED_NCOLUMNS + STORE_DROPPED_COLUMNS];
+
+		heap_deform_tuple(tuple, RelationGetDescr(settled->rel), values, nulls);
+		if (DatumGetTimestampTz(values[SETTLED_SETTLED_AT - 1]) < latest ||
+			strcmp(store_read_text(values[SETTLED_STATE - 1], false), STATE_FAILED) != 0)
+			continue;
+		latest = DatumGetTimestampTz(values[SETTLED_SETTLED_AT - 1]);
+		memset(row, 0, sizeof(QueueRow));
+		row->id = id;
+		row->enqueued_at = DatumGetTimestampTz(values[SETTLED_ENQUEUED_AT - 1]);
+		row->role = DatumGetObjectId(values[SETTLED_ROLE - 1]);
+		row->enqueued_by = DatumGetObjectId(values[SETTLED_ENQUEUED_BY - 1]);
+		row->server = store_read_text(values[SETTLED_SERVER - 1], false);
+		row->phone = store_read_text(values[SETTLED_PHONE - 1], false);
+		row->waba = store_read_text(values[SETTLED_WABA - 1], nulls[SETTLED_WABA - 1]);
+		row->tags = DatumGetArrayTypePCopy(values[SETTLED_TAGS - 1]);
+		row->fields = DatumGetArrayTypePCopy(values[SETTLED_FIELDS - 1]);
+		row->tid = tuple->t_self;
+	}
+	store_end_scan(scan);
+	return latest != DT_NOBEGIN;
 }
 
 /*

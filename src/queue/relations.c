@@ -28,7 +28,7 @@ static const char *const relation_names[NRELATIONS] = {
 	[RELATION_WAITING_PKEY] = "dt_waiting_pkey",
 	[RELATION_WAITING_CUSTOMER] = "dt_waiting_customer",
 	[RELATION_SETTLED] = "dt_settled",
-	[RELATION_SETTLED_PKEY] = "dt_settled_pkey",
+	[RELATION_SETTLED_ID] = "dt_settled_id",
 	[RELATION_SETTLED_AT] = "dt_settled_settled_at",
 	[RELATION_HOLD] = "dt_hold",
 	[RELATION_HOLD_PKEY] = "dt_hold_pkey",
@@ -47,8 +47,8 @@ static Oid	look_up_schema(void);
 static void count_relation_change(Datum arg, Oid relid);
 
 /*
- * The OID of a relation of ours.  Raises undefined_table when the extension, or
- * a part of it, does not exist.
+ * The OID of a relation of ours; InvalidOid for an index that was dropped.  Raises
+ * undefined_table when the extension, or a table of it, does not exist.
  */
 Oid
 relation_oid(QueueRelation relation)
@@ -58,6 +58,12 @@ relation_oid(QueueRelation relation)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("the tables of extension \"doubletick\" do not exist in this database")));
 	return relation_oids[relation];
+}
+
+const char *
+relation_name(QueueRelation relation)
+{
+	return relation_names[relation];
 }
 
 /*
@@ -128,7 +134,9 @@ look_up_relations(void)
 	for (int i = 0; i < NRELATIONS; i++)
 	{
 		relation_oids[i] = get_relname_relid(relation_names[i], schema);
-		if (!OidIsValid(relation_oids[i]))
+		if (!OidIsValid(relation_oids[i]) &&
+			(i == RELATION_WAITING || i == RELATION_WAITING_ID ||
+			 i == RELATION_SETTLED || i == RELATION_HOLD))
 			return false;
 	}
 	nchanges_at_look_up = nchanges_before;

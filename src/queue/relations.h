@@ -15,7 +15,7 @@ typedef enum QueueRelation
 	RELATION_WAITING_PKEY,		/* (id) */
 	RELATION_WAITING_CUSTOMER,	/* (customer, keep, id) */
 	RELATION_SETTLED,
-	RELATION_SETTLED_PKEY,		/* (id) */
+	RELATION_SETTLED_ID,		/* (id), not unique: see history_find_failed() */
 	RELATION_SETTLED_AT,		/* (settled_at) */
 	RELATION_HOLD,
 	RELATION_HOLD_PKEY,			/* (server, role) */
@@ -23,6 +23,7 @@ typedef enum QueueRelation
 } QueueRelation;
 
 extern Oid	relation_oid(QueueRelation relation);
+extern const char *relation_name(QueueRelation relation);
 extern Oid	relation_lock(QueueRelation relation);
 extern bool relations_lock(Oid *waiting);
 extern uint64 relations_generation(void);

@@ -30,7 +30,6 @@ dt_retry(PG_FUNCTION_ARGS)
 	int64		id = PG_GETARG_INT64(0);
 	Store		settled;
 	QueueRow	row;
-	char	   *state;
 	bool		is_found;
 
 	queue_check_writable("dt_retry()");
@@ -38,8 +37,8 @@ dt_retry(PG_FUNCTION_ARGS)
 	/* What this statement has failed can be retried, too. */
 	CommandCounterIncrement();
 	store_open(&settled, RELATION_SETTLED);
-	is_found = history_find(&settled, id, &row, &state) &&
-		strcmp(state, STATE_FAILED) == 0 && has_privs_of_role(GetUserId(), row.role);
+	is_found = history_find_failed(&settled, id, &row) &&
+		has_privs_of_role(GetUserId(), row.role);
 	if (is_found)
 		check_sendable(&row);
 	is_found = is_found && store_delete(&settled, &row.tid, true);

@@ -16,18 +16,17 @@
 #include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/relscan.h"
-#include "access/sysattr.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "base/phone.h"
 #include "catalog/index.h"
-#include "catalog/pg_index.h"
 #include "commands/sequence.h"
 #include "common/hashfn.h"
 #include "compat.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "queue/shape.h"
 #include "queue/store.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -63,8 +62,6 @@ static const int own_indexes[NRELATIONS] = {
 
 static void open_indexes(Store *store, QueueRelation table);
 static CatalogIndexState cache_indexes(Relation rel, IndexCache *cache);
-static void check_index(Relation rel, Relation index);
-static bool is_on_primary_key(Relation rel, Relation index);
 
 /*
  * Opens a table.  Its locks last until the transaction ends, so that to open it
@@ -99,13 +96,14 @@ open_indexes(Store *store, QueueRelation table)
 			store->indexes->ri_IndexRelationDescs[i] = index_open(cache->oids[i], RowExclusiveLock);
 		return;
 	}
+	check_table_shape(store->rel, table);
 	oids = RelationGetIndexList(store->rel);
 	store->indexes_are_cached = list_length(oids) == own_indexes[table];
 	list_free(oids);
 	store->indexes = store->indexes_are_cached ? cache_indexes(store->rel, cache) :
 		CatalogOpenIndexes(store->rel);
 	for (int i = 0; i < store->indexes->ri_NumIndices; i++)
-		check_index(store->rel, store->indexes->ri_IndexRelationDescs[i]);
+		check_index_shape(store->rel, table, store->indexes->ri_IndexRelationDescs[i]);
 	if (store->indexes_are_cached)
 		cache->generation = relations_generation();
 }
@@ -133,41 +131,6 @@ cache_indexes(Relation rel, IndexCache *cache)
 }
 
 /*
- * Raises an error for an index that cannot be filled, or that could refuse a row:
- * before a request leaves whose answer could not be recorded.
- */
-static void
-check_index(Relation rel, Relation index)
-{
-	HeapTuple	tuple = index->rd_indextuple;
-
-	if (heap_attisnull(tuple, Anum_pg_index_indexprs, NULL) &&
-		heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
-		!index->rd_index->indisexclusion &&
-		(!index->rd_index->indisunique || is_on_primary_key(rel, index)))
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("index \"%s\" cannot be on table \"%s\"",
-					RelationGetRelationName(index), RelationGetRelationName(rel)),
-			 errdetail("It is unique, or has expressions, a condition or an exclusion constraint."),
-			 errhint("Drop it.")));
-}
-
-static bool
-is_on_primary_key(Relation rel, Relation index)
-{
-	Bitmapset  *key = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_PRIMARY_KEY);
-	int			nkeys = index->rd_index->indnkeyatts;
-	bool		is_same = bms_num_members(key) == nkeys;
-
-	for (int i = 0; i < nkeys; i++)
-		is_same = is_same && bms_is_member(index->rd_index->indkey.values[i] -
-										   FirstLowInvalidHeapAttributeNumber, key);
-	return is_same;
-}
-
-/*
  * Closes a table.
  */
 void
@@ -181,6 +144,20 @@ store_close(Store *store)
 	else
 		CatalogCloseIndexes(store->indexes);
 	table_close(store->rel, NoLock);
+}
+
+/*
+ * Makes a tuple of our columns; those that were dropped are null.  The arrays have
+ * room for STORE_DROPPED_COLUMNS more.
+ */
+HeapTuple
+store_form_tuple(Store *store, Datum *values, bool *nulls, int ncolumns)
+{
+	TupleDesc	desc = RelationGetDescr(store->rel);
+
+	for (int i = ncolumns; i < desc->natts; i++)
+		nulls[i] = true;
+	return heap_form_tuple(desc, values, nulls);
 }
 
 /*
@@ -262,27 +239,6 @@ store_end_scan(SysScanDesc scan)
 }
 
 /*
- * A copy of the tuple with this id, by an index on "id", which is the first column
- * of dt_waiting and dt_settled; NULL when there is none, committed or of this
- * transaction.
- */
-HeapTuple
-store_find_by_id(Store *store, QueueRelation index, int64 id)
-{
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	ScanKeyInit(&key, WAITING_ID, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
-	scan = store_scan(store, index, SnapshotSelf, 1, &key);
-	tuple = store_next(scan);
-	if (HeapTupleIsValid(tuple))
-		tuple = heap_copytuple(tuple);
-	store_end_scan(scan);
-	return tuple;
-}
-
-/*
  * The text of a column, or NULL.
  */
 char *
@@ -318,8 +274,8 @@ store_next_id(void)
 HeapTuple
 store_form_waiting(Store *waiting, const QueueRow *row)
 {
-	Datum		values[WAITING_NCOLUMNS];
-	bool		nulls[WAITING_NCOLUMNS] = {false};
+	Datum		values[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
+	bool		nulls[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS] = {false};
 
 	values[WAITING_ID - 1] = Int64GetDatum(row->id);
 	values[WAITING_ORD - 1] = Int64GetDatum(row->ord);
@@ -340,7 +296,7 @@ store_form_waiting(Store *waiting, const QueueRow *row)
 	values[WAITING_TAGS - 1] = PointerGetDatum(row->tags);
 	values[WAITING_FIELDS - 1] = PointerGetDatum(row->fields);
 	store_set_text(values, nulls, WAITING_LAST_ERROR, row->last_error);
-	return heap_form_tuple(RelationGetDescr(waiting->rel), values, nulls);
+	return store_form_tuple(waiting, values, nulls, WAITING_NCOLUMNS);
 }
 
 /*
@@ -371,8 +327,8 @@ store_update_waiting(Store *waiting, const QueueRow *row)
 void
 store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row)
 {
-	Datum		values[WAITING_NCOLUMNS];
-	bool		nulls[WAITING_NCOLUMNS];
+	Datum		values[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
+	bool		nulls[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
 
 	heap_deform_tuple(tuple, RelationGetDescr(waiting->rel), values, nulls);
 	row->id = DatumGetInt64(values[WAITING_ID - 1]);
@@ -391,8 +347,8 @@ store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row)
 void
 store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
 {
-	Datum		values[WAITING_NCOLUMNS];
-	bool		nulls[WAITING_NCOLUMNS];
+	Datum		values[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
+	bool		nulls[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
 
 	heap_deform_tuple(tuple, RelationGetDescr(waiting->rel), values, nulls);
 	row->id = DatumGetInt64(values[WAITING_ID - 1]);
@@ -425,13 +381,17 @@ store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
 bool
 store_find_waiting(Store *waiting, int64 id, QueueRow *row)
 {
-	HeapTuple	tuple = store_find_by_id(waiting, RELATION_WAITING_PKEY, id);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
 
-	if (tuple == NULL)
-		return false;
-	store_read_waiting(waiting, tuple, row);
-	heap_freetuple(tuple);
-	return true;
+	ScanKeyInit(&key, WAITING_ID, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+	scan = store_scan(waiting, RELATION_WAITING_PKEY, SnapshotSelf, 1, &key);
+	tuple = store_next(scan);
+	if (HeapTupleIsValid(tuple))
+		store_read_waiting(waiting, tuple, row);
+	store_end_scan(scan);
+	return HeapTupleIsValid(tuple);
 }
 
 /*

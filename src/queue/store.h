@@ -17,6 +17,12 @@
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
 
+/*
+ * Columns that somebody may have added to a table of ours and dropped again: arrays
+ * for heap_deform_tuple() and store_form_tuple() have room for them.
+ */
+#define STORE_DROPPED_COLUMNS 16
+
 /* Columns of dt_waiting. */
 typedef enum WaitingColumn
 {
@@ -79,6 +85,7 @@ typedef struct Store
 extern void store_open(Store *store, QueueRelation table);
 extern void store_close(Store *store);
 
+extern HeapTuple store_form_tuple(Store *store, Datum *values, bool *nulls, int ncolumns);
 extern void store_insert(Store *store, HeapTuple tuple);
 extern void store_insert_slots(Store *store, TupleTableSlot **slots, int nslots);
 extern bool store_delete(Store *store, const ItemPointerData *tid, bool wait);
@@ -86,7 +93,6 @@ extern SysScanDesc store_scan(Store *store, QueueRelation index, Snapshot snapsh
 							  ScanKey keys);
 extern HeapTuple store_next(SysScanDesc scan);
 extern void store_end_scan(SysScanDesc scan);
-extern HeapTuple store_find_by_id(Store *store, QueueRelation index, int64 id);
 extern char *store_read_text(Datum value, bool isnull);
 extern void store_set_text(Datum *values, bool *nulls, int column, const char *string);
 
