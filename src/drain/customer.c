@@ -110,7 +110,7 @@ scan_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
 	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
 				Int64GetDatum(customer));
 	ScanKeyInit(&keys[1], WAITING_KEEP, BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(true));
-	scan = store_scan(waiting, BY_CUSTOMER, snapshot, keeps_only ? 2 : 1, keys);
+	scan = store_scan(waiting, RELATION_WAITING_CUSTOMER, snapshot, keeps_only ? 2 : 1, keys);
 	while (fits && HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		DueRow	   *row = palloc(sizeof(DueRow));
@@ -279,7 +279,7 @@ customer_delete_keeps(Store *waiting, const QueueRow *customer)
 	InitDirtySnapshot(dirty);
 	ScanKeyInit(&key, WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
 				Int64GetDatum(customer->customer));
-	scan = store_scan(waiting, BY_CUSTOMER, &dirty, 1, &key);
+	scan = store_scan(waiting, RELATION_WAITING_CUSTOMER, &dirty, 1, &key);
 	while (HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		QueueRow   *row = palloc(sizeof(QueueRow));

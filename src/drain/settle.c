@@ -121,7 +121,7 @@ settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 {
 	QueueRow	row = due->row;
 
-	if (!store_is_still(&turn->waiting, &row) &&
+	if (!store_is_in_place(&turn->waiting, &row) &&
 		!store_find_waiting(&turn->waiting, row.id, &row))
 		return true;
 	row.http_status = answer->status;
