@@ -58,7 +58,7 @@ refused("$every_row $function('', 'tags')", '39P01', qr/names no column of the p
 refused("$every_row $function('phone')", '39P01', qr/names no column of tags or custom fields/, @insert);
 refused("$every_row $function('phone', '', '', 'waba')", '39P01', qr/names no column of tags or custom fields/, @insert);
 refused("$every_row $function('phone', 'tags', 'fields', 'waba', 'doubletick', '')", '39P01', qr/too many arguments/, @insert);
-refused("$every_row $function('phone', 'tags', '', '', repeat)", '39P01', qr/names a server that cannot be/, @insert);
+refused("$every_row $function('phone', 'tags', '', '', repeat)", '39P01', qr/names a server whose name is too long/, @insert);
 
 # Columns.
 
