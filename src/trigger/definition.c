@@ -109,6 +109,12 @@ check_events(const TriggerData *data)
 	if (!TRIGGER_FOR_AFTER(type) || TRIGGER_FOR_TRUNCATE(type))
 		refuse_definition(trigger, "must fire after INSERT, UPDATE or DELETE",
 						  "Write AFTER INSERT OR UPDATE OR DELETE.");
+	if (trigger->tgnattr > 0)
+		refuse_definition(trigger, "is limited to some columns",
+						  "Write UPDATE without OF: the trigger must see a row whenever it moves or its key changes.");
+	if (trigger->tgqual)
+		refuse_definition(trigger, "has a WHEN condition",
+						  "Leave WHEN out: the trigger must see a row whenever it moves or its key changes.");
 	if (!TRIGGER_FOR_ROW(type))
 		check_transition_tables(trigger);
 	else if (TRIGGER_FOR_DELETE(type) && !TRIGGER_FOR_INSERT(type))
