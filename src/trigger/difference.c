@@ -226,9 +226,10 @@ split_unsendable(const char **names, int nnames, const char ***unsendable, int *
 	return nleft;
 }
 
+/* The length first: converting a name of 256 MB would fail for want of memory. */
 static bool
 is_sendable(const char *name)
 {
-	return payload_has_utf8_form(name, strlen(name)) &&
-		payload_json_length(name) <= PAYLOAD_MAX_BYTES;
+	return payload_json_length(name) <= PAYLOAD_MAX_BYTES &&
+		payload_has_utf8_form(name, strlen(name));
 }
