@@ -375,7 +375,7 @@ AS 'MODULE_PATHNAME', 'dt_enqueue_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
-'Stores the removal of tags and custom fields and returns its id in dt_queue and dt_history. It is sent as the current role, after this transaction has committed. Takes the arguments of dt_remove_tags_custom_fields. Raises 22023 or 22004 for a bad argument, 25006 in a read-only session.';
+'Stores the removal of tags and custom fields and returns its id in dt_queue and dt_history. It is sent as the current role, after this transaction has committed. Takes the arguments of dt_remove_tags_custom_fields. Raises 22023 or 22004 for a bad argument, 42704 when there is no DoubleTick server of the name in doubletick.server, 25006 in a read-only session.';
 
 CREATE FUNCTION @extschema@.dt_cancel(id bigint)
 RETURNS boolean

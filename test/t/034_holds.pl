@@ -41,10 +41,10 @@ sub held_ok
 	my $requests = $case{requests} || 0;
 
 	fresh();
-	$calls->sql($case{broken});
 	my @held = map { enqueue($_, ['lead'], undef, role => $case{role}) } @phones;
 	my $well = enqueue($other, ['lead'], undef, server => 'second');
 	my @others = $case{role} ? enqueue($other, ['lead']) : ();
+	$calls->sql($case{broken});
 
 	my $warnings = warnings_of(drain());
 	my @ours = grep { /server "doubletick"/ } @$warnings;
