@@ -15,6 +15,7 @@
 
 #include "access/heapam.h"
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
@@ -266,6 +267,28 @@ int64
 store_next_id(void)
 {
 	return nextval_internal(relation_oid(RELATION_WAITING_ID), false);
+}
+
+/*
+ * The last id that was given out, or a larger one after a crash.  It can become
+ * smaller: by TRUNCATE ... RESTART IDENTITY, or setval().
+ */
+int64
+store_last_id(void)
+{
+	Relation	sequence = relation_open(relation_oid(RELATION_WAITING_ID), AccessShareLock);
+	SysScanDesc scan = systable_beginscan(sequence, InvalidOid, false, SnapshotSelf, 0, NULL);
+	HeapTuple	tuple = systable_getnext(scan);
+	bool		isnull;
+	int64		id;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "sequence \"%s\" is empty", RelationGetRelationName(sequence));
+	/* last_value is the first column of a sequence. */
+	id = DatumGetInt64(heap_getattr(tuple, 1, RelationGetDescr(sequence), &isnull));
+	systable_endscan(scan);
+	relation_close(sequence, AccessShareLock);
+	return id;
 }
 
 /*
