@@ -55,6 +55,7 @@ OBJS = \
 	src/trigger/definition.o \
 	src/trigger/difference.o \
 	src/trigger/gains.o \
+	src/trigger/row.o \
 	src/trigger/statement.o \
 	src/trigger/trigger.o \
 	src/worker/launcher.o \

@@ -112,7 +112,7 @@ hold_load(Turn *turn)
 				   TextDatumGetCString(values[HOLD_DEFINITION - 1]));
 		lane->since = DatumGetTimestampTz(values[HOLD_SINCE - 1]);
 		lane->probe_at = DatumGetTimestampTz(values[HOLD_PROBE_AT - 1]);
-		schedule_lane(turn->schedule, lane, turn->now, turn->clock);
+		schedule_lane(turn->schedule, lane, turn->clock);
 	}
 	store_end_scan(scan);
 	store_close(&hold);
@@ -134,7 +134,19 @@ hold_allows(Lane *lane, const Fault *fault, TimestampTz now)
 	if (lane->held &&
 		strcmp(lane->definition, account_definition(lane_server(lane), lane->key.role)) != 0)
 		hold_lift(lane);
-	return !lane->held || (now >= lane->probe_at && lane->nrequests == 0);
+	return !lane->held || (hold_time_to_probe(lane, now) == 0 && lane->nrequests == 0);
+}
+
+/*
+ * Time until the next probe of a held lane, in µs.
+ */
+int64
+hold_time_to_probe(const Lane *lane, TimestampTz now)
+{
+	/* A clock that was ahead must not put the probe off for longer. */
+	if (lane->probe_at > now + PROBE_INTERVAL)
+		return 0;
+	return Max(lane->probe_at - now, 0);
 }
 
 /*
