@@ -209,7 +209,7 @@ send_customer(Service *service, Position position)
 		request_note_next(request, position);
 		return false;
 	}
-	if (!lock_partition(position.customer))
+	if (!lock_partition(lane->key.role, position.customer))
 	{
 		lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
 		return false;
@@ -337,7 +337,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 			lane_push_front(lane, position);
 			break;
 		}
-		if (!lock_partition(row.customer))
+		if (!lock_partition(row.role, row.customer))
 		{
 			lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
 			if (error)

@@ -97,6 +97,7 @@ extern char *store_read_text(Datum value, bool isnull);
 extern void store_set_text(Datum *values, bool *nulls, int column, const char *string);
 
 extern int64 store_next_id(void);
+extern int64 store_last_id(void);
 extern HeapTuple store_form_waiting(Store *waiting, const QueueRow *row);
 extern void store_insert_waiting(Store *waiting, const QueueRow *row);
 extern void store_update_waiting(Store *waiting, const QueueRow *row);
