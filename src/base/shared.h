@@ -51,8 +51,8 @@ typedef struct SharedDatabase
 	bool		wake;			/* may there be rows that nobody has seen? */
 	bool		exploring;		/* is that only a guess? */
 	TimestampTz wake_at;		/* when there is something to do anyway */
-	bool		has_prepared;	/* had it prepared transactions at the last
-								 * look? */
+	bool		has_prepared;	/* may there be prepared transactions that have
+								 * enqueued? */
 
 	/* Its worker. */
 	bool		starting;		/* has the launcher asked for it? */

@@ -18,15 +18,14 @@
 #include "storage/latch.h"
 
 static void xact_ended(XactEvent event, void *arg);
-static void wake_worker(void);
-static void note_prepared(void);
+static void notify_worker(bool prepared);
 
 /* Must the worker be woken when this transaction commits? */
 static bool wake_at_commit = false;
 
 /*
- * Wakes the worker of this database when the transaction commits.  A prepared
- * transaction's commit is somebody else's: see launcher.c.
+ * Wakes the worker of this database when the transaction commits.  Called by
+ * whatever enters a removal.
  */
 void
 wake_worker_at_commit(void)
@@ -49,12 +48,9 @@ xact_ended(XactEvent event, void *arg pg_attribute_unused())
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
-			wake_at_commit = false;
-			wake_worker();
-			break;
 		case XACT_EVENT_PREPARE:
 			wake_at_commit = false;
-			note_prepared();
+			notify_worker(event == XACT_EVENT_PREPARE);
 			break;
 		case XACT_EVENT_ABORT:
 			wake_at_commit = false;
@@ -64,30 +60,27 @@ xact_ended(XactEvent event, void *arg pg_attribute_unused())
 	}
 }
 
+/*
+ * Leaves in shared memory that there is work, or that there will be when a
+ * transaction that is prepared now is committed: whoever commits it does not know
+ * what is in it, so a worker is to be there until it has ended.
+ */
 static void
-wake_worker(void)
+notify_worker(bool prepared)
 {
 	SharedDatabase *database = shared_lock_database(MyDatabaseId, true);
 
 	if (database)
 	{
-		database->wake = true;
+		if (prepared)
+			database->has_prepared = true;
+		else
+			database->wake = true;
 		database->exploring = false;
 		if (database->proc)
 			SetLatch(&database->proc->procLatch);
 		else if (shared->launcher)
 			SetLatch(&shared->launcher->procLatch);
 	}
-	shared_unlock();
-}
-
-/* It may be committed before the launcher looks for it. */
-static void
-note_prepared(void)
-{
-	SharedDatabase *database = shared_lock_database(MyDatabaseId, true);
-
-	if (database)
-		database->has_prepared = true;
 	shared_unlock();
 }

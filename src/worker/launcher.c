@@ -17,7 +17,6 @@
 #include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "access/twophase.h"
 #include "access/xact.h"
 #include "base/clock.h"
 #include "base/shared.h"
@@ -26,7 +25,6 @@
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
-#include "settings.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
@@ -62,7 +60,6 @@ static void explore_some(List **unexplored);
 static void adopt(void);
 static void reap(List **started);
 static void note_end(Oid oid);
-static void note_prepared(void);
 static int64 start_due(List **started);
 static bool is_in(Oid database, List *databases);
 static bool start_worker(Oid database, List **started);
@@ -94,7 +91,6 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 	MemoryContext context;
 	List	   *started = NIL;
 	List	   *unexplored;
-	int64		prepared_at = 0;	/* by clock_now() */
 	uint32		wait_event;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -120,20 +116,11 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			prepared_at = 0;
 		}
 
 		reap(&started);
-		if (clock_now() >= prepared_at)
-		{
-			note_prepared();
-			prepared_at = clock_now() + setting_worker_idle_timeout * INT64CONST(1000);
-		}
 		explore_some(&unexplored);
 		next = start_due(&started);
-
-		if (max_prepared_xacts > 0)
-			next = Min(next, prepared_at);
 		left = Max(next - clock_now(), 0) / 1000 + 1;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 (long) Min(left, LONGEST_SLEEP), wait_event);
@@ -329,50 +316,6 @@ put_off(Oid oid, bool *is_first)
 	shared_unlock();
 }
 
-/*
- * Who commits a prepared transaction does not know what is in it.  So a database
- * that had some at the last look, or has, is looked at.
- */
-static void
-note_prepared(void)
-{
-	bool		has[SHARED_MAX_DATABASES] = {false};
-
-	if (max_prepared_xacts == 0)
-		return;
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	LWLockAcquire(ProcArrayLock, LW_SHARED);
-	for (int i = 0; i < max_prepared_xacts; i++)
-	{
-		PGPROC	   *proc = &PreparedXactProcs[i];
-		Oid			oid = proc->databaseId;
-
-		/* Those that are over still have their xid, but no longer its place. */
-		if (OidIsValid(oid) && TransactionIdIsValid(proc->xid) && proc->pgxactoff >= 0 &&
-			ProcGlobal->xids[proc->pgxactoff] == proc->xid)
-		{
-			SharedDatabase *database = shared_find_database(oid, true);
-
-			if (database)
-				has[database - shared->databases] = true;
-		}
-	}
-	LWLockRelease(ProcArrayLock);
-	for (int i = 0; i < shared->ndatabases; i++)
-	{
-		SharedDatabase *database = &shared->databases[i];
-
-		if (database->has_prepared || has[i])
-		{
-			database->wake = true;
-			if (database->proc)
-				SetLatch(&database->proc->procLatch);
-		}
-		database->has_prepared = has[i];
-	}
-	LWLockRelease(shared->lock);
-}
-
 /* Starts workers where there is work.  Returns when to look again, by clock_now(). */
 static int64
 start_due(List **started)
@@ -388,11 +331,12 @@ start_due(List **started)
 	{
 		SharedDatabase *database = &shared->databases[i];
 		int64		when = database->next_try;
+		bool		at_once = database->wake || database->has_prepared;
 
 		if (!OidIsValid(database->oid) || database->starting ||
-			(!database->wake && database->wake_at == DT_NOEND))
+			(!at_once && database->wake_at == DT_NOEND))
 			continue;
-		if (!database->wake)
+		if (!at_once)
 			when = Max(when, clock + database->wake_at - now);
 		if (when <= clock)
 			due[ndue++] = database->oid;

@@ -15,6 +15,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/twophase.h"
 #include "access/xact.h"
 #include "base/clock.h"
 #include "base/shared.h"
@@ -22,6 +23,7 @@
 #include "catalog/pg_db_role_setting.h"
 #include "compat.h"
 #include "drain/drain.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -47,6 +49,9 @@
 /* Time between two prunings of the history, in µs. */
 #define PRUNE_INTERVAL (60 * USECS_PER_SEC)
 
+/* Time between two looks for prepared transactions, in µs. */
+#define PREPARED_INTERVAL USECS_PER_SEC
+
 /* For how long it waits for answers that are out, before it makes way, in µs. */
 #define GRACE (500 * INT64CONST(1000))
 
@@ -61,6 +66,8 @@ typedef struct Worker
 	int64		worked_at;		/* when there was last something to do */
 	int64		chores_at;		/* when to do what is not urgent */
 	int64		prune_at;
+	int64		prepared_at;	/* when to look for prepared transactions */
+	bool		knows_prepared; /* has it looked for them yet? */
 	bool		sound;			/* has it been at work for long enough? */
 	bool		found;			/* has it found the extension? */
 	bool		exploring;		/* has it found nothing to do so far? */
@@ -77,6 +84,9 @@ static void do_chores(Worker *worker);
 static void note_sound(Worker *worker);
 static void wait_for_work(Worker *worker);
 static bool take_wake(Worker *worker);
+static bool note_prepared_ended(Worker *worker);
+static bool find_prepared(void);
+static void set_has_prepared(bool has_prepared, bool *previous);
 static bool is_idle_for_long(const Worker *worker);
 static bool try_to_leave(Worker *worker);
 static bool is_in_the_way(void);
@@ -142,6 +152,7 @@ attach(Worker *worker)
 		database->pid = MyProcPid;
 		database->since = GetCurrentTimestamp();
 		database->left = false;
+		database->has_prepared = false; /* it will look for itself */
 		attached = true;
 
 		/* It looks at everything at once, and so needs no wake-up for that. */
@@ -218,6 +229,8 @@ run(Worker *worker)
 					continue;
 				case DRAIN_IDLE:
 					worker->found = true;
+					if (note_prepared_ended(worker))
+						continue;
 					break;
 				case DRAIN_GONE:
 					make_way(worker, worker->found ? "the extension was dropped" : NULL);
@@ -307,6 +320,62 @@ take_wake(Worker *worker)
 	return wake;
 }
 
+/*
+ * The worker stays while there are prepared transactions, for COMMIT PREPARED
+ * wakes nobody.  After a start of the server nobody knows whether there are any,
+ * and so each worker looks once.  True when there are none any more: what they
+ * have enqueued may be there by now, and is to be found before the worker leaves.
+ */
+static bool
+note_prepared_ended(Worker *worker)
+{
+	bool		may_have;
+
+	if (max_prepared_xacts == 0 || clock_now() < worker->prepared_at)
+		return false;
+	worker->prepared_at = clock_now() + PREPARED_INTERVAL;
+
+	/* Cleared before the look, so that a PREPARE after it is not forgotten. */
+	set_has_prepared(false, &may_have);
+	if (worker->knows_prepared && !may_have)
+		return false;
+	worker->knows_prepared = true;
+	if (!find_prepared())
+		return true;
+	set_has_prepared(true, &may_have);
+	return false;
+}
+
+static void
+set_has_prepared(bool has_prepared, bool *previous)
+{
+	SharedDatabase *database = shared_lock_database(MyDatabaseId, false);
+
+	*previous = database && database->has_prepared;
+	if (database)
+		database->has_prepared = has_prepared;
+	shared_unlock();
+}
+
+/* Are there prepared transactions in this database? */
+static bool
+find_prepared(void)
+{
+	bool		found;
+
+	begin_transaction();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	if (SPI_execute("SELECT FROM pg_catalog.pg_prepared_xacts"
+					" WHERE database = pg_catalog.current_database()", true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read pg_prepared_xacts");
+	found = SPI_processed > 0;
+	SPI_finish();
+	PopActiveSnapshot();
+	commit_transaction();
+	return found;
+}
+
 /* After a start of the server nobody stays in databases where nothing waits. */
 static bool
 is_idle_for_long(const Worker *worker)
@@ -333,7 +402,7 @@ try_to_leave(Worker *worker)
 		next = drain_next_due(worker->drain);
 
 	database = shared_lock_database(MyDatabaseId, false);
-	may_leave = database == NULL || !database->wake;
+	may_leave = database == NULL || (!database->wake && !database->has_prepared);
 	if (may_leave && database)
 	{
 		let_go(database);
