@@ -3,9 +3,10 @@
  * queue/wakeup.c
  *		Wakes the worker when a transaction that has enqueued something commits.
  *
- * This is what enqueuing sessions do for the worker: to leave in shared memory
- * that there is work, and to set the latch of whoever is to see it.  What runs
- * after a commit may raise no error, so there is nothing here that could.
+ * A session that enqueues does only this for the worker: it notes in shared
+ * memory that there is work, and sets the latch of the worker, or of the launcher
+ * when there is none.  This runs after the commit, where no error may be raised, so
+ * nothing here can raise one.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,14 +19,16 @@
 #include "storage/latch.h"
 
 static void xact_ended(XactEvent event, void *arg);
-static void notify_worker(bool prepared);
+static void wake_worker(void);
 
 /* Must the worker be woken when this transaction commits? */
 static bool wake_at_commit = false;
 
 /*
  * Wakes the worker of this database when the transaction commits.  Called by
- * whatever enters a removal.
+ * whatever enters a removal.  PREPARE wakes it, too: whoever then commits does not
+ * know what is in the transaction, but a worker that is there stays until it has
+ * ended.
  */
 void
 wake_worker_at_commit(void)
@@ -50,7 +53,7 @@ xact_ended(XactEvent event, void *arg pg_attribute_unused())
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_PREPARE:
 			wake_at_commit = false;
-			notify_worker(event == XACT_EVENT_PREPARE);
+			wake_worker();
 			break;
 		case XACT_EVENT_ABORT:
 			wake_at_commit = false;
@@ -60,27 +63,19 @@ xact_ended(XactEvent event, void *arg pg_attribute_unused())
 	}
 }
 
-/*
- * Leaves in shared memory that there is work, or that there will be when a
- * transaction that is prepared now is committed: whoever commits it does not know
- * what is in it, so a worker is to be there until it has ended.
- */
 static void
-notify_worker(bool prepared)
+wake_worker(void)
 {
 	SharedDatabase *database = shared_lock_database(MyDatabaseId, true);
 
 	if (database)
 	{
-		if (prepared)
-			database->has_prepared = true;
-		else
-			database->wake = true;
+		database->wanted_at = 0;
 		database->exploring = false;
 		if (database->proc)
 			SetLatch(&database->proc->procLatch);
-		else if (shared->launcher)
-			SetLatch(&shared->launcher->procLatch);
+		else
+			shared_wake_launcher();
 	}
 	shared_unlock();
 }
