@@ -29,6 +29,7 @@ OBJS = \
 	src/call/remove.o \
 	src/doubletick.o \
 	src/drain/customer.o \
+	src/drain/discover.o \
 	src/drain/drain.o \
 	src/drain/hold.o \
 	src/drain/lane.o \
@@ -36,6 +37,8 @@ OBJS = \
 	src/drain/process_queue.o \
 	src/drain/request.o \
 	src/drain/schedule.o \
+	src/drain/send.o \
+	src/drain/settle.o \
 	src/drain/split_answer.o \
 	src/queue/batch.o \
 	src/queue/enqueue.o \
@@ -61,8 +64,8 @@ EXTENSION = doubletick
 DATA = sql/doubletick--1.0.0.sql
 
 REGRESS = options arguments errors privileges queue
-REGRESS_OPTS = --inputdir=$(source)/test --expecteddir=$(source) --temp-instance=tmp_regress \
-	--encoding=UTF8 --no-locale
+REGRESS_OPTS = --inputdir=$(source)/test --temp-instance=tmp_regress --encoding=UTF8 --no-locale
+REGRESS_PREP = $(CURDIR)/expected
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 EXTRA_CLEAN = tmp_regress log
@@ -93,6 +96,13 @@ $(OBJS) $(OBJS:.o=.bc): | $(object_dirs)
 $(object_dirs):
 	mkdir -p $@
 
+# pg_regress looks for expected/ where it runs.
+$(CURDIR)/expected:
+	ln -s '$(abspath $(source))/expected' $@
+clean: clean-expected
+clean-expected:
+	test ! -L expected || rm expected
+
 # PostgreSQL::Test starts the sandbox from its place in the tree.
 sandbox:
 	$(MAKE) -C '$(source)/test/sandbox'
@@ -110,4 +120,4 @@ indent:
 		$(INDENT) <$$f | sed 's/^\([A-Za-z_]*\)[\t ]\{1,\}\*$$/\1 */' >$$f.new && mv $$f.new $$f || exit 1; \
 	done
 
-.PHONY: sandbox clean-sandbox indent
+.PHONY: sandbox clean-sandbox clean-expected indent

@@ -47,6 +47,8 @@ static MemoryContext cache_context = NULL;
 static Fault *refill_cache(const char *servername, Oid roleid, Account *account);
 static void invalidate_cache(Datum arg, SyscacheId cacheid, uint32 hashvalue);
 static Fault *look_up(const char *servername, Oid roleid, Account *account);
+static Fault *read_options(const char *servername, Account *account, List *of_server,
+						   List *of_mapping);
 static TransactionId xmin_of(SyscacheId cache, Oid oid);
 static UserMapping *find_mapping(Oid serverid, Oid roleid, bool *is_public);
 static Fault *read_key_file(const char *path, const char **key);
@@ -138,6 +140,7 @@ look_up(const char *servername, Oid roleid, Account *account)
 	ForeignServer *server;
 	UserMapping *mapping;
 	bool		is_public;
+	Fault	   *fault;
 
 	*account = option_defaults;
 	server = GetForeignServerByName(servername, true);
@@ -152,7 +155,9 @@ look_up(const char *servername, Oid roleid, Account *account)
 						  "Set \"doubletick.server\" to the name of a server of the foreign-data wrapper \"%s\".",
 						  WRAPPER);
 	account->serverid = server->serverid;
-	option_read(account, server->options, ForeignServerRelationId);
+	fault = read_options(servername, account, server->options, NIL);
+	if (fault)
+		return fault;
 
 	role = GetUserNameFromId(roleid, true);
 	if (role == NULL)
@@ -170,8 +175,9 @@ look_up(const char *servername, Oid roleid, Account *account)
 						  "Create it: CREATE USER MAPPING FOR %s SERVER %s OPTIONS (api_key '...');",
 						  quote_identifier(role), quote_identifier(servername));
 
-	option_read(account, mapping->options, UserMappingRelationId);
-	option_check(account);
+	fault = read_options(servername, account, NIL, mapping->options);
+	if (fault)
+		return fault;
 
 	if (account->database &&
 		strcmp(account->database, get_database_name(MyDatabaseId)) != 0)
@@ -188,6 +194,43 @@ look_up(const char *servername, Oid roleid, Account *account)
 						  is_public ? "PUBLIC" : quote_identifier(role),
 						  quote_identifier(servername));
 	return NULL;
+}
+
+/*
+ * Reads options into "account".  The validator has refused bad ones, but it may
+ * have been taken off, or have been that of another version.  What it would say is
+ * a Fault here, since it must stop neither the drainer nor dt_status: an error may
+ * be swallowed, because reading options takes nothing but memory.
+ */
+static Fault *
+read_options(const char *servername, Account *account, List *of_server, List *of_mapping)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	Fault	   *volatile fault = NULL;
+
+	PG_TRY();
+	{
+		option_read(account, of_server, ForeignServerRelationId);
+		option_read(account, of_mapping, UserMappingRelationId);
+		option_check(account);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION &&
+			ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_FDW_ERROR)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(caller);
+		error = CopyErrorData();
+		FlushErrorState();
+		fault = fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+						   "server \"%s\" cannot be used: %s", servername, error->message);
+		if (error->hint)
+			fault_hint(fault, "%s", error->hint);
+	}
+	PG_END_TRY();
+	return fault;
 }
 
 /*

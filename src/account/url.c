@@ -198,7 +198,7 @@ is_loopback(const Url *parts)
 	host[parts->host_length] = '\0';
 	if (parts->is_ipv6)
 		return inet_pton(AF_INET6, host, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
-	if (inet_pton(AF_INET, host, &v4) == 1)
+	if (inet_aton(host, &v4) != 0)	/* 127.1, too, as libcurl reads it */
 		return (ntohl(v4.s_addr) >> 24) == 127;
 	return pg_strcasecmp(host, "localhost") == 0;
 }

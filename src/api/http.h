@@ -3,7 +3,7 @@
  * api/http.h
  *		HTTP POST: bytes out, a status and bytes back.
  *
- * Many transfers may be in request in one process:
+ * Many transfers may be in flight in one process:
  *
  *		http_start()	one or more transfers
  *		http_turn()		waits a little and drives all of them

@@ -1,165 +1,127 @@
 /*-------------------------------------------------------------------------
  *
  * api/pace.c
- *		The pace at which requests may leave for a server, and its pauses.
+ *		The pace at which requests leave for a server, and its pauses.
  *
- * In no window of a second may a server receive more than rate_limit requests
- * plus one.  Two rules see to that:
+ * In no window of one second does a server get more than rate_limit requests
+ * plus one.  Each server has a schedule of turns (the generic cell rate
+ * algorithm): a turn comes one interval after the one before it, or now if that
+ * is later.  A request may be claimed up to EARLY before its turn, since the
+ * drainer has other work between two of them, and be sent up to LATE after it
+ * was claimed.  So the turns of what is sent within one second lie within
+ * 1 s + EARLY + LATE, and interval_of() lets no more than rate_limit + 1 of them
+ * lie there.  Up to rate_limit 20 this costs nothing, beyond it up to 5 %.
  *
- * - requests leave evenly spaced, but may leave up to BURST before their time,
- *	 for the drainer has other work between two of them;
- * - what leaves evenly does not arrive evenly, least of all over new connections
- *	 or on a busy machine.  So requests are also counted, where they are sent and
- *	 not where they are allowed, in slices of time: over all slices, a second and
- *	 at least one slice more, there may be no more than rate_limit and one.
+ * A request is sent later than that when its connection must be made first.  The
+ * schedule then moves by as much, at most by one interval: each window that has
+ * the request, but not its turn, has a turn less.  This holds for requests that
+ * are sent within a second, less one interval, of their turn.  It halves the pace
+ * at most, while every request needs a connection of its own.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
+
+#include <math.h>
 
 #include "api/pace.h"
 #include "base/clock.h"
 #include "base/shared.h"
 #include "miscadmin.h"
 
-#define BURST (20 * INT64CONST(1000))	/* µs */
+/* In microseconds. */
+#define EARLY (20 * INT64CONST(1000))
+#define LATE (30 * INT64CONST(1000))
 
 /* Longest pause that is kept, in µs (DESIGN.md: Retry-After, clamped to 1 h). */
 #define MAX_PAUSE (60 * 60 * USECS_PER_SEC)
 
-/*
- * In shared memory, when there is any: then a pace holds over all sessions
- * together.  Else in this process.
- */
+/* The paces of this process; shared memory has those of all, if there is any. */
 static PaceEntry local_paces[SHARED_MAX_PACES];
 
-static int64 left_of(PaceEntry *entry, double per_second, int64 now);
-static void advance(PaceEntry *entry, int64 now);
-static uint32 *slice_of(PaceEntry *entry, int64 when);
-static PaceEntry *lock_entry(Oid serverid);
-static void unlock_entry(void);
-static PaceEntry *find_entry(PaceEntry *rates, Oid serverid);
 static int64 interval_of(double per_second);
+static PaceEntry *lock_pace(Oid serverid);
+static void unlock_pace(void);
+static PaceEntry *find_pace(PaceEntry *paces, Oid serverid);
 
 /*
- * Counts a request as leaving now, if it may: then returns 0.  Else it returns
- * how long that will take, in microseconds, and counts nothing.  "per_second" is
- * the server's rate_limit, 0 for no limit; a change of it counts at once.
+ * Takes the next turn for a request that is to be sent now: then returns 0.  If
+ * it is too early for that, returns how long to wait, in microseconds, and takes
+ * nothing.  "per_second" is the server's rate_limit, 0 for no limit; a change of
+ * it counts at once.
  */
 int64
 pace_claim(Oid serverid, double per_second)
 {
-	PaceEntry  *entry;
+	PaceEntry  *pace;
 	int64		now;
-	int64		left;
+	int64		turn;
 
 	if (per_second <= 0)
 		return 0;
-	entry = lock_entry(serverid);
-	now = clock_now();			/* later than any that the entry has seen */
-	left = left_of(entry, per_second, now);
-	if (left == 0)
-	{
-		entry->last = Max(entry->last + interval_of(per_second), now);
-		(*slice_of(entry, now))++;
-	}
-	unlock_entry();
-	return left;
+	pace = lock_pace(serverid);
+	now = clock_now();
+	turn = Max(pace->last_turn + interval_of(per_second), now);
+	if (turn <= now + EARLY)
+		pace->last_turn = turn;
+	unlock_pace();
+	return Max(turn - now - EARLY, 0);
 }
 
 /*
- * A request that was counted at a time does not leave.
+ * Gives back the turn that was claimed at this time, for a request that is not
+ * sent.  It is lost if another one may have been taken since.
  */
 void
 pace_return(Oid serverid, double per_second, int64 claimed_at)
 {
-	PaceEntry  *entry;
-	uint32	   *slice;
+	PaceEntry  *pace;
+	int64		interval;
 
 	if (per_second <= 0)
 		return;
-	entry = lock_entry(serverid);
-	entry->last -= interval_of(per_second);
-	slice = slice_of(entry, claimed_at);
-	if (slice && *slice > 0)
-		(*slice)--;
-	unlock_entry();
+	pace = lock_pace(serverid);
+	interval = interval_of(per_second);
+	if (interval > EARLY && pace->last_turn <= claimed_at + EARLY)
+		pace->last_turn -= interval;
+	unlock_pace();
 }
 
 /*
- * A request that was counted at a time was sent at another.
+ * Notes when a request was sent whose turn was claimed at another time.  Called
+ * as soon as it is sent, since until then others are sent as if it had been in
+ * time.
  */
 void
 pace_note_sent(Oid serverid, double per_second, int64 claimed_at, int64 sent_at)
 {
-	PaceEntry  *entry;
-	uint32	   *claimed;
-	uint32	   *sent;
+	PaceEntry  *pace;
+	int64		interval;
 
-	if (per_second <= 0 || claimed_at / RATE_SLICE == sent_at / RATE_SLICE)
+	if (per_second <= 0 || sent_at <= claimed_at + LATE)
 		return;
-	entry = lock_entry(serverid);
-	advance(entry, clock_now());
-	claimed = slice_of(entry, claimed_at);
-	sent = slice_of(entry, sent_at);
-	if (claimed && *claimed > 0)
-		(*claimed)--;
-	if (sent)
-		(*sent)++;
-	unlock_entry();
-}
-
-static int64
-left_of(PaceEntry *entry, double per_second, int64 now)
-{
-	int64		left = entry->last + interval_of(per_second) - BURST - now;
-	uint32		total = 0;
-
-	advance(entry, now);
-	for (int i = 0; i < RATE_NSLICES; i++)
-		total += entry->counts[i];
-	if (total >= per_second + 1)
-		left = Max(left, RATE_SLICE - now % RATE_SLICE);
-	return Max(left, 0);
-}
-
-/* Empties the slices that are new. */
-static void
-advance(PaceEntry *entry, int64 now)
-{
-	int64		newest = now / RATE_SLICE;
-
-	if (newest - entry->newest >= RATE_NSLICES)
-		memset(entry->counts, 0, sizeof(entry->counts));
-	else
-	{
-		for (int64 i = entry->newest + 1; i <= newest; i++)
-			entry->counts[i % RATE_NSLICES] = 0;
-	}
-	entry->newest = Max(entry->newest, newest);
-}
-
-/* The slice of a time; NULL when that is too long ago to count. */
-static uint32 *
-slice_of(PaceEntry *entry, int64 when)
-{
-	int64		number = when / RATE_SLICE;
-
-	if (number > entry->newest || number <= entry->newest - RATE_NSLICES)
-		return NULL;
-	return &entry->counts[number % RATE_NSLICES];
-}
-
-static int64
-interval_of(double per_second)
-{
-	return (int64) (USECS_PER_SEC / per_second);
+	pace = lock_pace(serverid);
+	interval = interval_of(per_second);
+	pace->last_turn = Max(pace->last_turn, sent_at - interval) +
+		Min(sent_at - claimed_at, interval);
+	unlock_pace();
 }
 
 /*
- * Sleeps until the next request may leave for the server, and counts it as
- * leaving now.  Returns how long it waited, in microseconds.  Can be
- * interrupted, and then nothing has left.
+ * The time from one turn to the next: on average no more than "per_second", and
+ * no more than that plus one within 1 s + EARLY + LATE.
+ */
+static int64
+interval_of(double per_second)
+{
+	return (int64) ceil(Max(USECS_PER_SEC / per_second,
+							(USECS_PER_SEC + EARLY + LATE) / (floor(per_second) + 1)));
+}
+
+/*
+ * Sleeps until the next request may be sent to the server, and takes its turn.
+ * Returns how long it waited, in microseconds.  An interrupt ends it by an error,
+ * and then no turn is taken.
  */
 int64
 pace_wait(Oid serverid, double per_second)
@@ -173,68 +135,69 @@ pace_wait(Oid serverid, double per_second)
 }
 
 /*
- * Lets no more requests leave for the server, as long as it says.
+ * Pauses the server: callers ask pace_paused() before they send anything.
  */
 void
 pace_pause(Oid serverid, int64 microseconds)
 {
-	PaceEntry  *entry = lock_entry(serverid);
+	PaceEntry  *pace = lock_pace(serverid);
 
-	entry->paused_until = Max(entry->paused_until,
-							  clock_now() + Min(microseconds, MAX_PAUSE));
-	unlock_entry();
+	pace->paused_until = Max(pace->paused_until,
+							 clock_now() + Min(microseconds, MAX_PAUSE));
+	unlock_pace();
 }
 
 /*
- * How long the server is paused yet, in microseconds.
+ * How long the server is still paused, in microseconds.
  */
 int64
 pace_paused(Oid serverid)
 {
-	int64		left = lock_entry(serverid)->paused_until - clock_now();
+	int64		left = lock_pace(serverid)->paused_until - clock_now();
 
-	unlock_entry();
+	unlock_pace();
 	return Max(left, 0);
 }
 
 static PaceEntry *
-lock_entry(Oid serverid)
+lock_pace(Oid serverid)
 {
 	if (shared == NULL)
-		return find_entry(local_paces, serverid);
+		return find_pace(local_paces, serverid);
 	LWLockAcquire(shared->pace_lock, LW_EXCLUSIVE);
-	return find_entry(shared->paces, serverid);
+	return find_pace(shared->paces, serverid);
 }
 
 static void
-unlock_entry(void)
+unlock_pace(void)
 {
 	if (shared)
 		LWLockRelease(shared->pace_lock);
 }
 
-/* A new server takes a free entry, or that which has been idle longest. */
+/* A new server takes a free entry, or the one that has been idle longest. */
 static PaceEntry *
-find_entry(PaceEntry *rates, Oid serverid)
+find_pace(PaceEntry *paces, Oid serverid)
 {
-	PaceEntry  *oldest = &rates[0];
+	PaceEntry  *oldest = &paces[0];
 
 	for (int i = 0; i < SHARED_MAX_PACES; i++)
 	{
-		PaceEntry  *entry = &rates[i];
+		PaceEntry  *pace = &paces[i];
 
-		if (entry->server == serverid && entry->database == MyDatabaseId)
-			return entry;
-		if (Max(entry->last, entry->paused_until) < Max(oldest->last, oldest->paused_until))
-			oldest = entry;
-		if (!OidIsValid(entry->server))
+		if (pace->server == serverid && pace->database == MyDatabaseId)
+			return pace;
+		if (!OidIsValid(pace->server))
 		{
-			oldest = entry;
+			oldest = pace;
 			break;				/* behind it there are only free ones */
 		}
+		if (Max(pace->last_turn, pace->paused_until) <
+			Max(oldest->last_turn, oldest->paused_until))
+			oldest = pace;
 	}
-	memset(oldest, 0, sizeof(PaceEntry));
-	oldest->database = MyDatabaseId;
-	oldest->server = serverid;
+	*oldest = (PaceEntry) {
+		.database = MyDatabaseId, .server = serverid, .last_turn = PG_INT64_MIN
+	};
 	return oldest;
 }

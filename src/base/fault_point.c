@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * base/fault_point.c
- *		Places where a test can have the process killed.
+ *		Places where a test can have the process killed, or an error raised.
  *
  * Empty unless built with TESTING=1.
  *
@@ -29,7 +29,7 @@ fault_point_init(void)
 {
 	DefineCustomStringVariable("doubletick.fault_point",
 							   "Names the place where the process is to be killed.",
-							   NULL, &setting_fault_point, "",
+							   "With \"error:\" before it, an error is raised there instead.", &setting_fault_point, "",
 							   PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("doubletick.fault_point_skip",
 							"Sets how often that place is passed unharmed.",
@@ -39,7 +39,8 @@ fault_point_init(void)
 
 /*
  * Kills the process, as a kernel short of memory would, if the setting names this
- * place and it has been passed often enough.
+ * place and it has been passed often enough; or raises an error, as a disk that is
+ * full would.
  */
 void
 fault_point(const char *name)
@@ -48,6 +49,10 @@ fault_point(const char *name)
 
 	if (strcmp(name, setting_fault_point) == 0 && passed++ == setting_fault_point_skip)
 		kill(getpid(), SIGKILL);
+	if (strncmp(setting_fault_point, "error:", 6) == 0 &&
+		strcmp(name, setting_fault_point + 6) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DISK_FULL), errmsg("fault point \"%s\"", name)));
 }
 
 #endif							/* DOUBLETICK_TESTING */

@@ -67,7 +67,7 @@ startup(void)
 }
 
 /*
- * Locks all but the rates, and finds the entry of a database: shared_unlock()
+ * Locks all but the paces, and finds the entry of a database: shared_unlock()
  * when it has been changed.
  */
 SharedDatabase *

@@ -20,20 +20,13 @@
 #define SHARED_SPAN 10
 #define SHARED_NSPANS 6
 
-/* Requests are counted in so many slices of time of so many µs: see rate.c. */
-#define RATE_NSLICES 52
-#define RATE_SLICE (20 * INT64CONST(1000))
-
-/* The pace of a server. */
+/* The pace of a server; times by clock_now(). */
 typedef struct PaceEntry
 {
 	Oid			database;
 	Oid			server;			/* InvalidOid: the entry is free */
-	int64		last;			/* when the last request was to leave, by
-								 * clock_now() and even spacing; 0: never */
-	int64		paused_until;	/* by clock_now(), 0: not paused */
-	int64		newest;			/* number of the newest slice */
-	uint32		counts[RATE_NSLICES];	/* requests in each of the last slices */
+	int64		last_turn;		/* see pace.c; PG_INT64_MIN: none yet */
+	int64		paused_until;	/* 0: not paused */
 } PaceEntry;
 
 /* Requests of a span of time. */
@@ -72,7 +65,7 @@ typedef struct SharedDatabase
  */
 typedef struct Shared
 {
-	LWLock	   *lock;			/* for all but the rates */
+	LWLock	   *lock;			/* for all but the paces */
 	LWLock	   *pace_lock;
 	PGPROC	   *launcher;		/* NULL when it does not run */
 	Oid			explored;		/* databases up to this OID have been looked

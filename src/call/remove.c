@@ -36,8 +36,8 @@ static Jsonb *run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *,
 					   bool raise);
 static Fault *build_payload(const Removal *removal, Jsonb **result);
 static Fault *call_api(const Removal *removal, Jsonb **result);
-static void send_once(const Removal *removal, const Account *account,
-					  int64 budget, Answer *answer, int64 *retry_after);
+static void send_once(const Removal *removal, const Account *account, int64 claimed_at,
+					  int64 deadline, Answer *answer, int64 *retry_after);
 static Fault *wait_for_pause(const Account *account, int64 deadline);
 static int64 pause_before_retry(int tries);
 static bool hits_every_row(const Fault *fault);
@@ -142,6 +142,7 @@ call_api(const Removal *removal, Jsonb **result)
 		Answer		answer;
 		int64		pause;
 		int64		waited = 0;
+		int64		claimed_at;
 
 		/* While it waited for its turn, another session may have met a 429. */
 		do
@@ -150,6 +151,7 @@ call_api(const Removal *removal, Jsonb **result)
 			if (fault)
 				return fault;
 			waited += pace_wait(account.serverid, account.rate_limit);
+			claimed_at = clock_now();
 		} while (pace_paused(account.serverid) > 0);
 
 		/* After a wait, what was looked up before it may be no more. */
@@ -158,7 +160,7 @@ call_api(const Removal *removal, Jsonb **result)
 		if (fault)
 			return fault;
 		deadline += waited;
-		send_once(removal, &account, deadline - clock_now(), &answer, &pause);
+		send_once(removal, &account, claimed_at, deadline, &answer, &pause);
 		if (answer.fault == NULL)
 		{
 			*result = answer.body;
@@ -182,25 +184,25 @@ call_api(const Removal *removal, Jsonb **result)
 }
 
 /*
- * One request and its answer.  "budget" and "retry_after", which is 0 when the
- * server did not ask for a pause, are in microseconds.
+ * One request and its answer, by the deadline.  "retry_after" is in microseconds,
+ * 0 when the server did not ask for a pause.
  */
 static void
-send_once(const Removal *removal, const Account *account,
-		  int64 budget, Answer *answer, int64 *retry_after)
+send_once(const Removal *removal, const Account *account, int64 claimed_at,
+		  int64 deadline, Answer *answer, int64 *retry_after)
 {
+	int			budget = (int) ((deadline - clock_now()) / 1000);
 	size_t		length;
 	char	   *body = payload_utf8(payload_jsonb(removal, account->waba_number), &length);
 	HttpTarget	target = endpoint_of(account);
-	int64		claimed_at = clock_now();
-	HttpTransfer *transfer = http_start(&target, body, length, (int) (budget / 1000));
+	HttpTransfer *transfer = http_start(&target, body, length, budget);
 	const HttpReply *reply;
 	bool		is_sent = false;
 
 	while ((reply = http_reply(transfer)) == NULL)
 	{
 		CHECK_FOR_INTERRUPTS();
-		http_turn((int) (budget / 1000));
+		http_turn(budget);
 		if (!is_sent && http_sent_at(transfer) != 0)
 		{
 			pace_note_sent(account->serverid, account->rate_limit, claimed_at, http_sent_at(transfer));

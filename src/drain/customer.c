@@ -1,287 +1,86 @@
 /*-------------------------------------------------------------------------
  *
  * drain/customer.c
- *		What is due: which rows wait, and what of a customer's goes out next.
+ *		What waits for one customer, and what of it goes out next.
  *
- * Rows are found in the order of their ids, from where the last look ended: so
- * nobody walks over the dead rows of what has been drained, as many as they may
- * be while an old snapshot keeps them.  A row that appears behind that place
- * must belong to a transaction that was under way when we passed; and since a
- * transaction gets its xid before its first id, its rows have ids above those
- * that were seen before it began.  When one of them has ended, what lies between
- * is looked through again, for its rows.
- *
- * A snapshot names the transactions under way, but not those that are younger
- * than all that have ended: of these it is only known that they are numbered
- * from its xmax to before the next number to be given out.
+ * The caller holds the customer's partition lock.  The snapshot is taken after
+ * that, so a removal that was cancelled is gone, and of a transaction that
+ * enqueued several rows all are seen or none.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/transam.h"
+#include "api/payload.h"
 #include "base/names.h"
 #include "drain/customer.h"
 #include "miscadmin.h"
 #include "utils/fmgroids.h"
-#include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 /* Removals of a customer that are read at once: each has a name at least. */
 #define MAX_REMOVALS PAYLOAD_MAX_NAMES
 
-static int	walk(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *runners,
-				 int limit, DueCallback callback, void *arg);
-static void note_ended(Horizon *horizon, Snapshot snapshot, int64 next);
-static void note_running(Horizon *horizon, Snapshot snapshot, int64 next);
-static void look_again_for(Horizon *horizon, int64 from, int64 to, int64 floor);
-static List *add_runners(Horizon *horizon, List *list, int64 from, int64 to, int64 floor);
-static bool is_running(Snapshot snapshot, TransactionId xid);
-static bool have_xact(List *runners, int64 xact);
-static int64 widen(TransactionId xid, int64 next);
 static void read_rows(Store *waiting, int64 customer, const QueueRow *only,
 					  List **removals, List **keeps);
 static bool scan_rows(Store *waiting, int64 customer, const QueueRow *only, Snapshot snapshot,
 					  bool keeps_only, List **removals, List **keeps);
-static bool find_row(List *parts, int64 id, QueueRow *row);
-static bool have_other(List *parts, const QueueRow *customer);
-static void take_back(DuePart *part, List *keeps);
-static TimestampTz latest_due(List *parts);
-static void choose(List *live, Due *due);
-static size_t bytes_of(const DuePart *part);
+static bool find_row(List *rows, int64 id, QueueRow *found);
+static bool have_other_customer(List *rows, const QueueRow *customer);
+static void take_back_names(DueRow *removal, List *keeps);
+static TimestampTz latest_due_at(List *rows);
+static void choose_rows_to_send(List *rows, Due *due);
+static size_t json_length(const DueRow *row);
 
 /*
- * Finds rows that have not been seen yet, looking through about "limit" of them,
- * and tells the callback.  False when there were no more.  Needs a transaction,
- * not a snapshot.
+ * Reads what waits for the customer of a row, and decides what is to be done with
+ * it now.  False when that row is gone.  "retry_for" is in ms.  Everything is
+ * allocated in the current memory context.
  */
 bool
-due_discover(Store *waiting, Horizon *horizon, int limit, DueCallback callback, void *arg)
+customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now, double retry_for,
+			  Due *due)
 {
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	int64		next = (int64) U64FromFullTransactionId(ReadNextFullTransactionId());
-	bool		more = false;
-	int			nseen;
-
-	note_ended(horizon, snapshot, next);
-	note_running(horizon, snapshot, next);
-	if (horizon->ended != NIL)
-	{
-		/* Half of it, so that what is new does not wait for what is late. */
-		nseen = walk(waiting, snapshot, &horizon->again_from, horizon->again_to,
-					 horizon->ended, limit / 2, callback, arg);
-		more = nseen == limit / 2;
-		if (!more)
-		{
-			list_free_deep(horizon->ended);
-			horizon->ended = NIL;
-		}
-	}
-	nseen = walk(waiting, snapshot, &horizon->id, PG_INT64_MAX, NIL, limit, callback, arg);
-	UnregisterSnapshot(snapshot);
-	return more || nseen == limit;
-}
-
-/*
- * Looks through up to "limit" rows with ids above "from", which it moves, and
- * not above "to"; tells of those that the runners made, if any are given.
- */
-static int
-walk(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *runners,
-	 int limit, DueCallback callback, void *arg)
-{
-	ScanKeyData keys[2];
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	int			nseen = 0;
-
-	ScanKeyInit(&keys[0], WAITING_ID, BTGreaterStrategyNumber, F_INT8GT, Int64GetDatum(*from));
-	ScanKeyInit(&keys[1], WAITING_ID, BTLessEqualStrategyNumber, F_INT8LE, Int64GetDatum(to));
-	scan = store_scan(waiting, BY_ID, snapshot, 2, keys);
-	while (nseen < limit && HeapTupleIsValid(tuple = store_next(scan)))
-	{
-		QueueRow	row;
-
-		store_read_place(waiting, tuple, &row);
-		if (runners == NIL || have_xact(runners, row.xact))
-			callback(arg, &row);
-		*from = row.id;
-		nseen++;
-	}
-	store_end_scan(scan);
-	return nseen;
-}
-
-/*
- * Transactions that may have ended since the last look are to be looked for.
- * "next" is a number above all that have been given out.
- */
-static void
-note_ended(Horizon *horizon, Snapshot snapshot, int64 next)
-{
-	Runners    *unknown = &horizon->unknown;
-	int64		xmax = widen(snapshot->xmax, next);
-	ListCell   *cell;
-
-	foreach(cell, horizon->runners)
-	{
-		Runners    *runner = lfirst(cell);
-
-		if (is_running(snapshot, (TransactionId) runner->from))
-			continue;
-		look_again_for(horizon, runner->from, runner->to, runner->floor);
-		pfree(runner);
-		horizon->runners = foreach_delete_current(horizon->runners, cell);
-	}
-
-	/*
-	 * Of what was unknown, the older part is known now: it runs, or it may
-	 * have ended.
-	 */
-	if (unknown->from >= unknown->to || xmax <= unknown->from)
-		return;
-	for (uint32 i = 0; i < snapshot->xcnt; i++)
-	{
-		int64		xact = widen(snapshot->xip[i], next);
-
-		if (xact >= unknown->from && xact < unknown->to)
-			horizon->runners = add_runners(horizon, horizon->runners, xact, xact + 1,
-										   unknown->floor);
-	}
-	look_again_for(horizon, unknown->from, Min(xmax, unknown->to), unknown->floor);
-	unknown->from = Min(xmax, unknown->to);
-}
-
-/* New ones began after the last look, so their ids are above what it has seen. */
-static void
-note_running(Horizon *horizon, Snapshot snapshot, int64 next)
-{
-	Runners    *unknown = &horizon->unknown;
-
-	for (uint32 i = 0; i < snapshot->xcnt; i++)
-	{
-		int64		xact = widen(snapshot->xip[i], next);
-
-		if (!have_xact(horizon->runners, xact))
-			horizon->runners = add_runners(horizon, horizon->runners, xact, xact + 1, horizon->id);
-	}
-	if (unknown->from >= unknown->to)
-	{
-		unknown->from = widen(snapshot->xmax, next);
-		unknown->floor = horizon->id;
-	}
-	unknown->to = next;
-}
-
-static void
-look_again_for(Horizon *horizon, int64 from, int64 to, int64 floor)
-{
-	if (floor >= horizon->id)
-		return;					/* what they have is yet to come */
-	if (horizon->ended == NIL)
-		horizon->again_from = floor;
-	horizon->again_from = Min(horizon->again_from, floor);
-	horizon->again_to = horizon->id;
-	horizon->ended = add_runners(horizon, horizon->ended, from, to, floor);
-}
-
-static List *
-add_runners(Horizon *horizon, List *list, int64 from, int64 to, int64 floor)
-{
-	MemoryContext caller = MemoryContextSwitchTo(horizon->context);
-	Runners    *runners = palloc(sizeof(Runners));
-
-	runners->from = from;
-	runners->to = to;
-	runners->floor = floor;
-	list = lappend(list, runners);
-	MemoryContextSwitchTo(caller);
-	return list;
-}
-
-static bool
-is_running(Snapshot snapshot, TransactionId xid)
-{
-	for (uint32 i = 0; i < snapshot->xcnt; i++)
-	{
-		if (snapshot->xip[i] == xid)
-			return true;
-	}
-	return false;
-}
-
-static bool
-have_xact(List *runners, int64 xact)
-{
-	ListCell   *cell;
-
-	foreach(cell, runners)
-	{
-		const Runners *some = lfirst(cell);
-
-		if (xact >= some->from && xact < some->to)
-			return true;
-	}
-	return false;
-}
-
-/* The 64-bit number of a transaction that is not older than 2^31 others. */
-static int64
-widen(TransactionId xid, int64 next)
-{
-	return next - (int32) ((TransactionId) next - xid);
-}
-
-/*
- * Reads what waits for a customer, of which one row's id is given, and decides
- * what is to be done with it now: see Due.  False when that row is gone.
- * "retry_for" is in ms.  All is allocated in the current memory context.
- */
-bool
-due_read(Store *waiting, int64 id, int64 customer, TimestampTz now, double retry_for, Due *due)
-{
-	List	   *removals = NIL;
-	List	   *keeps = NIL;
+	List	   *removals;
+	List	   *keeps;
 	List	   *live = NIL;
 	ListCell   *cell;
 
 	memset(due, 0, sizeof(Due));
 	read_rows(waiting, customer, NULL, &removals, &keeps);
-	if (!find_row(removals, id, &due->customer) && !find_row(keeps, id, &due->customer) &&
-		(list_length(removals) < MAX_REMOVALS || !store_find_waiting(waiting, id, &due->customer)))
+	if (!find_row(removals, id, &due->asked) && !find_row(keeps, id, &due->asked) &&
+		(list_length(removals) < MAX_REMOVALS || !store_find_waiting(waiting, id, &due->asked)))
 		return false;
-	if (have_other(removals, &due->customer) || have_other(keeps, &due->customer))
-		read_rows(waiting, customer, &due->customer, &removals, &keeps);
+	if (have_other_customer(removals, &due->asked) || have_other_customer(keeps, &due->asked))
+		read_rows(waiting, customer, &due->asked, &removals, &keeps);
 	due->has_keeps = keeps != NIL;
 	foreach(cell, removals)
 	{
-		DuePart    *part = lfirst(cell);
+		DueRow	   *removal = lfirst(cell);
 
-		take_back(part, keeps);
-		if (part->ntags == 0 && part->nfields == 0)
-			due->kept = lappend(due->kept, part);
-		else if ((double) (now - part->row.enqueued_at) / 1000 >= retry_for)
-			due->expired = lappend(due->expired, part);
+		take_back_names(removal, keeps);
+		if (removal->ntags == 0 && removal->nfields == 0)
+			due->kept = lappend(due->kept, removal);
+		else if ((double) (now - removal->row.enqueued_at) / 1000 >= retry_for)
+			due->expired = lappend(due->expired, removal);
 		else
-			live = lappend(live, part);
+			live = lappend(live, removal);
 	}
 
-	/* While one of a customer's requests backs off, the customer does. */
-	due->due_at = latest_due(live);
+	/* While one of a customer's removals backs off, all of them do. */
+	due->due_at = latest_due_at(live);
 	if (due->due_at > now)
 		due->later = live;
 	else if (live != NIL)
-		choose(live, due);
+		choose_rows_to_send(live, due);
 	return true;
 }
 
 /*
- * The removals of customers with this number, or of just one of them, the first
- * ones, and the keeps, both in the order of their ids.  The snapshot is taken here,
- * after the customer's door: so what a cancel has taken back is gone, and of a
- * transaction all is seen or nothing.
+ * The first removals, and all keeps, in the order of their ids: of all customers
+ * with this number, or of one of them.
  */
 static void
 read_rows(Store *waiting, int64 customer, const QueueRow *only, List **removals, List **keeps)
@@ -294,7 +93,7 @@ read_rows(Store *waiting, int64 customer, const QueueRow *only, List **removals,
 	UnregisterSnapshot(snapshot);
 }
 
-/* Removals come before keeps.  False when there were too many of them. */
+/* In the index removals come before keeps.  False when it stopped before the keeps. */
 static bool
 scan_rows(Store *waiting, int64 customer, const QueueRow *only, Snapshot snapshot,
 		  bool keeps_only, List **removals, List **keeps)
@@ -310,144 +109,144 @@ scan_rows(Store *waiting, int64 customer, const QueueRow *only, Snapshot snapsho
 	scan = store_scan(waiting, BY_CUSTOMER, snapshot, keeps_only ? 2 : 1, keys);
 	while (fits && HeapTupleIsValid(tuple = store_next(scan)))
 	{
-		DuePart    *part = palloc(sizeof(DuePart));
+		DueRow	   *row = palloc(sizeof(DueRow));
 
-		store_read_waiting(waiting, tuple, &part->row);
-		if (only && !store_is_same_customer(&part->row, only))
+		store_read_waiting(waiting, tuple, &row->row);
+		if (only && !store_is_same_customer(&row->row, only))
 			continue;
-		part->tags = names_of_array(part->row.tags, &part->ntags);
-		part->fields = names_of_array(part->row.fields, &part->nfields);
-		if (part->row.keep)
-			*keeps = lappend(*keeps, part);
+		row->tags = names_of_array(row->row.tags, &row->ntags);
+		row->fields = names_of_array(row->row.fields, &row->nfields);
+		if (row->row.keep)
+			*keeps = lappend(*keeps, row);
 		else
-			*removals = lappend(*removals, part);
-		fits = part->row.keep || list_length(*removals) < MAX_REMOVALS;
+			*removals = lappend(*removals, row);
+		fits = row->row.keep || list_length(*removals) < MAX_REMOVALS;
 	}
 	store_end_scan(scan);
 	return fits;
 }
 
 static bool
-find_row(List *parts, int64 id, QueueRow *row)
+find_row(List *rows, int64 id, QueueRow *found)
 {
 	ListCell   *cell;
 
-	foreach(cell, parts)
+	foreach(cell, rows)
 	{
-		const DuePart *part = lfirst(cell);
+		const DueRow *row = lfirst(cell);
 
-		if (part->row.id != id)
+		if (row->row.id != id)
 			continue;
-		*row = part->row;
+		*found = row->row;
 		return true;
 	}
 	return false;
 }
 
-/* Of another customer, with the same number? */
 static bool
-have_other(List *parts, const QueueRow *customer)
+have_other_customer(List *rows, const QueueRow *customer)
 {
 	ListCell   *cell;
 
-	foreach(cell, parts)
+	foreach(cell, rows)
 	{
-		if (!store_is_same_customer(&((DuePart *) lfirst(cell))->row, customer))
+		if (!store_is_same_customer(&((DueRow *) lfirst(cell))->row, customer))
 			return true;
 	}
 	return false;
 }
 
-/* Takes out of a removal the names that later keeps have. */
+/* Takes the names of later keeps out of a removal. */
 static void
-take_back(DuePart *part, List *keeps)
+take_back_names(DueRow *removal, List *keeps)
 {
 	ListCell   *cell;
 
 	foreach(cell, keeps)
 	{
-		DuePart    *keep = lfirst(cell);
+		DueRow	   *keep = lfirst(cell);
 
-		if (keep->row.id < part->row.ord)
+		if (keep->row.id < removal->row.ord)
 			continue;
-		part->ntags = names_subtract(part->tags, part->ntags, keep->tags, keep->ntags);
-		part->nfields = names_subtract(part->fields, part->nfields, keep->fields, keep->nfields);
+		removal->ntags = names_subtract(removal->tags, removal->ntags, keep->tags, keep->ntags);
+		removal->nfields = names_subtract(removal->fields, removal->nfields,
+										  keep->fields, keep->nfields);
 	}
 }
 
 static TimestampTz
-latest_due(List *parts)
+latest_due_at(List *rows)
 {
 	TimestampTz latest = DT_NOBEGIN;
 	ListCell   *cell;
 
-	foreach(cell, parts)
-		latest = Max(latest, ((DuePart *) lfirst(cell))->row.due_at);
+	foreach(cell, rows)
+		latest = Max(latest, ((DueRow *) lfirst(cell))->row.due_at);
 	return latest;
 }
 
 /*
- * Those that go out together: as many as one request may carry, or a single one
- * that must go alone.
+ * Divides rows that can all be sent now: those that go out together, as many as
+ * one request may carry, or one that must be sent by itself; and the others.
  */
 static void
-choose(List *live, Due *due)
+choose_rows_to_send(List *rows, Due *due)
 {
-	DuePart    *alone = NULL;
+	DueRow	   *alone = NULL;
 	int			nnames = 0;
 	size_t		nbytes = 0;
 	ListCell   *cell;
 
-	foreach(cell, live)
+	foreach(cell, rows)
 	{
-		if (alone == NULL && ((DuePart *) lfirst(cell))->row.alone)
+		if (alone == NULL && ((DueRow *) lfirst(cell))->row.alone)
 			alone = lfirst(cell);
 	}
 
-	foreach(cell, live)
+	foreach(cell, rows)
 	{
-		DuePart    *part = lfirst(cell);
+		DueRow	   *row = lfirst(cell);
 		bool		fits;
 
-		nnames += part->ntags + part->nfields;
-		nbytes += bytes_of(part);
-		fits = due->parts == NIL || (nnames <= PAYLOAD_MAX_NAMES && nbytes <= PAYLOAD_MAX_BYTES);
-		if (alone ? part == alone : fits && due->later == NIL)
-			due->parts = lappend(due->parts, part);
+		nnames += row->ntags + row->nfields;
+		nbytes += json_length(row);
+		fits = due->send == NIL || (nnames <= PAYLOAD_MAX_NAMES && nbytes <= PAYLOAD_MAX_BYTES);
+		if (alone ? row == alone : fits && due->later == NIL)
+			due->send = lappend(due->send, row);
 		else
-			due->later = lappend(due->later, part);
+			due->later = lappend(due->later, row);
 	}
 }
 
 static size_t
-bytes_of(const DuePart *part)
+json_length(const DueRow *row)
 {
 	size_t		nbytes = 0;
 
-	for (int i = 0; i < part->ntags; i++)
-		nbytes += payload_json_length(part->tags[i]);
-	for (int i = 0; i < part->nfields; i++)
-		nbytes += payload_json_length(part->fields[i]);
+	for (int i = 0; i < row->ntags; i++)
+		nbytes += payload_json_length(row->tags[i]);
+	for (int i = 0; i < row->nfields; i++)
+		nbytes += payload_json_length(row->fields[i]);
 	return nbytes;
 }
 
 /*
- * Deletes those of a customer's keeps that have nothing left to keep: no removal,
- * not even one of a transaction under way.  Returns a keep that stays only for
- * one of those, to be looked at again; 0: there is none.
+ * Deletes the customer's keeps that have nothing left to keep: they are older
+ * than every removal, those of uncommitted transactions included.  Returns the
+ * id of a keep that only an uncommitted removal still needs, so that the caller
+ * can check again; else 0.
  */
 int64
-due_forget_keeps(Store *waiting, const QueueRow *customer)
+customer_delete_keeps(Store *waiting, const QueueRow *customer)
 {
 	SnapshotData dirty;
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	List	   *keeps = NIL;
-	int64		oldest = PG_INT64_MAX;	/* place of the first removal that
-										 * waits, */
-	int64		oldest_sure = PG_INT64_MAX; /* and of the first that is sure
-											 * to */
+	int64		oldest = PG_INT64_MAX;	/* "ord" of the oldest removal, */
+	int64		oldest_committed = PG_INT64_MAX;	/* and of the oldest that
+													 * nobody can roll back */
 	int64		again = 0;
 	ListCell   *cell;
 
@@ -470,19 +269,18 @@ due_forget_keeps(Store *waiting, const QueueRow *customer)
 		{
 			oldest = Min(oldest, row->ord);
 			if (!is_new && !is_going)
-				oldest_sure = Min(oldest_sure, row->ord);
+				oldest_committed = Min(oldest_committed, row->ord);
 		}
 	}
 	store_end_scan(scan);
 
-	/* A keep is for removals that came before it. */
 	foreach(cell, keeps)
 	{
 		QueueRow   *keep = lfirst(cell);
 
 		if (keep->id < oldest)
 			(void) store_delete(waiting, &keep->tid, false);
-		else if (keep->id < oldest_sure)
+		else if (keep->id < oldest_committed)
 			again = keep->id;
 	}
 	return again;

@@ -1,13 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * drain/drain.c
- *		The loop: what is due, to HTTP, to what is settled.
+ *		The loop: what waits is read, sent and settled.
  *
- * One turn waits for sockets, and then, in one short transaction, settles what
- * has been answered and reads what can go next; that leaves when the transaction
- * has committed.  So a crash finds no more requests unsettled than were allowed
- * to be in request, and while requests are out there is no snapshot, no xid and
- * no xmin here.
+ * A turn waits for the sockets.  Then, in one short transaction, it settles what
+ * has been answered and reads what can be sent next, which leaves when that
+ * transaction has committed.  So a crash finds no more requests unsettled than
+ * were allowed to be in flight, and while requests are out the drainer holds no
+ * snapshot, no xid and no xmin.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,20 +16,27 @@
 #include "access/xact.h"
 #include "base/clock.h"
 #include "base/fault_point.h"
+#include "account/account.h"
+#include "drain/discover.h"
+#include "drain/drain.h"
 #include "drain/hold.h"
-#include "drain/schedule.h"
 #include "miscadmin.h"
 #include "queue/history.h"
-#include "queue/relations.h"
 #include "settings.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* Rows pruned in one transaction. */
-#define PRUNE_BATCH 1000
+/* Pause after a transaction that failed because of one lane, in µs. */
+#define ERROR_PAUSE USECS_PER_SEC
 
-/* Between two looks of one who is woken again and again, in µs. */
+/* Of these, rows that one search finds. */
+#define ROWS_PER_SEARCH 256
+
+/* Time between two searches for new rows while requests are in flight, in µs. */
+#define SEARCH_INTERVAL (20 * INT64CONST(1000))
+
+/* The same when a commit has woken the drainer, in µs. */
 #define WAKE_INTERVAL (2 * INT64CONST(1000))
 
 /* Memory kept for a transaction, in bytes. */
@@ -38,17 +45,46 @@
 /* Longest wait in one turn, in µs. */
 #define LONGEST_WAIT (100 * INT64CONST(1000))
 
-static void begin(Drain *drain);
-static void commit(Drain *drain);
-static bool collect_answers(Drain *drain);
-static bool settle_and_fill(Drain *drain);
-static void settle_answered(Fill *fill);
-static void land_settled(Drain *drain);
-static void launch_ready(Drain *drain);
-static void unlock_requests(dlist_head *flights);
+/* Times are by clock_now(). */
+struct Drain
+{
+	MemoryContext context;		/* where all of it lives */
+	MemoryContext turn_context; /* reset after each transaction */
+	const DrainTransactions *transactions;
+	Oid			waiting_oid;	/* see relations_lock() */
+	Requests	requests;
+	Schedule	schedule;
+	Horizon		horizon;
+	bool		has_begun;		/* has a transaction been committed? */
+	bool		finishing;		/* is nothing more to be sent? */
+	bool		at_end;			/* has the last search found all there was? */
+	int64		searched_at;	/* when the last search was made */
+	int64		search_at;		/* when the next one is to be made */
+	int64		unstick_at;		/* when stuck requests are to be settled */
+	int64		next_at;		/* when there is something to do, even if no
+								 * answer comes; PG_INT64_MAX: never */
+	Tally		tally;
+	TimestampTz prune_from;		/* settled_at of the last row that was pruned */
+};
+
+static void begin_transaction(Drain *drain);
+static void commit_transaction(Drain *drain);
+static bool run_transaction(Drain *drain);
+static bool is_about_session(int sqlstate);
+static Turn *open_turn(Drain *drain);
+static void finish_turn(Drain *drain, Turn *turn);
+static void hold_after_error(Drain *drain, Turn *turn);
+static void undo_turn(Drain *drain, Turn *turn);
+static void unstick_requests(Drain *drain);
+static void settle_answers(Turn *turn);
+static void read_and_send(Drain *drain, Turn *turn);
+static bool is_search_due(Drain *drain);
+static int	search_rows(Drain *drain, Turn *turn);
+static void remove_empty_lanes(Schedule *schedule);
+static int64 time_of_next_turn(Drain *drain);
 
 /*
- * Makes this process the drainer of its database.  NULL when another one is.
+ * Makes this process the drainer of its database.  NULL when another process is.
  */
 Drain *
 drain_start(MemoryContext parent, const DrainTransactions *transactions)
@@ -62,12 +98,10 @@ drain_start(MemoryContext parent, const DrainTransactions *transactions)
 	drain->turn_context = AllocSetContextCreate(context, "doubletick turn",
 												TURN_MEMORY, TURN_MEMORY, ALLOCSET_DEFAULT_MAXSIZE);
 	drain->transactions = transactions;
-	dlist_init(&drain->out);
-	dlist_init(&drain->answered);
-	dlist_init(&drain->settled);
-	dlist_init(&drain->ready);
 	drain->horizon.context = context;
 	drain->prune_from = DT_NOBEGIN;
+	requests_init(&drain->requests);
+	schedule_init(&drain->schedule, context);
 
 	/* Last, so that nothing can fail behind it. */
 	if (lock_drain())
@@ -82,28 +116,34 @@ drain_start(MemoryContext parent, const DrainTransactions *transactions)
 DrainState
 drain_turn(Drain *drain)
 {
-	int64		left = drain->fill_at - clock_now();
-	bool		came;
+	Requests   *requests = &drain->requests;
+	int64		left = drain->next_at - clock_now();
+	bool		new_answers;
 
-	left = Max(left, 0);		/* a macro, and a clock */
-	if (drain->nout > 0)
-		http_turn(drain->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
-	else if (drain->waits_for_turn)
+	left = Max(left, 0);		/* Max() evaluates its arguments twice */
+	if (requests->nout > 0)
+		http_turn(requests->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
+	else if (requests->nanswered == 0 &&
+			 (requests->nstuck > 0 || schedule_has_line(&drain->schedule)))
 		clock_sleep_or_latch(Min(left, LONGEST_WAIT));
-	came = collect_answers(drain);
+	new_answers = requests_collect_answers(requests);
 
 	/*
 	 * A transaction costs much the same for one answer as for many, but while
-	 * answers wait their slots are empty: so they wait for others that are
-	 * there already, and for no more.
+	 * answers wait their slots are empty.  So they wait for other answers that
+	 * are there already, and for no more.
 	 */
-	if (drain->nout == 0 ||
-		(drain->nanswered > 0 ? !came : clock_now() >= drain->fill_at))
+	if (requests->nout == 0 ||
+		(requests->nanswered > 0 ? !new_answers : clock_now() >= drain->next_at))
 	{
-		if (!settle_and_fill(drain))
+		if (!run_transaction(drain))
 			return DRAIN_GONE;
 	}
-	return drain->nout > 0 || drain->waits_for_turn || !drain->at_end ? DRAIN_BUSY : DRAIN_IDLE;
+	if (requests_in_flight(requests) > 0)
+		return DRAIN_BUSY;
+	if (drain->finishing || (drain->at_end && !schedule_has_line(&drain->schedule)))
+		return DRAIN_IDLE;
+	return DRAIN_BUSY;
 }
 
 /*
@@ -113,165 +153,335 @@ DrainState
 drain_finish(Drain *drain)
 {
 	drain->finishing = true;
-	drain->fill_at = PG_INT64_MAX;
-	drain->waits_for_turn = false;
-	drain->at_end = true;
+	drain->next_at = time_of_next_turn(drain);
 	return drain_turn(drain);
 }
 
-/* True when there were any. */
-static bool
-collect_answers(Drain *drain)
-{
-	int			nbefore = drain->nanswered;
-	dlist_mutable_iter iter;
-
-	dlist_foreach_modify(iter, &drain->out)
-	{
-		Request	   *request = dlist_container(Request, node, iter.cur);
-
-		if (!request_is_over(request))
-			continue;
-		dlist_delete(&request->node);
-		dlist_push_tail(&drain->answered, &request->node);
-		drain->nout--;
-		drain->nanswered++;
-	}
-	return drain->nanswered > nbefore;
-}
-
 /*
- * One transaction, and then what it has made ready leaves.
+ * Settles and reads in one transaction, and then sends what it has made ready.
+ * False when the extension was dropped.
  */
 static bool
-settle_and_fill(Drain *drain)
+run_transaction(Drain *drain)
 {
-	MemoryContext caller;
-	Fill		fill = {.drain = drain, .put_off_until = DT_NOBEGIN};
+	MemoryContext caller = CurrentMemoryContext;
+	Turn	   *volatile turn = NULL;
 
 	FAULT_POINT("before settling");
-	begin(drain);
-	if (!relations_lock(&drain->waiting_oid))
+	PG_TRY();
 	{
-		commit(drain);
-		return false;
+		begin_transaction(drain);
+		if (relations_lock(&drain->waiting_oid))
+		{
+			turn = open_turn(drain);
+			if (!drain->has_begun)
+				hold_load(turn);
+			unstick_requests(drain);
+			settle_answers(turn);
+			if (!drain->finishing)
+				read_and_send(drain, turn);
+			store_close(&turn->settled);
+			store_close(&turn->waiting);
+			FAULT_POINT("after reading");
+		}
+		MemoryContextSwitchTo(caller);
+		commit_transaction(drain);
 	}
-	caller = MemoryContextSwitchTo(drain->turn_context);
-	store_open(&fill.waiting, RELATION_WAITING);
-	store_open(&fill.settled, RELATION_SETTLED);
-	fill.now = GetCurrentTimestamp();
-	if (drain->lanes == NIL)
-		hold_load(fill_find_lane, drain);
-
-	settle_answered(&fill);
-	if (!drain->finishing)
-		fill_turn(&fill);
-	store_close(&fill.settled);
-	store_close(&fill.waiting);
-	FAULT_POINT("after reading");
-	MemoryContextSwitchTo(caller);
-	commit(drain);
-	land_settled(drain);
-	launch_ready(drain);
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		if (turn == NULL || turn->lane == NULL || is_about_session(geterrcode()))
+			PG_RE_THROW();
+		hold_after_error(drain, turn);
+		MemoryContextSwitchTo(caller);
+		return true;
+	}
+	PG_END_TRY();
+	if (turn == NULL)
+		return false;
+	finish_turn(drain, turn);
+	requests_send_ready(&drain->requests);
 	FAULT_POINT("after sending");
 	return true;
 }
 
-/* Rows are read as they are now, but parts out of line need a snapshot. */
+/* Is an error about this session, rather than about what it was doing? */
+static bool
+is_about_session(int sqlstate)
+{
+	return ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_OPERATOR_INTERVENTION ||
+		sqlstate == ERRCODE_OUT_OF_MEMORY;
+}
+
+/* Rows are read as they are now, but values out of line need a snapshot. */
 static void
-begin(Drain *drain)
+begin_transaction(Drain *drain)
 {
 	drain->transactions->begin();
 	PushActiveSnapshot(GetTransactionSnapshot());
 }
 
-/* What is settled must be so even if the machine fails, whatever the session's settings. */
+/*
+ * What is settled must be so even if the machine fails, whatever the session's
+ * synchronous_commit.
+ */
 static void
-commit(Drain *drain)
+commit_transaction(Drain *drain)
 {
-	if (!dlist_is_empty(&drain->settled))
+	bool		has_settled = !dlist_is_empty(&drain->requests.settled);
+
+	if (has_settled)
 		ForceSyncCommit();
 	PopActiveSnapshot();
 	drain->transactions->commit();
-	MemoryContextReset(drain->turn_context);
-	if (!dlist_is_empty(&drain->settled))
+	if (has_settled)
 		FAULT_POINT("after settling");
 }
 
-static void
-settle_answered(Fill *fill)
+/* What the transaction allocates goes with the turn. */
+static Turn *
+open_turn(Drain *drain)
 {
-	Drain	   *drain = fill->drain;
+	Turn	   *turn;
 
-	while (!dlist_is_empty(&drain->answered))
+	MemoryContextReset(drain->turn_context);
+	MemoryContextSwitchTo(drain->turn_context);
+	turn = palloc(sizeof(Turn));
+	memset(turn, 0, offsetof(Turn, taken));
+	turn->schedule = &drain->schedule;
+	turn->requests = &drain->requests;
+	turn->tally = drain->tally;
+	turn->context = drain->turn_context;
+	turn->drain_context = drain->context;
+	store_open(&turn->waiting, RELATION_WAITING);
+	store_open(&turn->settled, RELATION_SETTLED);
+	turn->now = GetCurrentTimestamp();
+	turn->clock = clock_now();
+	turn->nrows_left = TURN_MAX_ROWS;
+	turn->deferred_until = DT_NOBEGIN;
+	return turn;
+}
+
+/* The transaction has committed: what the drainer has in memory follows. */
+static void
+finish_turn(Drain *drain, Turn *turn)
+{
+	Requests   *requests = &drain->requests;
+
+	drain->has_begun = true;
+	drain->tally = turn->tally;
+	while (!dlist_is_empty(&requests->settled))
 	{
-		Request	   *request = dlist_container(Request, node, dlist_pop_head_node(&drain->answered));
+		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->settled));
+		Lane	   *lane = request->lane;
 
-		dlist_push_tail(&drain->settled, &request->node);
-		drain->nanswered--;
-		settle_request(request, &fill->waiting, &fill->settled, &drain->tally);
-		request->lane->nrequests--;
-		drain->tally.sent++;
+		settle_committed(request);
+		schedule_lane(turn->schedule, lane, turn->now, turn->clock);
 	}
+	drain->next_at = time_of_next_turn(drain);
+}
+
+/*
+ * An error came up while a lane was worked on.  Everything else in the turn is
+ * done again; the lane is held, so that it does not stop the others.
+ */
+static void
+hold_after_error(Drain *drain, Turn *turn)
+{
+	Lane	   *lane = turn->lane;
+	ErrorData  *error;
+	Fault	   *fault;
+
+	MemoryContextSwitchTo(drain->turn_context);
+	error = CopyErrorData();
+	FlushErrorState();
+	fault = fault_make(error->sqlerrcode, "%s", error->message);
+	drain->transactions->abort();
+	undo_turn(drain, turn);
+
+	begin_transaction(drain);
+	if (relations_lock(&drain->waiting_oid))
+		hold_lane(lane, fault, account_definition(lane_server(lane), lane->key.role));
+	commit_transaction(drain);
+	lane->not_before = clock_now() + ERROR_PAUSE;
+	schedule_lane(turn->schedule, lane, turn->now, turn->clock);
+	schedule_server(turn->schedule, lane->server, turn->clock);
+	drain->next_at = time_of_next_turn(drain);
+}
+
+/* Puts back in memory what a turn has moved, whose transaction has failed. */
+static void
+undo_turn(Drain *drain, Turn *turn)
+{
+	Requests   *requests = &drain->requests;
+
+	while (!dlist_is_empty(&requests->ready))
+	{
+		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->ready));
+
+		requests->nready--;
+		request_count(request, -1);
+		request_give_back(request);
+		request_free(request);
+	}
+	while (!dlist_is_empty(&requests->settled))
+	{
+		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->settled));
+
+		request_count(request, 1);
+		if (request == turn->request)
+		{
+			dlist_push_tail(&requests->stuck, &request->node);
+			requests->nstuck++;
+			drain->unstick_at = clock_now() + ERROR_PAUSE;
+		}
+		else
+		{
+			dlist_push_head(&requests->answered, &request->node);
+			requests->nanswered++;
+		}
+	}
+	for (int i = turn->ntaken - 1; i >= 0; i--)
+	{
+		lane_push_front(turn->taken[i].lane, turn->taken[i].position);
+		schedule_lane(turn->schedule, turn->taken[i].lane, turn->now, turn->clock);
+	}
+}
+
+/* Tries again to settle what could not be settled. */
+static void
+unstick_requests(Drain *drain)
+{
+	Requests   *requests = &drain->requests;
+
+	if (requests->nstuck == 0 || clock_now() < drain->unstick_at)
+		return;
+	while (!dlist_is_empty(&requests->stuck))
+		dlist_push_tail(&requests->answered, dlist_pop_head_node(&requests->stuck));
+	requests->nanswered += requests->nstuck;
+	requests->nstuck = 0;
+}
+
+static void
+settle_answers(Turn *turn)
+{
+	Requests   *requests = turn->requests;
+
+	while (!dlist_is_empty(&requests->answered) && turn->nrows_left > 0)
+	{
+		Request    *request = dlist_container(Request, node,
+											  dlist_pop_head_node(&requests->answered));
+		Server	   *server = request->lane->server;
+
+		dlist_push_tail(&requests->settled, &request->node);
+		requests->nanswered--;
+		request_count(request, -1);
+		turn->lane = request->lane;
+		turn->request = request;
+		settle_request(turn, request);
+		if (server->next_at == PG_INT64_MAX)
+			schedule_server(turn->schedule, server, turn->clock);
+	}
+	turn->lane = NULL;
+	turn->request = NULL;
 	/* What follows may touch the same rows. */
 	CommandCounterIncrement();
 }
 
+/* Makes requests of the rows that are known, and then of those that are found. */
 static void
-land_settled(Drain *drain)
+read_and_send(Drain *drain, Turn *turn)
 {
-	while (!dlist_is_empty(&drain->settled))
-	{
-		Request	   *request = dlist_container(Request, node, dlist_pop_head_node(&drain->settled));
+	send_from_lanes(turn);
+	while (turn->nrows_left > 0 && is_search_due(drain) && search_rows(drain, turn) > 0)
+		send_from_lanes(turn);
+	/* Requests that are being settled may yet put rows into their lanes. */
+	if (drain->at_end && dlist_is_empty(&turn->requests->settled))
+		remove_empty_lanes(turn->schedule);
+}
 
-		unlock_customer(request->tag);
-		fill_give_context(drain, request->context);
+/* When nothing is in flight, always: the caller may be about to leave. */
+static bool
+is_search_due(Drain *drain)
+{
+	return !drain->at_end || clock_now() >= drain->search_at ||
+		requests_in_flight(&drain->requests) == 0;
+}
+
+/* Puts rows that have not been seen before into their lanes.  Returns how many. */
+static int
+search_rows(Drain *drain, Turn *turn)
+{
+	QueueRow	found[ROWS_PER_SEARCH];
+	int			nfound;
+
+	drain->at_end = !discover_rows(&turn->waiting, &drain->horizon, ROWS_PER_SEARCH,
+								   found, &nfound);
+	drain->searched_at = clock_now();
+	drain->search_at = drain->searched_at + SEARCH_INTERVAL;
+	for (int i = 0; i < nfound; i++)
+	{
+		const QueueRow *row = &found[i];
+		Lane	   *lane = schedule_find_lane(turn->schedule, row->server, row->role);
+
+		lane_push(lane, position_of(row->id, row->customer));
+		if (row->keep && row->ord != row->id)	/* the marker row of dt_retry() */
+			lane_push(lane, position_of(row->ord, row->customer));
+		schedule_lane(turn->schedule, lane, turn->now, turn->clock);
+	}
+	turn->nrows_left -= nfound;
+	return nfound;
+}
+
+/* Lanes in which nothing waits any more, and their holds. */
+static void
+remove_empty_lanes(Schedule *schedule)
+{
+	Lane	   *lane;
+
+	while ((lane = schedule_next_empty(schedule)) != NULL)
+	{
+		hold_forget(lane);
+		schedule_remove_lane(schedule, lane);
 	}
 }
 
-static void
-launch_ready(Drain *drain)
+static int64
+time_of_next_turn(Drain *drain)
 {
-	while (!dlist_is_empty(&drain->ready))
-	{
-		Request	   *request = dlist_container(Request, node, dlist_pop_head_node(&drain->ready));
+	int64		next_at = PG_INT64_MAX;
 
-		dlist_push_tail(&drain->out, &request->node);
-		drain->nout++;
-		request_send(request);
-	}
-}
-
-static void
-unlock_requests(dlist_head *flights)
-{
-	dlist_iter	iter;
-
-	dlist_foreach(iter, flights)
-		unlock_customer(dlist_container(Request, node, iter.cur)->tag);
+	if (drain->finishing)
+		return drain->requests.nstuck > 0 ? drain->unstick_at : PG_INT64_MAX;
+	if (!drain->at_end)
+		return 0;
+	if (requests_in_flight(&drain->requests) < http_capacity())
+		next_at = schedule_next_at(&drain->schedule);
+	if (requests_in_flight(&drain->requests) > 0)
+		next_at = Min(next_at, drain->search_at);
+	if (drain->requests.nstuck > 0)
+		next_at = Min(next_at, drain->unstick_at);
+	return next_at;
 }
 
 /*
- * New rows may have come: look at once, or soon.
+ * New rows may have come: searches at once, or soon after the last search.
  */
 void
 drain_wake(Drain *drain)
 {
-	if (drain->nout == 0)
-		drain->look_at = 0;
-	else
-		drain->look_at = Min(drain->look_at, drain->looked_at + WAKE_INTERVAL);
-	drain->fill_at = Min(drain->fill_at, drain->look_at);
+	drain->search_at = Min(drain->search_at, drain->searched_at + WAKE_INTERVAL);
+	drain->next_at = Min(drain->next_at, drain->search_at);
 }
 
 /*
- * How long there will be nothing to do, unless something new comes, at most
- * "longest" milliseconds.
+ * How long there will be nothing to do, unless something new comes, in
+ * milliseconds, and at most "longest".
  */
 long
 drain_idle_time(const Drain *drain, long longest)
 {
-	int64		left = drain->fill_at - clock_now();
+	int64		left = drain->next_at - clock_now();
 
 	return (long) Max(Min(left / 1000 + 1, longest), 0);
 }
@@ -283,18 +493,18 @@ drain_idle_time(const Drain *drain, long longest)
 TimestampTz
 drain_next_due(const Drain *drain)
 {
-	if (drain->fill_at == PG_INT64_MAX)
+	if (drain->next_at == PG_INT64_MAX)
 		return DT_NOEND;
-	return GetCurrentTimestamp() + Max(drain->fill_at - clock_now(), 0);
+	return GetCurrentTimestamp() + Max(drain->next_at - clock_now(), 0);
 }
 
 /*
- * Requests that are out, or whose answer is not settled.
+ * Requests that are out, and those whose answer is not settled.
  */
 int
 drain_in_flight(const Drain *drain)
 {
-	return drain->nout + drain->nanswered;
+	return requests_in_flight(&drain->requests);
 }
 
 /*
@@ -319,31 +529,30 @@ drain_tally(const Drain *drain)
 }
 
 /*
- * Removals that wait, in request or not.  When all have been found the drainer
- * need not look, but keeps, and what is settled already, may be among them.
+ * Removals that wait, in flight or not.  When a search has found all, the lanes
+ * tell, but keeps and settled rows may be among what they count.  "exactly"
+ * counts in the table instead, unless the lanes are empty.
  */
 int64
 drain_count_waiting(Drain *drain, bool exactly)
 {
 	Store		waiting;
-	int64		nrows = drain_in_flight(drain);
-	ListCell   *cell;
+	int64		nrows = drain_in_flight(drain) + schedule_count(&drain->schedule);
 
-	foreach(cell, drain->lanes)
-		nrows += lane_count(lfirst(cell));
 	if (drain->at_end && (nrows == 0 || !exactly))
 		return nrows;
 
-	begin(drain);
+	begin_transaction(drain);
 	store_open(&waiting, RELATION_WAITING);
 	nrows = store_count_waiting(&waiting);
 	store_close(&waiting);
-	commit(drain);
+	commit_transaction(drain);
 	return nrows;
 }
 
 /*
- * Deletes what the history need not keep any longer.  False when that was all.
+ * Deletes settled rows that are older than doubletick.history_retention, as many
+ * as one transaction may.  False when that was all.
  */
 bool
 drain_prune(Drain *drain)
@@ -355,28 +564,25 @@ drain_prune(Drain *drain)
 	if (setting_history_retention < 0)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
-	begin(drain);
+	begin_transaction(drain);
 	if (relations_lock(&drain->waiting_oid))
 	{
 		store_open(&settled, RELATION_SETTLED);
-		npruned = history_prune(&settled, &drain->prune_from, before, PRUNE_BATCH);
+		npruned = history_prune(&settled, &drain->prune_from, before, TURN_MAX_ROWS);
 		store_close(&settled);
 	}
-	commit(drain);
-	return npruned == PRUNE_BATCH;
+	commit_transaction(drain);
+	return npruned == TURN_MAX_ROWS;
 }
 
 /*
- * Lets go of everything.  What is in request is broken off, and waits to be sent
- * again.
+ * Lets another process be the drainer.  Requests that are in flight are broken
+ * off, and their rows wait to be sent again.
  */
 void
 drain_end(Drain *drain)
 {
-	unlock_requests(&drain->out);
-	unlock_requests(&drain->answered);
-	unlock_requests(&drain->settled);
-	unlock_requests(&drain->ready);
+	requests_unlock_all(&drain->requests);
 	unlock_drain();
 	MemoryContextDelete(drain->context);
 }

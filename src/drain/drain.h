@@ -1,29 +1,30 @@
 /*-------------------------------------------------------------------------
  *
  * drain/drain.h
- *		The loop: what is due, to HTTP, to what is settled.
+ *		The loop: what waits is read, sent and settled.
  *
  *		drain_start()	makes this process the drainer of its database
  *		drain_turn()	waits a little and does what there is to do
- *		drain_end()		lets go
+ *		drain_end()		lets another process be the drainer
  *
  *-------------------------------------------------------------------------
  */
 #ifndef DOUBLETICK_DRAIN_DRAIN_H
 #define DOUBLETICK_DRAIN_DRAIN_H
 
-#include "drain/request.h"
+#include "drain/turn.h"
 
 typedef struct Drain Drain;
 
 /*
- * How the caller has transactions.  While requests are out there is none, or
- * one that has done nothing.
+ * How the caller starts and ends transactions.  While requests are out there is
+ * no transaction, or one that has done nothing.
  */
 typedef struct DrainTransactions
 {
 	void		(*begin) (void);
 	void		(*commit) (void);
+	void		(*abort) (void);	/* after an error */
 } DrainTransactions;
 
 /* What came of a turn. */
@@ -31,7 +32,8 @@ typedef enum DrainState
 {
 	DRAIN_BUSY,					/* call again at once: it waits by itself */
 	DRAIN_IDLE,					/* nothing is due, see drain_idle_time() */
-	DRAIN_GONE					/* the extension is not there, or another one */
+	DRAIN_GONE					/* the extension was dropped, and perhaps
+								 * created again */
 } DrainState;
 
 extern Drain *drain_start(MemoryContext parent, const DrainTransactions *transactions);

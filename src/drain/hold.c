@@ -3,13 +3,13 @@
  * drain/hold.c
  *		Holds: what keeps a lane from sending, until it is mended.
  *
- * A lane is held when its definitions are incomplete, and then it goes on as
- * soon as they are whole; or when DoubleTick refused the key, the address or the
- * connection, and then it goes on when the definition has changed, or when a
- * probe, one request a minute, gets through.
+ * A lane is held for one of two reasons.  Its server, user mapping or key is
+ * missing or incomplete: then it goes on as soon as that is mended.  Or DoubleTick
+ * refused the key, the address or the connection: then it goes on when the
+ * definition has changed, or when a probe, one request a minute, succeeds.
  *
- * Holds are kept in dt_hold, so that each is warned of once, and probed once a
- * minute, however many sessions take turns in draining.
+ * Holds are kept in dt_hold, so that there is one warning and one probe a minute,
+ * however many sessions take turns in draining.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,6 +17,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "account/account.h"
 #include "api/pace.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_collation.h"
@@ -48,18 +49,19 @@ typedef enum HoldColumn
 	HOLD_NCOLUMNS = HOLD_REASON
 } HoldColumn;
 
-static const char *name_of_role(const Lane *lane);
+static const char *role_name(const Lane *lane);
 static void set_reason(Lane *lane, const char *reason, const char *definition);
 static void write_hold(const Lane *lane);
-static void erase_hold(Store *hold, const Lane *lane);
+static void delete_hold(Store *hold, const Lane *lane);
 
 PG_FUNCTION_INFO_V1(dt_held);
 
 /*
  * dt_held(server text, role oid) returns text
  *
- * Why requests cannot leave by the definitions as they are now, or by the pause
- * of the server, as far as this process knows of it.
+ * For dt_status: what is missing in the definitions of a server and a role, or the
+ * pause of the server, if this process knows of one.  NULL when requests can leave,
+ * and to whom the role's affairs are hidden.
  */
 Datum
 dt_held(PG_FUNCTION_ARGS)
@@ -86,10 +88,10 @@ dt_held(PG_FUNCTION_ARGS)
 }
 
 /*
- * Puts the holds that are remembered upon their lanes.
+ * Holds the lanes that were held when the last drainer ended.
  */
 void
-hold_load(HoldCallback callback, void *arg)
+hold_load(Turn *turn)
 {
 	Store		hold;
 	SysScanDesc scan;
@@ -104,12 +106,13 @@ hold_load(HoldCallback callback, void *arg)
 		Lane	   *lane;
 
 		heap_deform_tuple(tuple, RelationGetDescr(hold.rel), values, nulls);
-		lane = callback(arg, TextDatumGetCString(values[HOLD_SERVER - 1]),
-						DatumGetObjectId(values[HOLD_ROLE - 1]));
+		lane = schedule_find_lane(turn->schedule, TextDatumGetCString(values[HOLD_SERVER - 1]),
+								  DatumGetObjectId(values[HOLD_ROLE - 1]));
 		set_reason(lane, TextDatumGetCString(values[HOLD_REASON - 1]),
 				   TextDatumGetCString(values[HOLD_DEFINITION - 1]));
 		lane->since = DatumGetTimestampTz(values[HOLD_SINCE - 1]);
 		lane->probe_at = DatumGetTimestampTz(values[HOLD_PROBE_AT - 1]);
+		schedule_lane(turn->schedule, lane, turn->now, turn->clock);
 	}
 	store_end_scan(scan);
 	store_close(&hold);
@@ -117,28 +120,30 @@ hold_load(HoldCallback callback, void *arg)
 
 /*
  * May the lane send?  "fault" is what its definitions lack, NULL when they are
- * whole.  Of a lane that is held by an answer and whose time has come, one
- * request may go: the probe.
+ * whole.  A lane that is held because of an answer may send again when its
+ * definitions have changed; else it may send one request a minute, the probe.
  */
 bool
-hold_check(Lane *lane, const Fault *fault, TimestampTz now)
+hold_allows(Lane *lane, const Fault *fault, TimestampTz now)
 {
 	if (fault)
 	{
-		hold_enter(lane, fault, "");
+		hold_lane(lane, fault, "");
 		return false;
 	}
-	if (lane->held && strcmp(lane->definition, account_definition(lane->server, lane->role)) != 0)
+	if (lane->held &&
+		strcmp(lane->definition, account_definition(lane_server(lane), lane->key.role)) != 0)
 		hold_lift(lane);
 	return !lane->held || (now >= lane->probe_at && lane->nrequests == 0);
 }
 
 /*
- * Holds the lane, or goes on holding it.  "definition" is that which the fault
- * came of, "" when it is not whole.  Warns, but not twice of the same.
+ * Holds the lane, or goes on holding it.  "definition" is the account_definition()
+ * under which the fault came up, "" when an account is not whole.  Warns once of
+ * each reason.
  */
 void
-hold_enter(Lane *lane, const Fault *fault, const char *definition)
+hold_lane(Lane *lane, const Fault *fault, const char *definition)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	bool		known = lane->held && strcmp(lane->reason, fault->message) == 0;
@@ -154,24 +159,24 @@ hold_enter(Lane *lane, const Fault *fault, const char *definition)
 		ereport(WARNING,
 				(errcode(fault->sqlstate),
 				 errmsg("requests of role \"%s\" to server \"%s\" are held: %s",
-						name_of_role(lane), lane->server, fault->message),
+						role_name(lane), lane_server(lane), fault->message),
 				 errdetail("They wait, and go on by themselves when this is mended."),
 				 fault->hint ? errhint("%s", fault->hint) : 0));
 }
 
 /*
- * A held lane's probe leaves: the next one may a minute later, whatever becomes
- * of this one.
+ * Called when the probe of a held lane is made: whatever becomes of it, the next
+ * one may be made a minute later.
  */
 void
-hold_probe(Lane *lane)
+hold_note_probe(Lane *lane)
 {
 	lane->probe_at = GetCurrentTimestamp() + PROBE_INTERVAL;
 	write_hold(lane);
 }
 
 /*
- * Lets the lane go on.
+ * Lets the lane go on, and logs that it does.
  */
 void
 hold_lift(Lane *lane)
@@ -179,33 +184,36 @@ hold_lift(Lane *lane)
 	if (lane->held)
 		ereport(LOG,
 				(errmsg("requests of role \"%s\" to server \"%s\" go on",
-						name_of_role(lane), lane->server)));
-	hold_drop(lane);
+						role_name(lane), lane_server(lane))));
+	hold_forget(lane);
 }
 
 /*
  * Forgets the hold of a lane, in which perhaps nothing waits any more.
  */
 void
-hold_drop(Lane *lane)
+hold_forget(Lane *lane)
 {
 	Store		hold;
 
 	if (!lane->held)
 		return;
 	store_open(&hold, RELATION_HOLD);
-	erase_hold(&hold, lane);
+	delete_hold(&hold, lane);
 	store_close(&hold);
 	lane->held = false;
+	lane->not_before = 0;
+	pfree(unconstify(char *, lane->reason));
+	pfree(unconstify(char *, lane->definition));
 }
 
-/* As pg_get_userbyid() has it: a role may be dropped while a request of it is out. */
+/* As pg_get_userbyid() shows it: a role may be dropped while a request is out. */
 static const char *
-name_of_role(const Lane *lane)
+role_name(const Lane *lane)
 {
-	const char *name = GetUserNameFromId(lane->role, true);
+	const char *name = GetUserNameFromId(lane->key.role, true);
 
-	return name ? name : psprintf("unknown (OID=%u)", lane->role);
+	return name ? name : psprintf("unknown (OID=%u)", lane->key.role);
 }
 
 static void
@@ -228,30 +236,30 @@ write_hold(const Lane *lane)
 	bool		nulls[HOLD_NCOLUMNS] = {false};
 	Store		hold;
 
-	values[HOLD_SERVER - 1] = CStringGetTextDatum(lane->server);
-	values[HOLD_ROLE - 1] = ObjectIdGetDatum(lane->role);
+	values[HOLD_SERVER - 1] = CStringGetTextDatum(lane_server(lane));
+	values[HOLD_ROLE - 1] = ObjectIdGetDatum(lane->key.role);
 	values[HOLD_SINCE - 1] = TimestampTzGetDatum(lane->since);
 	values[HOLD_PROBE_AT - 1] = TimestampTzGetDatum(lane->probe_at);
 	values[HOLD_DEFINITION - 1] = CStringGetTextDatum(lane->definition);
 	values[HOLD_REASON - 1] = CStringGetTextDatum(lane->reason);
 
 	store_open(&hold, RELATION_HOLD);
-	erase_hold(&hold, lane);
+	delete_hold(&hold, lane);
 	store_insert(&hold, heap_form_tuple(RelationGetDescr(hold.rel), values, nulls));
 	store_close(&hold);
 }
 
 static void
-erase_hold(Store *hold, const Lane *lane)
+delete_hold(Store *hold, const Lane *lane)
 {
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	CommandCounterIncrement();	/* it may be of this very command */
+	CommandCounterIncrement();	/* so that a row of this command is seen */
 	ScanKeyEntryInitialize(&keys[0], 0, HOLD_SERVER, BTEqualStrategyNumber, InvalidOid,
-						   C_COLLATION_OID, F_TEXTEQ, CStringGetTextDatum(lane->server));
-	ScanKeyInit(&keys[1], HOLD_ROLE, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(lane->role));
+						   C_COLLATION_OID, F_TEXTEQ, CStringGetTextDatum(lane_server(lane)));
+	ScanKeyInit(&keys[1], HOLD_ROLE, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(lane->key.role));
 	scan = store_scan(hold, BY_SERVER_AND_ROLE, SnapshotSelf, 2, keys);
 	while (HeapTupleIsValid(tuple = store_next(scan)))
 		(void) store_delete(hold, &tuple->t_self, true);

@@ -3,8 +3,12 @@
  * drain/lane.c
  *		What waits for one server by one role, as the drainer knows it.
  *
- * Only where they are: a row is read when it can be sent, so that a cancel or a
- * keep reaches it until then.  A row may be here twice, or be settled already.
+ * A lane has the positions of rows alone.  A row is read when it can be sent, so
+ * that a cancel or a keep reaches it until then.
+ *
+ * Invariant: each waiting removal that was found has a position in its lane, or
+ * in a request of its customer that is not settled yet.  A row may have two
+ * positions, and a position may outlive its row.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,44 +18,52 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#define FIRST_CAPACITY 256
+/* Positions that a new lane has room for; doubled when they are used up. */
+#define FIRST_CAPACITY 8
 
 typedef struct LaterRow
 {
 	pairingheap_node node;
 	TimestampTz when;
-	Waiting		row;
+	Position	row;
 } LaterRow;
 
-static void make_room(Lane *lane);
+static void enlarge_ring(Lane *lane);
 static int	compare_later(const pairingheap_node *a, const pairingheap_node *b, void *arg);
 
 /*
- * A lane in which nothing waits.
+ * Sets up a lane in which nothing waits.  What waits will live in "context".
  */
-Lane *
-lane_make(MemoryContext parent, const char *server, Oid role)
+void
+lane_init(Lane *lane, MemoryContext context)
 {
-	Lane	   *lane = MemoryContextAllocZero(parent, sizeof(Lane));
-	MemoryContext caller = MemoryContextSwitchTo(parent);
+	MemoryContext caller = MemoryContextSwitchTo(context);
 
-	lane->context = parent;
-	lane->server = pstrdup(server);
-	lane->role = role;
+	lane->context = context;
 	lane->capacity = FIRST_CAPACITY;
-	lane->rows = palloc(sizeof(Waiting) * lane->capacity);
+	lane->rows = palloc(sizeof(Position) * lane->capacity);
 	lane->later = pairingheap_allocate(compare_later, NULL);
 	MemoryContextSwitchTo(caller);
-	return lane;
+}
+
+/*
+ * Frees what an empty lane holds.
+ */
+void
+lane_free(Lane *lane)
+{
+	Assert(lane_count(lane) == 0 && !lane->held);
+	pfree(lane->rows);
+	pairingheap_free(lane->later);
 }
 
 /*
  * Puts a row last.
  */
 void
-lane_push(Lane *lane, Waiting row)
+lane_push(Lane *lane, Position row)
 {
-	make_room(lane);
+	enlarge_ring(lane);
 	lane->rows[(lane->first + lane->nrows++) % lane->capacity] = row;
 }
 
@@ -59,32 +71,32 @@ lane_push(Lane *lane, Waiting row)
  * Puts a row first.
  */
 void
-lane_push_front(Lane *lane, Waiting row)
+lane_push_front(Lane *lane, Position row)
 {
-	make_room(lane);
+	enlarge_ring(lane);
 	lane->first = (lane->first + lane->capacity - 1) % lane->capacity;
 	lane->nrows++;
 	lane->rows[lane->first] = row;
 }
 
-/* With a million rows the array is larger than what palloc gives by itself. */
+/* A million positions are more than palloc() allocates without "huge". */
 static void
-make_room(Lane *lane)
+enlarge_ring(Lane *lane)
 {
 	size_t		old = lane->capacity;
 
 	if (lane->nrows < old)
 		return;
 	lane->capacity = 2 * old;
-	lane->rows = repalloc_huge(lane->rows, sizeof(Waiting) * lane->capacity);
-	memcpy(lane->rows + old, lane->rows, sizeof(Waiting) * lane->first);
+	lane->rows = repalloc_huge(lane->rows, sizeof(Position) * lane->capacity);
+	memcpy(lane->rows + old, lane->rows, sizeof(Position) * lane->first);
 }
 
 /*
- * Puts a row aside until a time.
+ * Adds a row that is not to be looked at before a time.
  */
 void
-lane_push_later(Lane *lane, Waiting row, TimestampTz when)
+lane_push_later(Lane *lane, Position row, TimestampTz when)
 {
 	LaterRow   *later = MemoryContextAlloc(lane->context, sizeof(LaterRow));
 
@@ -95,11 +107,11 @@ lane_push_later(Lane *lane, Waiting row, TimestampTz when)
 }
 
 /*
- * The next row to look at; false when there is none now.  Those that were put
- * aside and whose time has come go before the others.
+ * Takes the next row to look at; false when there is none now.  Rows for later
+ * whose time has come go before the others.
  */
 bool
-lane_pop(Lane *lane, TimestampTz now, Waiting *row)
+lane_pop(Lane *lane, TimestampTz now, Position *row)
 {
 	if (!pairingheap_is_empty(lane->later) && lane_next_due(lane) <= now)
 	{
@@ -120,7 +132,7 @@ lane_pop(Lane *lane, TimestampTz now, Waiting *row)
 }
 
 /*
- * When the first row that was put aside is due; DT_NOEND when there is none.
+ * When the first of the rows for later is due; DT_NOEND when there is none.
  */
 TimestampTz
 lane_next_due(Lane *lane)
@@ -131,7 +143,7 @@ lane_next_due(Lane *lane)
 }
 
 /*
- * Rows that wait here, those that are settled already included.
+ * Positions in the lane, those of rows that are settled included.
  */
 int64
 lane_count(const Lane *lane)
@@ -139,7 +151,7 @@ lane_count(const Lane *lane)
 	return (int64) lane->nrows + lane->nlater;
 }
 
-/* The heap's first is its largest: the earliest. */
+/* A pairing heap's first is its largest; here, the earliest. */
 static int
 compare_later(const pairingheap_node *a, const pairingheap_node *b, void *arg pg_attribute_unused())
 {

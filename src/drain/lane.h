@@ -8,25 +8,55 @@
 #ifndef DOUBLETICK_DRAIN_LANE_H
 #define DOUBLETICK_DRAIN_LANE_H
 
-#include "account/account.h"
 #include "datatype/timestamp.h"
+#include "lib/ilist.h"
 #include "lib/pairingheap.h"
 
 /* A row to look at: a removal or a keep, which may be settled by now. */
-typedef struct Waiting
+typedef struct Position
 {
 	int64		id;
 	int64		customer;		/* see store_customer() */
-} Waiting;
+} Position;
+
+/* What the lanes of one server share; times are by clock_now(). */
+typedef struct Server
+{
+	NameData	name;			/* the key in Schedule.servers */
+	int			nlanes;
+	int			nrequests;		/* in flight, of all lanes */
+	dlist_head	line;			/* lanes with rows to look at now: each is
+								 * served in its turn */
+	bool		is_scheduled;	/* is it in Schedule.servers_due? */
+	pairingheap_node node;		/* there */
+	int64		next_at;		/* when the first lane of the line can be
+								 * served; PG_INT64_MAX: when a request of
+								 * this server is settled */
+} Server;
+
+typedef struct LaneKey
+{
+	NameData	server;
+	Oid			role;
+} LaneKey;
+
+/* Where a lane stands: see schedule_lane(). */
+typedef enum LanePlace
+{
+	LANE_UNPLACED,
+	LANE_IN_LINE,				/* of its server */
+	LANE_TIMED,					/* in Schedule.lanes_timed */
+	LANE_EMPTY					/* in Schedule.lanes_empty */
+} LanePlace;
 
 typedef struct Lane
 {
-	MemoryContext context;		/* where all of it lives */
-	const char *server;
-	Oid			role;
+	LaneKey		key;			/* the key in Schedule.lanes */
+	Server	   *server;
+	MemoryContext context;		/* of what is below */
 
 	/* Rows to look at, in a ring: sixteen bytes for each that waits. */
-	Waiting    *rows;
+	Position   *rows;
 	size_t		first;
 	size_t		nrows;
 	size_t		capacity;
@@ -34,14 +64,19 @@ typedef struct Lane
 	pairingheap *later;			/* rows not to be looked at before a time */
 	int64		nlater;
 
-	bool		has_gone;		/* may some of them have gone with others? */
+	/* May rows of the ring be settled, since they went out with others? */
+	bool		may_have_settled;
 
-	/* Requests that are out, or whose answer is not yet settled. */
-	int			nrequests;
+	int			nrequests;		/* in flight, or answered and not settled */
+
+	LanePlace	place;
+	dlist_node	line_node;		/* in the line, or in lanes_empty */
+	pairingheap_node timed_node;
+	int64		not_before;		/* not to be looked at before, since it is
+								 * held or its server paused; by clock_now() */
+	int64		next_at;		/* if LANE_TIMED: until when it waits */
 
 	/* See hold.c. */
-	TimestampTz look_at;		/* when to look again what its definitions
-								 * lack */
 	bool		held;
 	const char *reason;
 	const char *definition;
@@ -49,22 +84,28 @@ typedef struct Lane
 	TimestampTz probe_at;
 } Lane;
 
-/* The place of a row. */
-static inline Waiting
-place_of(int64 id, int64 customer)
+static inline Position
+position_of(int64 id, int64 customer)
 {
-	Waiting		place;
+	Position	position;
 
-	place.id = id;
-	place.customer = customer;
-	return place;
+	position.id = id;
+	position.customer = customer;
+	return position;
 }
 
-extern Lane *lane_make(MemoryContext parent, const char *server, Oid role);
-extern void lane_push(Lane *lane, Waiting row);
-extern void lane_push_front(Lane *lane, Waiting row);
-extern void lane_push_later(Lane *lane, Waiting row, TimestampTz when);
-extern bool lane_pop(Lane *lane, TimestampTz now, Waiting *row);
+static inline const char *
+lane_server(const Lane *lane)
+{
+	return NameStr(lane->key.server);
+}
+
+extern void lane_init(Lane *lane, MemoryContext context);
+extern void lane_free(Lane *lane);
+extern void lane_push(Lane *lane, Position row);
+extern void lane_push_front(Lane *lane, Position row);
+extern void lane_push_later(Lane *lane, Position row, TimestampTz when);
+extern bool lane_pop(Lane *lane, TimestampTz now, Position *row);
 extern TimestampTz lane_next_due(Lane *lane);
 extern int64 lane_count(const Lane *lane);
 

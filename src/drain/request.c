@@ -1,57 +1,89 @@
 /*-------------------------------------------------------------------------
  *
  * drain/request.c
- *		A request of the queue, from its making to its settlement.
+ *		A request for one customer's waiting removals, until it is answered.
  *
- * What an answer means for each row is said by outcome.c; here the rows are
- * moved accordingly: out of dt_waiting and into dt_settled, or back with a time.
- * All of that is done in the caller's transaction.
+ * A request is made in the transaction that reads its rows, and leaves when that
+ * has committed.  Its customer is locked from then until its answer is settled, in
+ * a later transaction (settle.c).
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "api/answer.h"
 #include "api/endpoint.h"
 #include "api/pace.h"
+#include "api/payload.h"
 #include "base/clock.h"
 #include "base/names.h"
-#include "common/pg_prng.h"
-#include "drain/hold.h"
-#include "drain/outcome.h"
 #include "drain/request.h"
-#include "drain/split_answer.h"
-#include "queue/history.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 
-/* Time between two looks at keeps that may have nothing left to keep, in µs. */
-#define KEEP_INTERVAL USECS_PER_MINUTE
+static Removal merge_rows(List *rows);
+static void append_distinct(const char **to, int *nto, const char **names, int nnames);
+static bool request_is_over(Request *request);
+static void unlock_customers(dlist_head *requests);
 
-static Removal merge_parts(List *parts);
-static void add_names(const char **to, int *nto, const char **names, int nnames);
-static Facts gather_facts(const Request *request, const HttpReply *reply, const Answer *answer);
-static bool settle_part(Request *request, DuePart *part, const Outcome *outcome,
-						const Answer *answer, TimestampTz due_at,
-						Store *waiting, Store *settled, Tally *tally);
-static void affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay);
-static void put_back(Request *request, const QueueRow *row, const Outcome *outcome);
+void
+requests_init(Requests *requests)
+{
+	memset(requests, 0, sizeof(Requests));
+	dlist_init(&requests->ready);
+	dlist_init(&requests->out);
+	dlist_init(&requests->answered);
+	dlist_init(&requests->settled);
+	dlist_init(&requests->stuck);
+}
 
 /*
- * Makes the request for what is due, for a role and a server as they are defined
- * now.  It lives in "context", as "due" must.
+ * Requests that are out, and those whose answer is not settled.  A crash repeats
+ * these at most.
+ */
+int
+requests_in_flight(const Requests *requests)
+{
+	return requests->nready + requests->nout + requests->nanswered + requests->nstuck;
+}
+
+/*
+ * A customer's request that is not settled; NULL when there is none.  Of two
+ * customers with one number, one waits for the other.
  */
 Request *
-request_make(MemoryContext context, Lane *lane, const Due *due, const Account *account,
-			const char *definition)
+requests_find(Requests *requests, int64 customer)
+{
+	dlist_head *lists[] = {&requests->out, &requests->answered, &requests->ready, &requests->stuck};
+
+	for (int i = 0; i < (int) lengthof(lists); i++)
+	{
+		dlist_iter	iter;
+
+		dlist_foreach(iter, lists[i])
+		{
+			Request    *request = dlist_container(Request, node, iter.cur);
+
+			if (request->due.asked.customer == customer)
+				return request;
+		}
+	}
+	return NULL;
+}
+
+/*
+ * Makes the request for what is due to a customer, whose partition is locked, and
+ * locks the customer.  "due" lives in "context", as the request will.
+ */
+Request *
+request_make(Requests *requests, MemoryContext context, Lane *lane, const Due *due,
+			 const Account *account, const char *definition)
 {
 	MemoryContext caller = MemoryContextSwitchTo(context);
-	Request	   *request = palloc0(sizeof(Request));
-	Removal		removal = merge_parts(due->parts);
+	Request    *request = palloc0(sizeof(Request));
+	Removal		removal = merge_rows(due->send);
 
 	request->context = context;
 	request->lane = lane;
-	request->tag = customer_tag(&due->customer);
+	request->tag = customer_tag(&due->asked);
 	request->due = *due;
 	request->body = payload_utf8(payload_jsonb(&removal, account->waba_number), &request->length);
 	request->target = endpoint_of(account);
@@ -61,15 +93,19 @@ request_make(MemoryContext context, Lane *lane, const Due *due, const Account *a
 	request->rate_limit = account->rate_limit;
 	request->claimed_at = clock_now();
 	request->definition = pstrdup(definition);
+	lock_customer(request->tag);
+	dlist_push_tail(&requests->ready, &request->node);
+	requests->nready++;
+	request_count(request, 1);
 	MemoryContextSwitchTo(caller);
 	return request;
 }
 
-/* One removal of all their names, each once; numbers as the first row has them. */
+/* One removal of all their names, each once; the numbers are the first row's. */
 static Removal
-merge_parts(List *parts)
+merge_rows(List *rows)
 {
-	DuePart    *first = linitial(parts);
+	DueRow	   *first = linitial(rows);
 	Removal		removal = {0};
 	int			ntags = 0;
 	int			nfields = 0;
@@ -77,25 +113,25 @@ merge_parts(List *parts)
 
 	removal.phone = first->row.phone;
 	removal.waba = first->row.waba;
-	foreach(cell, parts)
+	foreach(cell, rows)
 	{
-		ntags += ((DuePart *) lfirst(cell))->ntags;
-		nfields += ((DuePart *) lfirst(cell))->nfields;
+		ntags += ((DueRow *) lfirst(cell))->ntags;
+		nfields += ((DueRow *) lfirst(cell))->nfields;
 	}
 	removal.tags = palloc(sizeof(char *) * Max(ntags, 1));
 	removal.fields = palloc(sizeof(char *) * Max(nfields, 1));
-	foreach(cell, parts)
+	foreach(cell, rows)
 	{
-		DuePart    *part = lfirst(cell);
+		DueRow	   *row = lfirst(cell);
 
-		add_names(removal.tags, &removal.ntags, part->tags, part->ntags);
-		add_names(removal.fields, &removal.nfields, part->fields, part->nfields);
+		append_distinct(removal.tags, &removal.ntags, row->tags, row->ntags);
+		append_distinct(removal.fields, &removal.nfields, row->fields, row->nfields);
 	}
 	return removal;
 }
 
 static void
-add_names(const char **to, int *nto, const char **names, int nnames)
+append_distinct(const char **to, int *nto, const char **names, int nnames)
 {
 	for (int i = 0; i < nnames; i++)
 	{
@@ -105,44 +141,76 @@ add_names(const char **to, int *nto, const char **names, int nnames)
 }
 
 /*
- * Has a row looked at when the request is settled, unless it is carried by it.
+ * Has a row looked at when the customer's request is settled, unless the request
+ * carries it.
  */
 void
-request_note_next(Request *request, Waiting place)
+request_note_next(Request *request, Position position)
 {
 	MemoryContext caller;
-	Waiting    *again;
+	Position   *next;
 	ListCell   *cell;
 
-	foreach(cell, request->due.parts)
+	foreach(cell, request->due.send)
 	{
-		if (((DuePart *) lfirst(cell))->row.id == place.id)
+		if (((DueRow *) lfirst(cell))->row.id == position.id)
 			return;
 	}
 	caller = MemoryContextSwitchTo(request->context);
-	again = palloc(sizeof(Waiting));
-	*again = place;
-	request->again = lappend(request->again, again);
+	next = palloc(sizeof(Position));
+	*next = position;
+	request->next = lappend(request->next, next);
 	MemoryContextSwitchTo(caller);
 }
 
 /*
- * Sends the request; request_is_over() tells when that is so.
+ * Sends the requests that are ready.  Called when the transaction that made them
+ * has committed.
  */
 void
-request_send(Request *request)
+requests_send_ready(Requests *requests)
 {
-	MemoryContext caller = MemoryContextSwitchTo(request->context);
+	MemoryContext caller = CurrentMemoryContext;
 
-	request->transfer = http_start(&request->target, request->body, request->length,
-								  request->timeout);
-	MemoryContextSwitchTo(caller);
+	while (!dlist_is_empty(&requests->ready))
+	{
+		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->ready));
+
+		dlist_push_tail(&requests->out, &request->node);
+		requests->nready--;
+		requests->nout++;
+		MemoryContextSwitchTo(request->context);
+		request->transfer = http_start(&request->target, request->body, request->length,
+									   request->timeout);
+		MemoryContextSwitchTo(caller);
+	}
 }
 
 /*
- * Has the answer come, or will none?  Tells the pace when the request was sent.
+ * Finds the requests that are over.  True when there are any.
  */
 bool
+requests_collect_answers(Requests *requests)
+{
+	int			nbefore = requests->nanswered;
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &requests->out)
+	{
+		Request    *request = dlist_container(Request, node, iter.cur);
+
+		if (!request_is_over(request))
+			continue;
+		dlist_delete(&request->node);
+		dlist_push_tail(&requests->answered, &request->node);
+		requests->nout--;
+		requests->nanswered++;
+	}
+	return requests->nanswered > nbefore;
+}
+
+/* Has an answer come, or will none?  Tells the pace when the request was sent. */
+static bool
 request_is_over(Request *request)
 {
 	int64		sent_at = http_sent_at(request->transfer);
@@ -156,212 +224,64 @@ request_is_over(Request *request)
 }
 
 /*
- * Settles the rows of a request that is over, or puts them back; and draws the
- * consequences for the lane.
+ * Counts a request of its lane and server in (1) or out (-1).  Only requests that
+ * are counted in use up a slot.
  */
 void
-settle_request(Request *request, Store *waiting, Store *settled, Tally *tally)
+request_count(Request *request, int change)
 {
-	MemoryContext caller = MemoryContextSwitchTo(request->context);
-	TimestampTz now = GetCurrentTimestamp();
-	double		random = pg_prng_double(&pg_global_prng_state);
-	const HttpReply *reply = http_reply(request->transfer);
-	const QueueRow *customer = &request->due.customer;
-	Answer		answer;
-	Facts		facts;
-	Outcome		outcome;
-	int64		delay;
-	ListCell   *cell;
-
-	answer_read(reply, &answer);
-	facts = gather_facts(request, reply, &answer);
-	outcome = outcome_of(&facts);
-	delay = outcome.least_delay + (int64) (random * outcome.random_delay) + 1;
-
-	foreach(cell, request->due.parts)
-	{
-		DuePart    *part = lfirst(cell);
-		Outcome		own;
-
-		facts.age = (double) (now - part->row.enqueued_at) / 1000;
-		own = outcome_of(&facts);
-		if (!settle_part(request, part, &own, &answer, now + delay * 1000, waiting, settled, tally))
-			put_back(request, &part->row, &own);
-	}
-	if (request->due.has_keeps)
-		settle_keeps(request->lane, customer, waiting);
-
-	affect_lane(request, &outcome, &answer, delay);
-	foreach(cell, request->again)
-		lane_push_front(request->lane, *(Waiting *) lfirst(cell));
-	http_release(request->transfer);
-	MemoryContextSwitchTo(caller);
+	request->lane->nrequests += change;
+	request->lane->server->nrequests += change;
 }
 
 /*
- * Deletes the keeps of a customer that have nothing left to keep; those that
- * still may have are looked at again, for what they keep may be rolled back.
+ * Puts the rows of a request that was not sent back into its lane.
  */
 void
-settle_keeps(Lane *lane, const QueueRow *customer, Store *waiting)
+request_give_back(Request *request)
 {
-	int64		id = due_forget_keeps(waiting, customer);
-
-	if (id != 0)
-		lane_push_later(lane, place_of(id, customer->customer),
-						GetCurrentTimestamp() + KEEP_INTERVAL);
-}
-
-/* Of the request; the backoff is that of the row that was sent most often. */
-static Facts
-gather_facts(const Request *request, const HttpReply *reply, const Answer *answer)
-{
-	Facts		facts = {
-		.result = reply->result,
-		.status = reply->status,
-		.is_object = answer->body != NULL,
-		.no_route = answer->no_route,
-		.retry_after = reply->retry_after,
-		.coalesced = list_length(request->due.parts) > 1,
-		.retry_for = request->retry_for
-	};
 	ListCell   *cell;
 
-	foreach(cell, request->due.parts)
-		facts.attempts = Max(facts.attempts, ((DuePart *) lfirst(cell))->row.attempts + 1);
-	return facts;
-}
-
-/* False when the row goes on waiting. */
-static bool
-settle_part(Request *request, DuePart *part, const Outcome *outcome, const Answer *answer,
-			TimestampTz due_at, Store *waiting, Store *settled, Tally *tally)
-{
-	QueueRow	row;
-	char	   *note;
-	Jsonb	   *body;
-
-	row = part->row;
-	if (!store_is_still(waiting, &row) && !store_find_waiting(waiting, row.id, &row))
-		return true;
-	row.http_status = answer->status;
-	if (answer->fault)
-		row.last_error = answer->fault->message;
-
-	switch (outcome->verdict)
+	foreach(cell, request->due.send)
 	{
-		case VERDICT_DONE:
-			row.attempts++;
-			body = list_length(request->due.parts) == 1 ? answer->body :
-				split_answer(answer->body, part);
-			note = answer_errors(body);
-			(void) store_delete(waiting, &row.tid, true);
-			history_insert(settled, &row, STATE_DONE, body, note);
-			tally->done++;
-			tally->errored += note != NULL;
-			return true;
+		const QueueRow *row = &((DueRow *) lfirst(cell))->row;
 
-		case VERDICT_FAILED:
-			row.attempts++;
-			(void) store_delete(waiting, &row.tid, true);
-			history_insert(settled, &row, STATE_FAILED, fault_jsonb(answer->fault),
-						   answer->fault->message);
-			tally->failed++;
-			tally->expired += outcome->too_old;
-			return true;
-
-		case VERDICT_AGAIN:
-			/* No later than when it is given up. */
-			row.attempts++;
-			row.due_at = Min(due_at, row.enqueued_at + (int64) (request->retry_for * 1000));
-			part->row.due_at = row.due_at;
-			break;
-
-		case VERDICT_ALONE:
-			row.attempts++;
-			row.alone = true;
-			break;
-
-		case VERDICT_HOLD:
-			break;
+		lane_push_front(request->lane, position_of(row->id, row->customer));
 	}
-	store_update_waiting(waiting, &row);
-	return false;
+	foreach(cell, request->next)
+		lane_push_front(request->lane, *(Position *) lfirst(cell));
 }
 
-/* What one answer means for the others of the lane, and of the server. */
-static void
-affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay)
+/*
+ * Frees a request and unlocks its customer.
+ */
+void
+request_free(Request *request)
 {
-	if (outcome->pause)
-		pace_pause(request->serverid, delay * 1000);
+	if (request->transfer)
+		http_release(request->transfer);
+	unlock_customer(request->tag);
+	MemoryContextDelete(request->context);
+}
 
-	if (outcome->verdict == VERDICT_HOLD)
-		hold_enter(request->lane, answer->fault, request->definition);
-	else if (answer->status != 0 && outcome->verdict != VERDICT_AGAIN)
-		hold_lift(request->lane);	/* an outage tells nothing of the key */
+/*
+ * Lets go of all customers.  Called when the drainer ends, whatever is in flight.
+ */
+void
+requests_unlock_all(Requests *requests)
+{
+	unlock_customers(&requests->ready);
+	unlock_customers(&requests->out);
+	unlock_customers(&requests->answered);
+	unlock_customers(&requests->settled);
+	unlock_customers(&requests->stuck);
 }
 
 static void
-put_back(Request *request, const QueueRow *row, const Outcome *outcome)
+unlock_customers(dlist_head *requests)
 {
-	Waiting		place = place_of(row->id, row->customer);
+	dlist_iter	iter;
 
-	if (outcome->verdict == VERDICT_AGAIN)
-		lane_push_later(request->lane, place, row->due_at);
-	else
-		lane_push_front(request->lane, place);
-}
-
-/*
- * Settles what is not to be sent: rows that are too old, and rows all of whose
- * names came back.
- */
-void
-settle_without_request(const Due *due, Store *waiting, Store *settled, Tally *tally)
-{
-	ListCell   *cell;
-
-	foreach(cell, due->expired)
-		settle_expired(&((DuePart *) lfirst(cell))->row, waiting, settled, tally);
-	foreach(cell, due->kept)
-	{
-		DuePart    *part = lfirst(cell);
-
-		if (!store_delete(waiting, &part->row.tid, true))
-			continue;
-		history_insert(settled, &part->row, STATE_CANCELLED, NULL,
-					   "not sent, since its names came back");
-		tally->cancelled++;
-	}
-}
-
-/*
- * Gives a row up, read in this transaction, for its age.
- */
-void
-settle_expired(const QueueRow *row, Store *waiting, Store *settled, Tally *tally)
-{
-	char	   *error = psprintf("given up for its age, after %d %s%s%s", row->attempts,
-								 row->attempts == 1 ? "attempt" : "attempts",
-								 row->last_error ? ": " : "",
-								 row->last_error ? row->last_error : "");
-
-	tally->expired += settle_failed(row, error, waiting, settled, tally);
-}
-
-/*
- * Settles a row, read in this transaction, as failed without a request.  False
- * when it is settled already: a snapshot may still show what this command has
- * deleted.
- */
-bool
-settle_failed(const QueueRow *row, const char *error, Store *waiting, Store *settled,
-			  Tally *tally)
-{
-	if (!store_delete(waiting, &row->tid, true))
-		return false;
-	history_insert(settled, row, STATE_FAILED, NULL, error);
-	tally->failed++;
-	return true;
+	dlist_foreach(iter, requests)
+		unlock_customer(dlist_container(Request, node, iter.cur)->tag);
 }

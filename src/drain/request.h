@@ -1,67 +1,75 @@
 /*-------------------------------------------------------------------------
  *
  * drain/request.h
- *		A request of the queue, from its making to its settlement.
+ *		A request for one customer's waiting removals, until it is answered.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef DOUBLETICK_DRAIN_REQUEST_H
 #define DOUBLETICK_DRAIN_REQUEST_H
 
+#include "account/option.h"
 #include "api/http.h"
 #include "drain/customer.h"
 #include "drain/lane.h"
-#include "lib/ilist.h"
 #include "queue/locks.h"
 
 typedef struct Request
 {
-	dlist_node	node;
-	MemoryContext context;		/* where all of it lives */
+	dlist_node	node;			/* in one of the lists of Requests */
+	MemoryContext context;		/* of everything below */
 	Lane	   *lane;
-	CustomerTag tag;
-	Due			due;			/* "parts" is what it carries */
-	List	   *again;			/* Waiting: rows to look at when it is settled */
+	CustomerTag tag;			/* locked until the request is settled */
+	Due			due;			/* "send" is what it carries */
+	List	   *next;			/* Position: the customer's other rows, to be
+								 * looked at when it is settled */
 
-	/* The request, and under which options. */
+	/* The request, under the options of the time when it was made. */
 	HttpTarget	target;
 	char	   *body;
 	size_t		length;
 	int			timeout;		/* ms */
 	double		retry_for;		/* ms */
 	Oid			serverid;
+	double		rate_limit;		/* requests a second */
 	char	   *definition;		/* see account_definition() */
 
 	HttpTransfer *transfer;		/* NULL before it has left */
-	double		rate_limit;		/* requests a second */
-	int64		claimed_at;		/* clock_now(): when it was counted */
-	bool		is_sent;		/* is it counted where it was sent? */
+	int64		claimed_at;		/* clock_now() of its turn in the pace */
+	bool		is_sent;		/* does the pace know when it left? */
+	int64		pause;			/* µs for which its answer pauses the server */
 } Request;
 
-/* What has become of rows, since somebody began to count. */
-typedef struct Tally
+/*
+ * The requests of a drainer.  Each is in one list, and moves from "ready" to
+ * "out" and "answered", and to "settled" while a transaction settles it.
+ */
+typedef struct Requests
 {
-	int64		sent;			/* requests */
-	int64		done;
-	int64		errored;		/* of those: with names that were not removed */
-	int64		failed;
-	int64		cancelled;		/* wholly taken back */
-	int64		expired;		/* of the failed: for their age */
-} Tally;
+	dlist_head	ready;
+	dlist_head	out;
+	dlist_head	answered;
+	dlist_head	settled;
+	dlist_head	stuck;			/* answered, and could not be settled: tried
+								 * again later */
+	int			nready;
+	int			nout;
+	int			nanswered;
+	int			nstuck;
+} Requests;
 
-extern Request *request_make(MemoryContext context, Lane *lane, const Due *due,
-						   const Account *account, const char *definition);
-extern void request_note_next(Request *request, Waiting place);
-extern void request_send(Request *request);
-extern bool request_is_over(Request *request);
+extern void requests_init(Requests *requests);
+extern int	requests_in_flight(const Requests *requests);
+extern Request *requests_find(Requests *requests, int64 customer);
+extern bool requests_collect_answers(Requests *requests);
+extern void requests_send_ready(Requests *requests);
+extern void requests_unlock_all(Requests *requests);
 
-extern void settle_request(Request *request, Store *waiting, Store *settled, Tally *tally);
-extern void settle_keeps(Lane *lane, const QueueRow *customer, Store *waiting);
-extern void settle_without_request(const Due *due, Store *waiting, Store *settled,
-								   Tally *tally);
-extern void settle_expired(const QueueRow *row, Store *waiting, Store *settled,
-						   Tally *tally);
-extern bool settle_failed(const QueueRow *row, const char *error, Store *waiting,
-						  Store *settled, Tally *tally);
+extern Request *request_make(Requests *requests, MemoryContext context, Lane *lane,
+							 const Due *due, const Account *account, const char *definition);
+extern void request_note_next(Request *request, Position position);
+extern void request_count(Request *request, int change);
+extern void request_give_back(Request *request);
+extern void request_free(Request *request);
 
 #endif							/* DOUBLETICK_DRAIN_REQUEST_H */

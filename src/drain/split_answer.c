@@ -12,6 +12,7 @@
  */
 #include "postgres.h"
 
+#include "base/fault.h"
 #include "drain/split_answer.h"
 #include "lib/stringinfo.h"
 #include "utils/jsonb.h"
@@ -44,13 +45,13 @@ static void note_errors(StringInfo note, Jsonb *answer, const Kind *kind);
  * What the answer says of the names of one row, in the answer's own shape.
  */
 Jsonb *
-split_answer(Jsonb *answer, const DuePart *part)
+split_answer(Jsonb *answer, const DueRow *row)
 {
 	JsonbBuild	build = {0};
 
 	jsonb_push(&build, WJB_BEGIN_OBJECT, NULL);
-	push_kind(&build, answer, &tag_kind, part->tags, part->ntags);
-	push_kind(&build, answer, &field_kind, part->fields, part->nfields);
+	push_kind(&build, answer, &tag_kind, row->tags, row->ntags);
+	push_kind(&build, answer, &field_kind, row->fields, row->nfields);
 	jsonb_push(&build, WJB_END_OBJECT, NULL);
 	return JsonbValueToJsonb(build.result);
 }

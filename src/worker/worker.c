@@ -89,7 +89,7 @@ static void commit_transaction(void);
 
 PGDLLEXPORT void doubletick_worker_main(Datum oid);
 
-static const DrainTransactions transactions = {begin_transaction, commit_transaction};
+static const DrainTransactions transactions = {begin_transaction, commit_transaction, AbortCurrentTransaction};
 
 /*
  * The worker's process.

@@ -1,0 +1,233 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain/discover.c
+ *		Finds the rows of dt_waiting that this process has not seen yet.
+ *
+ * Rows are found in the order of their ids, and each search starts where the last
+ * one ended.  So nobody reads past the dead rows of what has been sent, which may
+ * be very many while an old snapshot keeps them.
+ *
+ * A row can become visible with an id below the horizon: its transaction was under
+ * way when the search passed that id.  A transaction gets its xid before its first
+ * id, so its ids are above the horizon of the time at which it began.  When such
+ * a transaction has ended, the part of the table between that horizon and today's
+ * is read again, for its rows alone.
+ *
+ * A snapshot names the transactions that are under way, but not those that are
+ * newer than every transaction that has ended.  Of these it is known only that
+ * they are numbered from the snapshot's xmax to below the next xid.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/transam.h"
+#include "drain/discover.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+static int	read_rows(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
+					  int limit, QueueRow *found, int *nfound);
+static void note_ended(Horizon *horizon, Snapshot snapshot, int64 next);
+static void note_running(Horizon *horizon, Snapshot snapshot, int64 next);
+static void read_again_for(Horizon *horizon, const XactRange *xacts);
+static List *append_range(Horizon *horizon, List *list, int64 from, int64 to, int64 rows_above);
+static bool is_running(Snapshot snapshot, TransactionId xid);
+static bool ranges_have(List *ranges, int64 xact);
+static int64 widen_xid(TransactionId xid, int64 next);
+
+/*
+ * Reads up to about "limit" rows, and returns those that are seen for the first
+ * time in "found", which has as many places: removals and keeps, of which only
+ * what store_read_place() reads is known.  False when there are no more.  Needs
+ * a transaction, but no snapshot.
+ */
+bool
+discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int *nfound)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	int64		next = (int64) U64FromFullTransactionId(ReadNextFullTransactionId());
+	int			nleft = limit;
+	bool		more = false;
+
+	*nfound = 0;
+	note_ended(horizon, snapshot, next);
+	note_running(horizon, snapshot, next);
+	if (horizon->ended != NIL)
+	{
+		/* Half of them, so that new rows do not wait for late ones. */
+		int			nread = read_rows(waiting, snapshot, &horizon->again_from, horizon->again_to,
+									  horizon->ended, limit / 2, found, nfound);
+
+		nleft -= nread;
+		more = nread == limit / 2;
+		if (!more)
+		{
+			list_free_deep(horizon->ended);
+			horizon->ended = NIL;
+		}
+	}
+	more |= read_rows(waiting, snapshot, &horizon->id, PG_INT64_MAX, NIL,
+					  nleft, found, nfound) == nleft;
+	UnregisterSnapshot(snapshot);
+	return more;
+}
+
+/*
+ * Reads up to "limit" rows with ids above "from", which it moves, and not above
+ * "to".  Appends them to "found": all of them, or those of the given transactions.
+ * Returns how many it has read.
+ */
+static int
+read_rows(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
+		  int limit, QueueRow *found, int *nfound)
+{
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	int			nread = 0;
+
+	ScanKeyInit(&keys[0], WAITING_ID, BTGreaterStrategyNumber, F_INT8GT, Int64GetDatum(*from));
+	ScanKeyInit(&keys[1], WAITING_ID, BTLessEqualStrategyNumber, F_INT8LE, Int64GetDatum(to));
+	scan = store_scan(waiting, BY_ID, snapshot, 2, keys);
+	while (nread < limit && HeapTupleIsValid(tuple = store_next(scan)))
+	{
+		QueueRow   *row = &found[*nfound];
+
+		store_read_place(waiting, tuple, row);
+		if (xacts == NIL || ranges_have(xacts, row->xact))
+			(*nfound)++;
+		*from = row->id;
+		nread++;
+	}
+	store_end_scan(scan);
+	return nread;
+}
+
+/*
+ * Has the rows read again of transactions that may have ended since the last
+ * search.  "next" is above every xid that has been given out.
+ */
+static void
+note_ended(Horizon *horizon, Snapshot snapshot, int64 next)
+{
+	XactRange  *unknown = &horizon->unknown;
+	XactRange	known;
+	ListCell   *cell;
+
+	foreach(cell, horizon->running)
+	{
+		XactRange  *xact = lfirst(cell);
+
+		if (is_running(snapshot, (TransactionId) xact->from))
+			continue;
+		read_again_for(horizon, xact);
+		pfree(xact);
+		horizon->running = foreach_delete_current(horizon->running, cell);
+	}
+
+	/*
+	 * The snapshot tells of the older part of what was unknown: those
+	 * transactions are under way, or have ended.
+	 */
+	known = *unknown;
+	known.to = Min(widen_xid(snapshot->xmax, next), unknown->to);
+	if (known.from >= known.to)
+		return;
+	for (uint32 i = 0; i < snapshot->xcnt; i++)
+	{
+		int64		xact = widen_xid(snapshot->xip[i], next);
+
+		if (xact >= unknown->from && xact < unknown->to)
+			horizon->running = append_range(horizon, horizon->running, xact, xact + 1,
+											unknown->rows_above);
+	}
+	read_again_for(horizon, &known);
+	unknown->from = known.to;
+}
+
+/*
+ * Notes the transactions that are under way.  Those that are new began after the
+ * last search, so their ids are above its horizon.
+ */
+static void
+note_running(Horizon *horizon, Snapshot snapshot, int64 next)
+{
+	XactRange  *unknown = &horizon->unknown;
+
+	for (uint32 i = 0; i < snapshot->xcnt; i++)
+	{
+		int64		xact = widen_xid(snapshot->xip[i], next);
+
+		if (!ranges_have(horizon->running, xact))
+			horizon->running = append_range(horizon, horizon->running, xact, xact + 1, horizon->id);
+	}
+	if (unknown->from >= unknown->to)
+	{
+		unknown->from = widen_xid(snapshot->xmax, next);
+		unknown->rows_above = horizon->id;
+	}
+	unknown->to = next;
+}
+
+static void
+read_again_for(Horizon *horizon, const XactRange *xacts)
+{
+	if (xacts->rows_above >= horizon->id)
+		return;					/* the search has not come to their rows yet */
+	if (horizon->ended == NIL)
+		horizon->again_from = xacts->rows_above;
+	horizon->again_from = Min(horizon->again_from, xacts->rows_above);
+	horizon->again_to = horizon->id;
+	horizon->ended = append_range(horizon, horizon->ended, xacts->from, xacts->to,
+								  xacts->rows_above);
+}
+
+static List *
+append_range(Horizon *horizon, List *list, int64 from, int64 to, int64 rows_above)
+{
+	MemoryContext caller = MemoryContextSwitchTo(horizon->context);
+	XactRange  *range = palloc(sizeof(XactRange));
+
+	range->from = from;
+	range->to = to;
+	range->rows_above = rows_above;
+	list = lappend(list, range);
+	MemoryContextSwitchTo(caller);
+	return list;
+}
+
+static bool
+is_running(Snapshot snapshot, TransactionId xid)
+{
+	for (uint32 i = 0; i < snapshot->xcnt; i++)
+	{
+		if (snapshot->xip[i] == xid)
+			return true;
+	}
+	return false;
+}
+
+static bool
+ranges_have(List *ranges, int64 xact)
+{
+	ListCell   *cell;
+
+	foreach(cell, ranges)
+	{
+		const XactRange *range = lfirst(cell);
+
+		if (xact >= range->from && xact < range->to)
+			return true;
+	}
+	return false;
+}
+
+/* The 64-bit id of a transaction that is not older than 2^31 others. */
+static int64
+widen_xid(TransactionId xid, int64 next)
+{
+	return next - (int32) ((TransactionId) next - xid);
+}

@@ -1,0 +1,46 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain/discover.h
+ *		Finds the rows of dt_waiting that this process has not seen yet.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_DRAIN_DISCOVER_H
+#define DOUBLETICK_DRAIN_DISCOVER_H
+
+#include "nodes/pg_list.h"
+#include "queue/store.h"
+
+/*
+ * Half-open range of 64-bit transaction ids, and a lower bound for the ids of
+ * the rows that these transactions have made.
+ */
+typedef struct XactRange
+{
+	int64		from;
+	int64		to;
+	int64		rows_above;
+} XactRange;
+
+/* How far this process has read dt_waiting. */
+typedef struct Horizon
+{
+	MemoryContext context;		/* of the lists */
+	int64		id;				/* every row up to this id has been seen, but
+								 * for rows of transactions that were under
+								 * way */
+	List	   *running;		/* XactRange, of one transaction each: known
+								 * to be under way */
+	XactRange	unknown;		/* newer than every transaction that had
+								 * ended: perhaps under way */
+
+	/* Part of the table to be read again, for rows of "ended" alone. */
+	int64		again_from;		/* ids above this one, */
+	int64		again_to;		/* up to this one */
+	List	   *ended;			/* XactRange */
+} Horizon;
+
+extern bool discover_rows(Store *waiting, Horizon *horizon, int limit,
+						  QueueRow *found, int *nfound);
+
+#endif							/* DOUBLETICK_DRAIN_DISCOVER_H */

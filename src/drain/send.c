@@ -1,0 +1,364 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain/send.c
+ *		Makes the requests that can be sent now.
+ *
+ * A customer's rows are read when a slot and a turn of the pace are free, and not
+ * before: until then a cancel or a keep reaches them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "account/account.h"
+#include "api/pace.h"
+#include "api/payload.h"
+#include "base/clock.h"
+#include "drain/hold.h"
+#include "drain/turn.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+/* How long a customer is left alone whose rows somebody is cancelling, in µs. */
+#define CANCEL_INTERVAL (100 * INT64CONST(1000))
+
+/* How often the definitions of a held lane are looked at, in µs. */
+#define HOLD_INTERVAL USECS_PER_SEC
+
+/* A lane that is served, and by which account. */
+typedef struct Service
+{
+	Turn	   *turn;
+	Lane	   *lane;
+	Account		account;
+	char	   *definition;		/* see account_definition() */
+} Service;
+
+static int64 serve_lane(Turn *turn, Lane *lane);
+static bool account_allows(Service *service);
+static int64 send_customers(Service *service);
+static bool send_customer(Service *service, Position position);
+static bool send_due(Service *service, Position position, const Due *due);
+static void place_unsent(Turn *turn, Lane *lane, Position position, const Due *due);
+static bool is_deferred(Turn *turn, Position position);
+static void defer_customer(Turn *turn, const Due *due);
+static bool settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error);
+static bool take_position(Turn *turn, TimestampTz until, Position *position);
+static bool read_unsent(Turn *turn, Position position, QueueRow *row);
+
+/*
+ * Serves lanes in their turns for as long as they can send and the bounds of the
+ * transaction allow.
+ */
+void
+send_from_lanes(Turn *turn)
+{
+	Lane	   *lane;
+
+	while (turn->nrows_left > 0 && requests_in_flight(turn->requests) < http_capacity() &&
+		   (lane = schedule_next_lane(turn->schedule, turn->clock)) != NULL)
+	{
+		int64		next_at;
+
+		turn->lane = lane;
+		next_at = serve_lane(turn, lane);
+		turn->lane = NULL;
+		schedule_lane(turn->schedule, lane, turn->now, turn->clock);
+		schedule_server(turn->schedule, lane->server, next_at);
+	}
+}
+
+/*
+ * Makes as many requests of a lane as can be sent now.  Returns when its server
+ * can be served again: see Server.next_at.
+ */
+static int64
+serve_lane(Turn *turn, Lane *lane)
+{
+	Service		service = {.turn = turn,.lane = lane};
+	int64		paused;
+
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(lane->key.role)))
+	{
+		if (!settle_unsendable(turn, lane, 0, "role does not exist any more"))
+			lane->not_before = turn->clock + CANCEL_INTERVAL;
+		if (lane_count(lane) == 0)
+			hold_lift(lane);
+		return turn->clock;
+	}
+	if (!account_allows(&service))
+	{
+		lane->not_before = turn->clock + HOLD_INTERVAL;
+		return turn->clock;
+	}
+	paused = pace_paused(service.account.serverid);
+	if (paused > 0)
+	{
+		lane->not_before = turn->clock + paused;
+		return turn->clock;
+	}
+	lane->not_before = 0;
+	return send_customers(&service);
+}
+
+/* Looks the account up.  False when the lane is held. */
+static bool
+account_allows(Service *service)
+{
+	Turn	   *turn = service->turn;
+	Lane	   *lane = service->lane;
+	Fault	   *fault = account_get(lane_server(lane), lane->key.role, &service->account);
+
+	/* Removals age while they are held, too. */
+	if (fault)
+		(void) settle_unsendable(turn, lane, service->account.retry_for, NULL);
+	if (!hold_allows(lane, fault, turn->now))
+		return false;
+	service->definition = account_definition(lane_server(lane), lane->key.role);
+	return true;
+}
+
+/*
+ * As many as there are slots, and turns of the pace.  A turn is claimed when there
+ * is a row to look at, and given back if it was not used.
+ */
+static int64
+send_customers(Service *service)
+{
+	Turn	   *turn = service->turn;
+	Lane	   *lane = service->lane;
+	Server	   *server = lane->server;
+	const Account *account = &service->account;
+	int			nslots = lane->held ? 1 : account->max_connections - server->nrequests;
+	bool		has_turn = false;
+	int64		claimed_at = 0;
+	Position	position;
+
+	nslots = Min(nslots, http_capacity() - requests_in_flight(turn->requests));
+	while (nslots > 0 && take_position(turn, turn->now, &position))
+	{
+		if (!has_turn)
+		{
+			int64		left = pace_claim(account->serverid, account->rate_limit);
+
+			claimed_at = clock_now();
+			if (left > 0)
+			{
+				lane_push_front(lane, position);
+				return claimed_at + left;
+			}
+		}
+		has_turn = !send_customer(service, position);
+		if (has_turn)
+			continue;
+		nslots--;
+		if (lane->held)
+			hold_note_probe(lane);
+	}
+	if (has_turn)
+		pace_return(account->serverid, account->rate_limit, claimed_at);
+	return server->nrequests < account->max_connections ? turn->clock : PG_INT64_MAX;
+}
+
+/*
+ * Makes the request that is due for a row's customer.  False when there is none
+ * now.
+ */
+static bool
+send_customer(Service *service, Position position)
+{
+	Turn	   *turn = service->turn;
+	Lane	   *lane = service->lane;
+	MemoryContext context;
+	QueueRow	row;
+	Request    *request;
+	Due			due;
+	bool		is_ready;
+
+	/* Saves reading the customer's rows for each row that went with another. */
+	if (lane->may_have_settled && !store_find_waiting(&turn->waiting, position.id, &row))
+		return false;
+
+	if (is_deferred(turn, position))
+	{
+		lane_push_later(lane, position, turn->deferred_until);
+		return false;
+	}
+	request = requests_find(turn->requests, position.customer);
+	if (request)
+	{
+		request_note_next(request, position);
+		return false;
+	}
+	if (!lock_partition(lane->key.role, position.customer))
+	{
+		lane_push_later(lane, position, turn->now + CANCEL_INTERVAL);
+		return false;
+	}
+
+	/* PostgreSQL keeps deleted contexts of this size for the next one. */
+	context = AllocSetContextCreate(turn->drain_context, "doubletick request",
+									ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	is_ready = customer_read(&turn->waiting, position.id, position.customer, turn->now,
+							 service->account.retry_for, &due) &&
+		send_due(service, position, &due);
+	MemoryContextSwitchTo(turn->context);
+	if (!is_ready)
+		MemoryContextDelete(context);
+	return is_ready;
+}
+
+/* The same for what has been read, in the current memory context. */
+static bool
+send_due(Service *service, Position position, const Due *due)
+{
+	Turn	   *turn = service->turn;
+	Lane	   *lane = service->lane;
+	Request    *request;
+
+	if (due->asked.keep && due->asked.ord != due->asked.id)
+	{
+		/* The marker row of dt_retry() has done its work. */
+		(void) store_delete(&turn->waiting, &due->asked.tid, false);
+		return false;
+	}
+	settle_unsent(turn, due);
+	if (list_length(due->send) + list_length(due->later) +
+		list_length(due->expired) + list_length(due->kept) > 1)
+		lane->may_have_settled = true;
+	if (due->send == NIL)
+	{
+		place_unsent(turn, lane, position, due);
+		return false;
+	}
+	request = request_make(turn->requests, CurrentMemoryContext, lane, due, &service->account,
+						   service->definition);
+	if (!due->asked.keep)
+		request_note_next(request, position);
+	turn->nrows_left -= list_length(due->send);
+	return true;
+}
+
+/*
+ * Gives the row that was looked at a position again, if it is neither sent nor
+ * settled.  A keep needs none: it goes when there is nothing left to keep.
+ */
+static void
+place_unsent(Turn *turn, Lane *lane, Position position, const Due *due)
+{
+	if (due->later != NIL)
+	{
+		defer_customer(turn, due);
+		if (!due->asked.keep)
+			lane_push_later(lane, position, due->due_at);
+	}
+	else if (list_length(due->expired) + list_length(due->kept) >= PAYLOAD_MAX_NAMES)
+	{
+		/* There may be more of them than were read. */
+		CommandCounterIncrement();	/* else the same are read again */
+		if (!due->asked.keep)
+			lane_push(lane, position);
+	}
+	else if (due->has_keeps)
+	{
+		CommandCounterIncrement();	/* so that what was settled is not seen */
+		settle_keeps(turn, lane, &due->asked);
+	}
+}
+
+/*
+ * Has the row's customer been found to be due later, in this transaction?  Its
+ * partition has been locked since, and a customer with many rows is read only once.
+ */
+static bool
+is_deferred(Turn *turn, Position position)
+{
+	QueueRow	row;
+
+	return turn->deferred_until != DT_NOBEGIN &&
+		turn->deferred.customer == position.customer &&
+		store_find_waiting(&turn->waiting, position.id, &row) &&
+		store_is_same_customer(&turn->deferred, &row);
+}
+
+static void
+defer_customer(Turn *turn, const Due *due)
+{
+	MemoryContext caller = MemoryContextSwitchTo(turn->context);
+
+	turn->deferred = due->asked;
+	turn->deferred.server = pstrdup(due->asked.server);
+	turn->deferred.phone = pstrdup(due->asked.phone);
+	turn->deferred.waba = due->asked.waba ? pstrdup(due->asked.waba) : NULL;
+	turn->deferred_until = due->due_at;
+	MemoryContextSwitchTo(caller);
+}
+
+/*
+ * Settles rows of a lane that cannot send: with an error all of them, else those
+ * that are older than "retry_for", in ms.  The oldest come first.  False when it
+ * stopped at a row that somebody is cancelling.
+ */
+static bool
+settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
+{
+	TimestampTz until = error ? DT_NOEND : turn->now;
+	Position	position;
+
+	while (take_position(turn, until, &position))
+	{
+		QueueRow	row;
+
+		if (!read_unsent(turn, position, &row))
+			continue;
+		if (!error && (double) (turn->now - row.enqueued_at) / 1000 < retry_for)
+		{
+			lane_push_front(lane, position);
+			break;
+		}
+		if (!lock_partition(row.role, row.customer))
+		{
+			lane_push_later(lane, position, turn->now + CANCEL_INTERVAL);
+			if (error)
+				return false;	/* else the same row would come next */
+		}
+		else if (row.keep)
+			(void) store_delete(&turn->waiting, &row.tid, true);
+		else if (error)
+			(void) settle_failed(turn, &row, error);
+		else
+			settle_expired(turn, &row);
+	}
+	return true;
+}
+
+/* Takes the next position of the lane; false when there is none, or the turn is full. */
+static bool
+take_position(Turn *turn, TimestampTz until, Position *position)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (turn->nrows_left <= 0 || !lane_pop(turn->lane, until, position))
+		return false;
+	turn->nrows_left--;
+	turn->taken[turn->ntaken].lane = turn->lane;
+	turn->taken[turn->ntaken++].position = *position;
+	return true;
+}
+
+/* False when the row is gone, or its customer has a request in flight. */
+static bool
+read_unsent(Turn *turn, Position position, QueueRow *row)
+{
+	Request    *request;
+
+	if (!store_find_waiting(&turn->waiting, position.id, row))
+		return false;
+	request = requests_find(turn->requests, position.customer);
+	if (request)
+		request_note_next(request, position);
+	return request == NULL;
+}

@@ -1,0 +1,252 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain/settle.c
+ *		Moves rows out of the queue, or gives them another time to wait for.
+ *
+ * What an answer means for each row is decided in outcome.c.  Here the tables are
+ * changed accordingly, in the caller's transaction.  What the drainer has in memory
+ * follows when that has committed (settle_committed()), so that a transaction
+ * that fails can be repeated.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "api/answer.h"
+#include "api/pace.h"
+#include "base/fault_point.h"
+#include "common/pg_prng.h"
+#include "drain/hold.h"
+#include "drain/outcome.h"
+#include "drain/split_answer.h"
+#include "drain/turn.h"
+#include "queue/history.h"
+#include "utils/timestamp.h"
+
+/* When keeps that an uncommitted removal still needs are looked at again, in µs. */
+#define KEEP_INTERVAL USECS_PER_MINUTE
+
+static Facts gather_facts(const Request *request, const HttpReply *reply, const Answer *answer);
+static bool settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
+					   const Answer *answer, TimestampTz due_at);
+static void settle_done(Turn *turn, const Request *request, const DueRow *due,
+						const QueueRow *row, Jsonb *answer);
+static void affect_lane(Request *request, const Outcome *outcome, const Answer *answer);
+
+/*
+ * Settles the rows of a request that is over, or writes down what they wait for,
+ * and does to its lane what the answer asks for.
+ */
+void
+settle_request(Turn *turn, Request *request)
+{
+	double		random = pg_prng_double(&pg_global_prng_state);
+	const HttpReply *reply = http_reply(request->transfer);
+	Answer		answer;
+	Facts		facts;
+	Outcome		outcome;
+	int64		delay;			/* ms */
+	ListCell   *cell;
+
+	answer_read(reply, &answer);
+	facts = gather_facts(request, reply, &answer);
+	outcome = outcome_of(&facts);
+	delay = outcome.least_delay + (int64) (random * outcome.random_delay) + 1;
+
+	foreach(cell, request->due.send)
+	{
+		DueRow	   *due = lfirst(cell);
+		Outcome		own;
+
+		facts.age = (double) (turn->now - due->row.enqueued_at) / 1000;
+		own = outcome_of(&facts);
+		due->is_settled = settle_row(turn, request, due, &own, &answer, turn->now + delay * 1000);
+	}
+	turn->nrows_left -= list_length(request->due.send);
+	turn->tally.sent++;
+	if (request->due.has_keeps)
+		settle_keeps(turn, request->lane, &request->due.asked);
+	request->pause = outcome.pause ? delay * 1000 : 0;
+	affect_lane(request, &outcome, &answer);
+}
+
+/*
+ * Puts the rows that wait again back into their lane, and frees the request.
+ * Called when the transaction that settled it has committed.
+ */
+void
+settle_committed(Request *request)
+{
+	Lane	   *lane = request->lane;
+	ListCell   *cell;
+
+	foreach(cell, request->due.send)
+	{
+		const DueRow *due = lfirst(cell);
+		Position	position = position_of(due->row.id, due->row.customer);
+
+		if (!due->is_settled && due->row.due_at > GetCurrentTimestamp())
+			lane_push_later(lane, position, due->row.due_at);
+		else if (!due->is_settled)
+			lane_push_front(lane, position);
+	}
+	foreach(cell, request->next)
+		lane_push_front(lane, *(Position *) lfirst(cell));
+	if (request->pause > 0)
+		pace_pause(request->serverid, request->pause);
+	request_free(request);
+}
+
+/* Of the request.  It backs off by the row that was sent most often. */
+static Facts
+gather_facts(const Request *request, const HttpReply *reply, const Answer *answer)
+{
+	Facts		facts = {
+		.result = reply->result,
+		.status = reply->status,
+		.is_object = answer->body != NULL,
+		.no_route = answer->no_route,
+		.retry_after = reply->retry_after,
+		.coalesced = list_length(request->due.send) > 1,
+		.retry_for = request->retry_for
+	};
+	ListCell   *cell;
+
+	foreach(cell, request->due.send)
+		facts.attempts = Max(facts.attempts, ((DueRow *) lfirst(cell))->row.attempts + 1);
+	return facts;
+}
+
+/* False when the row goes on waiting. */
+static bool
+settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
+		   const Answer *answer, TimestampTz due_at)
+{
+	QueueRow	row = due->row;
+
+	if (!store_is_still(&turn->waiting, &row) &&
+		!store_find_waiting(&turn->waiting, row.id, &row))
+		return true;
+	row.http_status = answer->status;
+	if (answer->fault)
+		row.last_error = answer->fault->message;
+	if (outcome->verdict != VERDICT_HOLD)
+		row.attempts++;
+
+	switch (outcome->verdict)
+	{
+		case VERDICT_DONE:
+			settle_done(turn, request, due, &row, answer->body);
+			return true;
+		case VERDICT_FAILED:
+			(void) store_delete(&turn->waiting, &row.tid, true);
+			history_insert(&turn->settled, &row, STATE_FAILED, fault_jsonb(answer->fault),
+						   answer->fault->message);
+			turn->tally.failed++;
+			turn->tally.expired += outcome->too_old;
+			return true;
+		case VERDICT_AGAIN:
+			/* No later than when it is given up. */
+			row.due_at = Min(due_at, row.enqueued_at + (int64) (request->retry_for * 1000));
+			due->row.due_at = row.due_at;
+			break;
+		case VERDICT_ALONE:
+			row.alone = true;
+			break;
+		case VERDICT_HOLD:
+			break;
+	}
+	store_update_waiting(&turn->waiting, &row);
+	return false;
+}
+
+static void
+settle_done(Turn *turn, const Request *request, const DueRow *due, const QueueRow *row,
+			Jsonb *answer)
+{
+	Jsonb	   *own = list_length(request->due.send) == 1 ? answer : split_answer(answer, due);
+	char	   *error = answer_errors(own);
+
+	FAULT_POINT("settling");
+	(void) store_delete(&turn->waiting, &row->tid, true);
+	history_insert(&turn->settled, row, STATE_DONE, own, error);
+	turn->tally.done++;
+	turn->tally.errored += error != NULL;
+}
+
+/* What one answer means for the others of the lane. */
+static void
+affect_lane(Request *request, const Outcome *outcome, const Answer *answer)
+{
+	if (outcome->verdict == VERDICT_HOLD)
+		hold_lane(request->lane, answer->fault, request->definition);
+	else if (answer->status != 0 && outcome->verdict != VERDICT_AGAIN)
+		hold_lift(request->lane);	/* an outage tells nothing of the key */
+}
+
+/*
+ * Settles what is not to be sent: removals that are too old, and those of which
+ * keeps have taken back every name.
+ */
+void
+settle_unsent(Turn *turn, const Due *due)
+{
+	ListCell   *cell;
+
+	foreach(cell, due->expired)
+		settle_expired(turn, &((DueRow *) lfirst(cell))->row);
+	foreach(cell, due->kept)
+	{
+		const QueueRow *row = &((DueRow *) lfirst(cell))->row;
+
+		if (!store_delete(&turn->waiting, &row->tid, true))
+			continue;
+		history_insert(&turn->settled, row, STATE_CANCELLED, NULL,
+					   "not sent, since its names came back");
+		turn->tally.cancelled++;
+	}
+	turn->nrows_left -= list_length(due->expired) + list_length(due->kept);
+}
+
+/*
+ * Gives a removal up for its age.  Its row was read in this transaction.
+ */
+void
+settle_expired(Turn *turn, const QueueRow *row)
+{
+	char	   *error = psprintf("given up for its age, after %d %s%s%s", row->attempts,
+								 row->attempts == 1 ? "attempt" : "attempts",
+								 row->last_error ? ": " : "",
+								 row->last_error ? row->last_error : "");
+
+	turn->tally.expired += settle_failed(turn, row, error);
+}
+
+/*
+ * Settles a removal as failed without a request.  Its row was read in this
+ * transaction.  False when it is settled already: a snapshot may still show what
+ * this command has deleted.
+ */
+bool
+settle_failed(Turn *turn, const QueueRow *row, const char *error)
+{
+	if (!store_delete(&turn->waiting, &row->tid, true))
+		return false;
+	history_insert(&turn->settled, row, STATE_FAILED, NULL, error);
+	turn->tally.failed++;
+	return true;
+}
+
+/*
+ * Deletes the keeps of a customer that have nothing left to keep.  One that only
+ * an uncommitted removal needs is looked at again later, since that may be rolled
+ * back.
+ */
+void
+settle_keeps(Turn *turn, Lane *lane, const QueueRow *customer)
+{
+	int64		id = customer_delete_keeps(&turn->waiting, customer);
+
+	if (id != 0)
+		lane_push_later(lane, position_of(id, customer->customer), turn->now + KEEP_INTERVAL);
+}

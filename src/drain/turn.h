@@ -1,0 +1,70 @@
+/*-------------------------------------------------------------------------
+ *
+ * drain/turn.h
+ *		What one transaction of the drainer works with.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_DRAIN_TURN_H
+#define DOUBLETICK_DRAIN_TURN_H
+
+#include "drain/request.h"
+#include "drain/schedule.h"
+
+/* What has become of rows since the drainer began. */
+typedef struct Tally
+{
+	int64		sent;			/* requests */
+	int64		done;
+	int64		errored;		/* of those: with names that were not removed */
+	int64		failed;
+	int64		cancelled;		/* keeps took back every name */
+	int64		expired;		/* of the failed: for their age */
+} Tally;
+
+/* Rows that one transaction looks at, at the most. */
+#define TURN_MAX_ROWS 1000
+
+typedef struct Turn
+{
+	Schedule   *schedule;
+	Requests   *requests;
+	Tally		tally;			/* becomes the drainer's at commit */
+	MemoryContext context;		/* reset when the transaction has ended */
+	MemoryContext drain_context;	/* stays */
+	Store		waiting;		/* dt_waiting, open */
+	Store		settled;		/* dt_settled, open */
+	TimestampTz now;			/* the same moment, by the time of day */
+	int64		clock;			/* and by clock_now() */
+	int			nrows_left;		/* bound of the transaction: rows that it may
+								 * yet look at */
+
+	/* What is worked on: an error holds the lane. */
+	Lane	   *lane;
+	Request    *request;		/* that is being settled; NULL: none */
+
+	/* Positions taken from lanes, to be given back if the transaction fails. */
+	int			ntaken;
+	struct
+	{
+		Lane	   *lane;
+		Position	position;
+	}			taken[TURN_MAX_ROWS];
+
+	/* The last customer that was found to be due later, and when. */
+	QueueRow	deferred;
+	TimestampTz deferred_until; /* DT_NOBEGIN: there is none */
+} Turn;
+
+/* send.c */
+extern void send_from_lanes(Turn *turn);
+
+/* settle.c */
+extern void settle_request(Turn *turn, Request *request);
+extern void settle_committed(Request *request);
+extern void settle_unsent(Turn *turn, const Due *due);
+extern void settle_expired(Turn *turn, const QueueRow *row);
+extern bool settle_failed(Turn *turn, const QueueRow *row, const char *error);
+extern void settle_keeps(Turn *turn, Lane *lane, const QueueRow *customer);
+
+#endif							/* DOUBLETICK_DRAIN_TURN_H */
