@@ -170,29 +170,6 @@ sub drained_by_others
 	return;
 }
 
-# An error's message may be longer than what is kept of it.
-sub long_error
-{
-	# An operator class that fails, but not for the only row of an index.
-	$calls->sql(<<'SQL');
-CREATE FUNCTION refuse(text, text) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
-	$$ BEGIN RAISE EXCEPTION 'a%', repeat(U&'\00fc', 300); END $$;
-CREATE OPERATOR CLASS refusing FOR TYPE text USING btree AS
-	OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >, FUNCTION 1 refuse(text, text);
-TRUNCATE dt_settled;
-CREATE INDEX refusing ON dt_settled (phone refusing);
-SQL
-	$calls->sql(enqueue('long_first', 21));
-	eventually(sub { $calls->has_sent('long_first') && $calls->waiting eq '0' }, 'one row is settled');
-	$calls->sql(enqueue('long_second', 22));
-	eventually(sub { $calls->sql('SELECT worker_error FROM dt_status') ne '' }, 'the next is not, which ends the worker');
-	is($calls->sql("SELECT worker_error = 'a' || repeat(U&'\\00fc', 127) FROM dt_status"), 't',
-		'its error is cut between two characters');
-	$calls->sql('DROP INDEX refusing');
-	eventually(sub { $calls->waiting eq '0' }, 'without the index it goes on');
-	return;
-}
-
 # A session without a postmaster has shared memory, but nobody to wake.
 sub single_user
 {
@@ -237,7 +214,6 @@ strict_settings();
 switched_off_at_start();
 half_dropped();
 drained_by_others();
-long_error();
 single_user();
 given_up();
 unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');
