@@ -82,7 +82,7 @@ static bool try_to_leave(Worker *worker);
 static bool find_prepared_transaction(void);
 static bool is_database_wanted(void);
 static void read_database_settings(char *settings, bool apply);
-static void make_way(Worker *worker, const char *why, int64 grace);
+static void make_way(Worker *worker, const char *why);
 static void warn_of_expired(Worker *worker);
 static void begin_transaction(void);
 static void commit_transaction(void);
@@ -216,7 +216,7 @@ drain_some(Worker *worker)
 	}
 	state = drain_turn(worker->drain);
 	if (state == DRAIN_GONE)
-		make_way(worker, worker->has_drained ? "the extension was dropped" : NULL, GRACE);
+		make_way(worker, worker->has_drained ? "the extension was dropped" : NULL);
 	worker->has_drained = true;
 	if (state == DRAIN_BUSY)
 	{
@@ -247,12 +247,12 @@ do_chores(Worker *worker)
 
 	worker->chores_at = clock_now() + CHORE_INTERVAL;
 	if (is_database_wanted())
-		make_way(worker, "database is wanted by another session", GRACE);
+		make_way(worker, "database is wanted by another session");
 
 	/* Applied once more at first: they may have changed since the connection began. */
 	read_database_settings(settings, worker->settings[0] == '\0');
 	if (worker->settings[0] != '\0' && strcmp(worker->settings, settings) != 0)
-		make_way(worker, "settings of the database have changed", PG_INT64_MAX);
+		make_way(worker, "settings of the database have changed");
 	strlcpy(worker->settings, settings, sizeof(settings));
 
 	if (worker->drain == NULL)
@@ -398,14 +398,14 @@ read_database_settings(char *settings, bool apply)
 }
 
 /*
- * Ends the process before its time, after answers that come within "grace" µs are
- * settled.  Another worker is started as soon as one can be; without a reason, only
- * if work has been committed since.
+ * Ends the process before its time, after answers that come soon are settled.
+ * Another worker is started as soon as one can be; without a reason, only if work
+ * has been committed since.
  */
 static void
-make_way(Worker *worker, const char *why, int64 grace)
+make_way(Worker *worker, const char *why)
 {
-	int64		until = grace == PG_INT64_MAX ? grace : clock_now() + grace;
+	int64		until = clock_now() + GRACE;
 	SharedDatabase *database;
 	bool		is_wanted;
 
@@ -413,11 +413,7 @@ make_way(Worker *worker, const char *why, int64 grace)
 		ereport(LOG, (errmsg("doubletick worker makes way: %s", why)));
 	while (why && worker->drain && clock_now() < until &&
 		   drain_finish(worker->drain) == DRAIN_BUSY)
-	{
 		CHECK_FOR_INTERRUPTS();
-		if (is_database_wanted())
-			until = Min(until, clock_now() + GRACE);
-	}
 	warn_of_expired(worker);
 
 	/* The next one could only wait until the database is dropped, say. */
