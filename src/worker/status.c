@@ -12,7 +12,6 @@
 
 #include "base/shared.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "utils/builtins.h"
@@ -60,7 +59,9 @@ current_span(void)
 }
 
 /*
- * Reports the error that ends the worker; the server's log has it, too.
+ * Reports the error that ends the worker, but not an administrator's cancel.  The
+ * server's log has all of it; everybody may read it here, and so it is the message
+ * as it stands in the source, with "%s" for whatever it names.
  */
 void
 status_report_error(void)
@@ -70,11 +71,13 @@ status_report_error(void)
 
 	MemoryContextSwitchTo(TopMemoryContext);
 	error = CopyErrorData();
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		return;
 	database = shared_lock_database(MyDatabaseId, false);
 	if (database)
-		strlcpy(database->last_error, error->message,
-				pg_mbcliplen(error->message, (int) strlen(error->message),
-							 sizeof(database->last_error) - 1) + 1);
+		snprintf(database->last_error, sizeof(database->last_error), "%s (SQLSTATE %s)",
+				 error->message_id ? error->message_id : "error",
+				 unpack_sql_state(error->sqlerrcode));
 	shared_unlock();
 }
 

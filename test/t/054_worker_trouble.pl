@@ -35,6 +35,7 @@ sub ended_together
 		eventually(sub { $calls->has_sent($how) == 2 }, "$how: what was out goes again, by another worker");
 		isnt($calls->launcher, $launcher, "$how: which another launcher has started");
 		eventually(sub { $calls->waiting eq '0' }, "$how: and is settled");
+		is($calls->sql('SELECT worker_error FROM dt_status'), '', "$how: which is no error of the worker's");
 	}
 	return;
 }
