@@ -68,6 +68,7 @@ typedef struct Shared
 	LWLock	   *lock;			/* for all but the paces */
 	LWLock	   *pace_lock;
 	PGPROC	   *launcher;		/* NULL when it does not run */
+	bool		lacks_slot;		/* does a database wait for a worker's slot? */
 	Oid			explored;		/* databases up to this OID have been looked
 								 * at since the server started */
 	int			ndatabases;		/* entries in use or free, from the first */

@@ -29,6 +29,12 @@
 /* Longest sleep, in µs; whoever has news sets the latch. */
 #define LONGEST_SLEEP USECS_PER_MINUTE
 
+/* When no slot is free: until the next try, even if no worker has left, in µs. */
+#define SLOT_INTERVAL USECS_PER_SEC
+
+/* When no slot has been lacking for so many µs, that one is lacking is news. */
+#define WARN_INTERVAL USECS_PER_MINUTE
+
 /* Workers that are being started only to look, at once. */
 #define MAX_EXPLORING 2
 
@@ -49,6 +55,7 @@ static int	count_exploring(void);
 static int64 start_due_workers(void);
 static int64 time_to_start(int i);
 static bool start_worker(int i);
+static void warn_of_slots(Oid database);
 static bool put_off_start(int i);
 static void forget_database(int i, Oid oid);
 static Oid	find_database(Oid from, bool *is_open);
@@ -159,23 +166,36 @@ count_exploring(void)
 	return nexploring;
 }
 
-/* Starts the workers whose time has come.  Returns when the next one's comes. */
+/*
+ * Starts the workers whose time has come.  Returns when the next one's comes.
+ *
+ * When no slot is free, a worker that only waits is asked to leave, and the
+ * database that has not got one is the first to be served in the next turn.
+ */
 static int64
 start_due_workers(void)
 {
+	static int	first = 0;
 	int64		now = clock_now();
 	int64		next = now + LONGEST_SLEEP;
+	bool		has_slots = true;
+	int			ndatabases = shared->ndatabases;
 
-	for (int i = 0; i < shared->ndatabases; i++)
+	for (int n = 0; n < ndatabases && has_slots; n++)
 	{
-		int64		start_at = time_to_start(i);
+		int			i = (first + n) % ndatabases;
 
-		if (start_at <= now && !start_worker(i))
-			start_at = now + PROCESS_FIRST_PAUSE;
-		if (start_at > now)
-			next = Min(next, start_at);
+		if (time_to_start(i) <= now)
+			has_slots = start_worker(i);
+		if (has_slots)
+			next = Min(next, Max(time_to_start(i), now));
+		else
+			first = i;
 	}
-	return next;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->lacks_slot = !has_slots;
+	LWLockRelease(shared->lock);
+	return has_slots ? next : now + SLOT_INTERVAL;
 }
 
 /*
@@ -195,7 +215,7 @@ time_to_start(int i)
 	return start_at;
 }
 
-/* False when it could not be started; it is tried again. */
+/* False when no slot is free. */
 static bool
 start_worker(int i)
 {
@@ -214,26 +234,40 @@ start_worker(int i)
 		if (put_off_start(i))
 			ereport(LOG,
 					(errmsg("queue of database %u waits, since the database takes no connections", oid)));
+		return true;
+	}
+
+	process_describe(&process, "worker", oid);
+	process.bgw_restart_time = BGW_NEVER_RESTART;
+	process.bgw_notify_pid = MyProcPid;
+	if (!RegisterDynamicBackgroundWorker(&process, &handles[i]))
+	{
+		handles[i] = NULL;
+		warn_of_slots(oid);
 		return false;
 	}
 
 	/* If the process fails to come up nobody says so: then try again, but not at once. */
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database->not_before = clock_now() + PROCESS_FIRST_PAUSE;
+	if (database->proc == NULL)
+		database->not_before = Max(database->not_before, clock_now() + PROCESS_FIRST_PAUSE);
 	LWLockRelease(shared->lock);
+	return true;
+}
 
-	process_describe(&process, "worker", oid);
-	process.bgw_restart_time = BGW_NEVER_RESTART;
-	process.bgw_notify_pid = MyProcPid;
-	if (RegisterDynamicBackgroundWorker(&process, &handles[i]))
-		return true;
-	handles[i] = NULL;
-	if (put_off_start(i))
+/* Once for as long as slots are short: not again until none was lacking for a while. */
+static void
+warn_of_slots(Oid database)
+{
+	static int64 lacked_at = 0;
+	bool		is_new = lacked_at == 0 || clock_now() - lacked_at > WARN_INTERVAL;
+
+	lacked_at = clock_now();
+	if (is_new)
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("queue of database %u waits, since no background worker is free", oid),
+				 errmsg("queue of database %u waits, since no background worker is free", database),
 				 errhint("Raise \"max_worker_processes\".")));
-	return false;
 }
 
 /* True when that is the first time in a row, which is to be logged. */

@@ -46,6 +46,9 @@
 /* Time between two looks for prepared transactions, in µs. */
 #define PREPARED_INTERVAL USECS_PER_SEC
 
+/* For how long one that still waits for something makes room, at least, in µs. */
+#define ROOM_INTERVAL USECS_PER_SEC
+
 /* For how long it waits for answers that are out, before it makes way, in µs. */
 #define GRACE (500 * INT64CONST(1000))
 
@@ -77,7 +80,7 @@ static DrainState drain_some(Worker *worker);
 static bool take_wake_up(void);
 static void do_chores(Worker *worker);
 static void wait_for_work(Worker *worker);
-static bool is_idle_for_long(const Worker *worker);
+static bool can_be_spared(const Worker *worker);
 static bool try_to_leave(Worker *worker);
 static bool find_prepared_transaction(void);
 static bool is_database_wanted(void);
@@ -188,7 +191,7 @@ work(Worker *worker)
 			do_chores(worker);
 		if (drain_some(worker) == DRAIN_BUSY)
 			continue;
-		if (is_idle_for_long(worker) && try_to_leave(worker))
+		if (can_be_spared(worker) && try_to_leave(worker))
 			break;
 		wait_for_work(worker);
 	}
@@ -280,10 +283,16 @@ wait_for_work(Worker *worker)
 	process_wait("DoubletickWorker", longest);
 }
 
-/* After a start of the server nobody stays in databases where nothing waits. */
+/*
+ * Can the worker be spared?  It has nothing to do now.  After a start of the server
+ * nobody stays in databases where nothing waits, and when another database waits
+ * for a worker's slot, whoever is idle makes room.
+ */
 static bool
-is_idle_for_long(const Worker *worker)
+can_be_spared(const Worker *worker)
 {
+	if (shared->lacks_slot)
+		return true;
 	if (worker->exploring && worker->drain && drain_next_due(worker->drain) == DT_NOEND)
 		return true;
 	return clock_now() - worker->worked_at >= setting_worker_idle_timeout * INT64CONST(1000);
@@ -300,11 +309,13 @@ is_idle_for_long(const Worker *worker)
 static bool
 try_to_leave(Worker *worker)
 {
+	bool		makes_room = shared->lacks_slot;
+	bool		may_have_prepared = max_prepared_xacts > 0 && !worker->none_prepared;
 	int64		wanted_at = PG_INT64_MAX;
 	SharedDatabase *database;
 	bool		is_wanted;
 
-	if (max_prepared_xacts > 0 && !worker->none_prepared)
+	if (may_have_prepared && !makes_room)
 	{
 		if (clock_now() >= worker->prepared_at)
 		{
@@ -314,15 +325,24 @@ try_to_leave(Worker *worker)
 		return false;
 	}
 
-	if (worker->drain == NULL)
+	if (makes_room && (may_have_prepared || worker->drain == NULL))
+		wanted_at = clock_now() + ROOM_INTERVAL;
+	else if (worker->drain == NULL)
 		wanted_at = clock_now() + setting_worker_idle_timeout * INT64CONST(1000);
-	else if (drain_next_due(worker->drain) != DT_NOEND)
-		wanted_at = clock_now() + (drain_next_due(worker->drain) - GetCurrentTimestamp());
+	if (worker->drain && drain_next_due(worker->drain) != DT_NOEND)
+		wanted_at = Min(wanted_at,
+						clock_now() + (drain_next_due(worker->drain) - GetCurrentTimestamp()));
 
+	/* While another session drains, the worker can do nothing for who wants it. */
 	database = shared_lock_database(MyDatabaseId, false);
-	is_wanted = database && database->wanted_at <= clock_now();
+	is_wanted = database && database->wanted_at <= clock_now() &&
+		!(makes_room && worker->drain == NULL);
 	if (database && !is_wanted)
+	{
 		database->wanted_at = wanted_at;
+		if (makes_room)
+			shared->lacks_slot = false; /* one that leaves is enough */
+	}
 	shared_unlock();
 	return !is_wanted;
 }
