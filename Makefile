@@ -59,6 +59,7 @@ OBJS = \
 	src/trigger/statement.o \
 	src/trigger/trigger.o \
 	src/worker/launcher.o \
+	src/worker/process.o \
 	src/worker/status.o \
 	src/worker/worker.o
 

@@ -361,7 +361,7 @@ COMMENT ON COLUMN @extschema@.dt_status.sent_per_minute IS
 COMMENT ON COLUMN @extschema@.dt_status.failed_per_minute IS
 'Removals that failed in the worker''s hands in the last minute, for all servers.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_error IS
-'The error that last ended a worker of this database.';
+'The error that last ended a worker of this database, with %s for whatever its message names; the server''s log has all of it.';
 
 GRANT SELECT ON @extschema@.dt_queue, @extschema@.dt_history, @extschema@.dt_status TO PUBLIC;
 
