@@ -55,11 +55,11 @@ typedef struct HttpGuard
 	HttpTransfer *transfer;		/* NULL once released */
 } HttpGuard;
 
-/* An easy handle and what belongs to it; malloc'd, used again and never freed. */
+/* An easy handle and what belongs to it; malloc'd and used again. */
 struct HttpTransfer
 {
 	dlist_node	node;			/* in "idle", else unlinked */
-	CURL	   *easy;
+	CURL	   *easy;			/* NULL when idle and not reusable */
 	HttpGuard  *guard;			/* NULL when idle */
 	bool		running;		/* is it on the multi handle? */
 
@@ -94,6 +94,8 @@ static void set_fixed_options(HttpTransfer *transfer);
 static void set_target_options(HttpTransfer *transfer, const HttpTarget *target);
 static void add_header(HttpTransfer *transfer, const char *line);
 static void forget_target(HttpTransfer *transfer);
+static bool is_easy_reusable(void);
+static void free_easy(HttpTransfer *transfer);
 static void wait_for_sockets(int timeout);
 static void collect_finished(void);
 static void read_outcome(HttpTransfer *transfer, CURLcode code);
@@ -217,6 +219,8 @@ http_release(HttpTransfer *transfer)
 		transfer->running = false;
 	}
 	inbox_clear(&transfer->inbox);
+	if (!is_easy_reusable())
+		free_easy(transfer);
 	dlist_push_head(&idle, &transfer->node);
 }
 
@@ -276,21 +280,23 @@ idle_or_new_transfer(void)
 	HttpTransfer *transfer;
 	sigset_t	saved;
 
-	if (!dlist_is_empty(&idle))
-		return dlist_container(HttpTransfer, node, dlist_pop_head_node(&idle));
-
-	transfer = calloc(1, sizeof(HttpTransfer));
-	if (transfer != NULL)
+	if (dlist_is_empty(&idle))
+	{
+		transfer = calloc(1, sizeof(HttpTransfer));
+		if (transfer == NULL)
+			check_easy(CURLE_OUT_OF_MEMORY, "http_start");
+		dlist_push_head(&idle, &transfer->node);
+	}
+	transfer = dlist_head_element(HttpTransfer, node, &idle);
+	if (transfer->easy == NULL)
 	{
 		block_signals(&saved);
 		transfer->easy = curl_easy_init();
 		restore_signals(&saved);
+		if (transfer->easy == NULL)
+			check_easy(CURLE_OUT_OF_MEMORY, "curl_easy_init");
 	}
-	if (transfer == NULL || transfer->easy == NULL)
-	{
-		free(transfer);
-		check_easy(CURLE_OUT_OF_MEMORY, "curl_easy_init");
-	}
+	dlist_delete(&transfer->node);
 	return transfer;
 }
 
@@ -454,6 +460,29 @@ forget_target(HttpTransfer *transfer)
 	transfer->target = NULL;
 }
 
+/*
+ * May an easy handle be used for a second request?  Before 8.1 libcurl keeps a
+ * pointer to the last header of an answer when it frees that, and writes there if
+ * the next answer's first header line begins with a blank.
+ */
+static bool
+is_easy_reusable(void)
+{
+	return curl_version_info(CURLVERSION_NOW)->version_num >= 0x080100;
+}
+
+static void
+free_easy(HttpTransfer *transfer)
+{
+	sigset_t	saved;
+
+	block_signals(&saved);
+	curl_easy_cleanup(transfer->easy);
+	restore_signals(&saved);
+	transfer->easy = NULL;
+	forget_target(transfer);
+}
+
 static void
 wait_for_sockets(int timeout)
 {
@@ -557,6 +586,7 @@ classify_outcome(const HttpTransfer *transfer, CURLcode code)
 		case CURLE_UNSUPPORTED_PROTOCOL:	/* HTTP/0.9, or no HTTP at all */
 		case CURLE_WEIRD_SERVER_REPLY:
 		case CURLE_BAD_CONTENT_ENCODING:
+		case CURLE_BAD_FUNCTION_ARGUMENT:	/* a folded line without a header */
 			return HTTP_NOT_HTTP;
 		default:
 			if (transfer->sent_at == 0)

@@ -54,6 +54,7 @@ static After close_after(Exchange *x);
 static After close_idle(Exchange *x);
 static After echo_key(Exchange *x);
 static After no_content(Exchange *x);
+static After fold_first(Exchange *x);
 
 static void answering(Exchange *x);
 static void send_out(Exchange *x);
@@ -87,6 +88,7 @@ static const Fault faults[] = {
 	{"close_idle", 0, close_idle},
 	{"echo_key", 400, echo_key},
 	{"no_content", 0, no_content},
+	{"fold_first", 0, fold_first},
 };
 
 /* NULL when there is none of that name. */
@@ -401,6 +403,27 @@ no_content(Exchange *x)
 		x->answer.body.len = 0;
 	}
 	return exchange_send(x);
+}
+
+/* The normal answer, but its first header line goes on with one that is not there. */
+static After
+fold_first(Exchange *x)
+{
+	Buffer	   *out = &x->conn->out;
+	Buffer		whole = {0};
+	const char *eol;
+	size_t		len;
+
+	answer_whole(&x->answer, x->req, !x->req->keep_alive, &whole);
+	eol = memchr(whole.data, '\n', whole.len);
+	len = eol + 1 - whole.data;
+	out->len = 0;
+	buffer_add(out, whole.data, len);
+	buffer_addf(out, " a: b\r\n");
+	buffer_add(out, whole.data + len, whole.len - len);
+	buffer_free(&whole);
+	send_out(x);
+	return x->req->keep_alive ? AFTER_KEEP : AFTER_CLOSE;
 }
 
 /* To be called before the first byte of the answer leaves. */
