@@ -36,5 +36,31 @@ sub folded_line
 	return;
 }
 
+# What comes over an idle connection is nobody's answer.
+sub unasked_answer
+{
+	foreach my $server (qw(doubletick plain))
+	{
+		foreach my $fault (qw(unasked unasked_refusal))
+		{
+			my $name = "$fault, $server";
+
+			$sb->reset;
+			$sb->customer($phone, ['other'], []);
+			$sb->rule($odd, { fault => $fault });
+			my ($first, undef, $second, $third) = $calls->session("SET doubletick.server = $server", attempt($odd, ['lead']),
+				'SELECT pg_sleep(0.2)::text', attempt($phone, ['other']), attempt($phone, ['third']));
+			is($first->{value}{tags}{errored}[0]{tag}, 'lead', "$name: the answer that was asked for");
+			is_deeply($second->{value}{tags}{removed}, ['other'], "$name: the next request gets its own");
+			is($third->{value}{tags}{errored}[0]{tag}, 'third', "$name: and so does the one after it");
+			is(scalar @{ $sb->journal }, 3, "$name: each was sent once");
+			is($sb->stats->{connections}, 2, "$name: over a second connection");
+		}
+	}
+	return;
+}
+
 folded_line();
+$calls->server('plain', base_url => $sb->http);
+unasked_answer();
 done_testing;
