@@ -103,7 +103,7 @@ COMMENT ON INDEX @extschema@.dt_waiting_customer IS
 'Finds the rows of a customer.';
 
 CREATE TABLE @extschema@.dt_settled (
-	id bigint CONSTRAINT dt_settled_pkey PRIMARY KEY,
+	id bigint NOT NULL,
 	enqueued_at timestamptz NOT NULL,
 	settled_at timestamptz NOT NULL,
 	role oid NOT NULL,
@@ -120,11 +120,14 @@ CREATE TABLE @extschema@.dt_settled (
 	error text
 ) USING heap;
 
+CREATE INDEX dt_settled_id ON @extschema@.dt_settled (id);
 CREATE INDEX dt_settled_settled_at ON @extschema@.dt_settled (settled_at);
 
 COMMENT ON TABLE @extschema@.dt_settled IS
 'Removals that are settled, kept for doubletick.history_retention. Only the extension writes it; read the view dt_history.';
 
+COMMENT ON INDEX @extschema@.dt_settled_id IS
+'Finds a removal for dt_retry. Not unique, since ids may come again after TRUNCATE ... RESTART IDENTITY or a restore.';
 COMMENT ON INDEX @extschema@.dt_settled_settled_at IS
 'Finds old rows, which are deleted, and rows of the last hour, which dt_status counts.';
 

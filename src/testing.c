@@ -12,6 +12,7 @@
 #ifdef DOUBLETICK_TESTING
 
 #include "access/htup_details.h"
+#include "api/http.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_type.h"
 #include "drain/outcome.h"
@@ -29,6 +30,7 @@ static bool array_contains(ArrayType *ids, int64 id);
 PG_FUNCTION_INFO_V1(dt_test_outcome);
 PG_FUNCTION_INFO_V1(dt_test_customer);
 PG_FUNCTION_INFO_V1(dt_test_time_passes);
+PG_FUNCTION_INFO_V1(dt_test_turn);
 
 /*
  * dt_test_outcome(result int, status int, is_object bool, no_route bool,
@@ -140,6 +142,16 @@ array_contains(ArrayType *ids, int64 id)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * dt_test_turn(timeout int) returns void
+ */
+Datum
+dt_test_turn(PG_FUNCTION_ARGS)
+{
+	http_turn(PG_GETARG_INT32(0));
+	PG_RETURN_VOID();
 }
 
 #endif							/* DOUBLETICK_TESTING */

@@ -12,11 +12,11 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 
-/* Databases that have a queue with work, and servers with a pace. */
+/* How many databases may have work in their queues, and servers a pace. */
 #define SHARED_MAX_DATABASES 1024
 #define SHARED_MAX_PACES 1024
 
-/* Requests are counted in spans of so many seconds, over a minute. */
+/* Requests are counted in spans of so many seconds, for the last minute. */
 #define SHARED_SPAN 10
 #define SHARED_NSPANS 6
 
@@ -41,11 +41,10 @@ typedef struct SharedSpan
 typedef struct SharedDatabase
 {
 	Oid			oid;			/* InvalidOid: the entry is free */
-	bool		wake;			/* may there be rows that nobody has seen? */
+	bool		wake;			/* may there be rows that no worker has seen? */
 	bool		exploring;		/* is that only a guess? */
-	TimestampTz wake_at;		/* when there is something to do anyway */
-	bool		has_prepared;	/* had it prepared transactions at the last
-								 * look? */
+	TimestampTz wake_at;		/* when a row that has been seen is due */
+	bool		has_prepared;	/* were there prepared transactions last? */
 
 	/* Its worker. */
 	bool		starting;		/* has the launcher asked for it? */
@@ -53,7 +52,7 @@ typedef struct SharedDatabase
 	PGPROC	   *proc;			/* NULL when it does not run */
 	int			pid;
 	TimestampTz since;
-	bool		left;			/* has it left of its own accord? */
+	bool		left;			/* did it end because it was idle? */
 	int			failures;		/* in a row */
 	int64		next_try;		/* not to be started before, by clock_now() */
 
@@ -65,8 +64,8 @@ typedef struct SharedDatabase
 } SharedDatabase;
 
 /*
- * Nothing that may raise an error happens under the locks: a process that ends
- * takes the first one again, to say so, before PostgreSQL lets go of them.
+ * Nothing that may raise an error is done while one of the locks is held: a process
+ * that ends takes "lock" before PostgreSQL releases the locks that it holds.
  */
 typedef struct Shared
 {

@@ -91,7 +91,7 @@ read_rows(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
 
 	ScanKeyInit(&keys[0], WAITING_ID, BTGreaterStrategyNumber, F_INT8GT, Int64GetDatum(*from));
 	ScanKeyInit(&keys[1], WAITING_ID, BTLessEqualStrategyNumber, F_INT8LE, Int64GetDatum(to));
-	scan = store_scan(waiting, BY_ID, snapshot, 2, keys);
+	scan = store_scan(waiting, RELATION_WAITING_PKEY, snapshot, 2, keys);
 	while (nread < limit && HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		QueueRow   *row = &found[*nfound];

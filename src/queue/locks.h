@@ -14,14 +14,14 @@
 typedef struct CustomerTag
 {
 	uint32		server;			/* hash of the server's name, as hashtext() */
-	uint32		customer;		/* half of store_customer() */
+	uint32		customer;		/* folded from store_customer()'s number */
 } CustomerTag;
 
 extern CustomerTag customer_tag(const QueueRow *row);
 
 extern bool lock_drain(void);
 extern void unlock_drain(void);
-extern bool lock_partition(Oid role, int64 customer);
+extern bool lock_partition(int64 customer);
 extern void lock_customer(CustomerTag tag);
 extern void unlock_customer(CustomerTag tag);
 extern bool lock_against_sending(const QueueRow *row);

@@ -3,9 +3,9 @@
  * queue/wakeup.c
  *		Wakes the worker when a transaction that has enqueued something commits.
  *
- * This is what enqueuing sessions do for the worker: to leave in shared memory
- * that there is work, and to set the latch of whoever is to see it.  What runs
- * after a commit may raise no error, so there is nothing here that could.
+ * Enqueueing sessions note in shared memory that there is work, and set the latch
+ * of the worker or, if there is none, of the launcher.  This runs after the commit,
+ * where no error may be raised, so nothing here can raise one.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,7 +17,7 @@
 #include "queue/wakeup.h"
 #include "storage/latch.h"
 
-static void xact_ended(XactEvent event, void *arg);
+static void wake_worker_at_xact_end(XactEvent event, void *arg);
 static void wake_worker(void);
 static void note_prepared(void);
 
@@ -25,8 +25,8 @@ static void note_prepared(void);
 static bool wake_at_commit = false;
 
 /*
- * Wakes the worker of this database when the transaction commits.  A prepared
- * transaction's commit is somebody else's: see launcher.c.
+ * Called when a row was enqueued: wakes the worker of this database when the
+ * transaction commits.  For COMMIT PREPARED, see worker/launcher.c.
  */
 void
 wake_worker_at_commit(void)
@@ -36,13 +36,13 @@ wake_worker_at_commit(void)
 	if (shared == NULL)
 		return;
 	if (!registered)
-		RegisterXactCallback(xact_ended, NULL);
+		RegisterXactCallback(wake_worker_at_xact_end, NULL);
 	registered = true;
 	wake_at_commit = true;
 }
 
 static void
-xact_ended(XactEvent event, void *arg pg_attribute_unused())
+wake_worker_at_xact_end(XactEvent event, void *arg pg_attribute_unused())
 {
 	if (!wake_at_commit)
 		return;
@@ -81,7 +81,7 @@ wake_worker(void)
 	shared_unlock();
 }
 
-/* It may be committed before the launcher looks for it. */
+/* Noted, since it may be committed before the launcher looks for it. */
 static void
 note_prepared(void)
 {

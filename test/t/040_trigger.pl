@@ -295,6 +295,55 @@ foreach my $level (qw(row statement))
 	is(queued(), '', "$level: and nothing else does");
 }
 
+# Who is the same customer is decided by what would be sent.
+
+foreach my $level (qw(row statement))
+{
+	# A number that cannot be used.
+	customers($level, "(1, '+$a', '{x,y}', NULL, NULL)");
+	my $pretty = '+91 98765 432-10';
+	run("UPDATE customers SET phone = '$pretty'");
+	is(queued(), '', "$level: a phone that is printed prettily removes nothing");
+	is(failed(), "$pretty {x,y} {} - phone is not a number in international format: \"$pretty\"; nothing was removed from \"+$a\"",
+		"$level: the history says so");
+	run('TRUNCATE dt_settled', "UPDATE customers SET phone = '+$a', tags = '{x}'");
+	is(queued(), "$a {y} {} -", "$level: when it is cleaned up, what is lost goes from its customer");
+	is(failed(), '', "$level: and nothing fails");
+	run('TRUNCATE dt_waiting', "UPDATE customers SET phone = 'unknown', tags = '{}'");
+	is(queued(), "$a {x} {} -", "$level: names that are lost with the number are removed");
+	run('TRUNCATE dt_waiting', "UPDATE customers SET phone = 'none', tags = '{z}'", 'TRUNCATE dt_settled', "UPDATE customers SET phone = '$b', tags = '{}'");
+	is(queued(), '', "$level: an unusable number is cleaned up");
+	is(failed(), '', "$level: without a failure");
+	customers($level, "(1, '$a', '{x}', NULL, '$c')");
+	run("UPDATE customers SET waba = 'main'");
+	is(queued(), '', "$level: an unusable WABA number removes nothing");
+	like(failed(), qr/^$a \{x\} \{\} main waba is not .*; nothing was removed from "$a"$/, "$level: and the history says so");
+	customers($level, "(1, '$a', '{x}', NULL, NULL)");
+	run('BEGIN', "UPDATE customers SET phone = 'unknown'", "UPDATE customers SET phone = '$a'", 'DELETE FROM customers', 'COMMIT');
+	is(queued(), "$a {x} {} -", "$level: a number that was unusable for a while");
+
+	# The server's own WABA number stands in for NULL.
+	run("ALTER SERVER doubletick OPTIONS (ADD waba_number '+$c')");
+	customers($level, "(1, '$a', '{x,y}', NULL, NULL)");
+	run("UPDATE customers SET waba = '$c'");
+	is(queued(), '', "$level: the server's own WABA number is filled in");
+	run("UPDATE customers SET tags = '{x}'", "UPDATE customers SET waba = ''");
+	is(queued(), "$a {y} {} $c", "$level: and taken out");
+	run("UPDATE customers SET tags = '{x,y}'");
+	is(queued(), '', "$level: a row without it takes back what waits under it");
+	run("UPDATE customers SET tags = '{x}'", "UPDATE customers SET waba = '$c', tags = '{x,y}'");
+	is(queued(), '', "$level: and the other way round");
+	run("UPDATE customers SET waba = '$b'");
+	is(queued(), "$a {x,y} {} $c", "$level: another number is another customer's");
+	customers($level, "(1, '$a', '{x}', NULL, NULL), (2, '$b', '{x}', NULL, '$c')");
+	run('BEGIN', "UPDATE customers SET phone = '$a' WHERE id = 2", 'DELETE FROM customers WHERE id = 1', 'COMMIT');
+	is(queued(), "$b {x} {} $c", "$level: what one row loses under NULL, another has gained under the number");
+	customers($level, "(1, '$a', '{x,y}', NULL, NULL), (2, '$a', '{x}', NULL, '$c')");
+	run("UPDATE customers SET tags = CASE id WHEN 1 THEN '{}'::text[] ELSE tags END");
+	is(queued(), $level eq 'row' ? "$a {x,y} {} -" : "$a {y} {} -", "$level: rows of one customer with and without it");
+	run('ALTER SERVER doubletick OPTIONS (DROP waba_number)');
+}
+
 # Many customers in one statement, in no order, some with more names than fit into a page.
 
 customers('statement');
@@ -537,6 +586,12 @@ $calls->sql("CREATE EXTENSION doubletick; CREATE TABLE customers (phone text, ta
 is($calls->sql('SELECT tags FROM dt_queue', database => 'bytes'), '{x}', 'such a name does not wait to be sent');
 like($calls->sql('SELECT state, encode(tags[1]::bytea, \'hex\'), error FROM dt_history', database => 'bytes'),
 	qr/^failed\|ff\|names cannot be sent: UTF-8 cannot hold them/, 'but stands in the history as failed');
+$calls->sql("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'");
+$calls->sql("CREATE EXTENSION doubletick; CREATE TABLE customers (phone text, tags text[]);"
+	  . sprintf("CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags');", 'customers')
+	  . "INSERT INTO customers VALUES ('$a', ARRAY['x', repeat('y', 270000000)]); DELETE FROM customers", database => 'latin');
+is($calls->sql("SELECT tags, (SELECT state || length(tags[1]) FROM dt_history) FROM dt_queue", database => 'latin'), '{x}|failed270000000',
+	'a name of 256 MB does not fail the statement');
 
 done_testing();
 
