@@ -6,7 +6,6 @@ use strict;
 use warnings;
 
 use File::Basename qw(dirname);
-use IO::Socket::INET;
 use List::Util qw(max min);
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -16,7 +15,7 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-open_queue();
+open_queue(testing => 1);
 my $phone = '919876543210';
 
 # The server "second" has a plain connection, by which the journal tells the two apart.
@@ -24,14 +23,6 @@ $calls->server('second', base_url => $sb->http);
 $calls->server('brief', timeout => '1s');
 $calls->server('closed', base_url => 'https://127.0.0.1:' . closed_port());
 $calls->server('narrow', max_connections => '1');
-
-# A port that nobody listens on.
-sub closed_port
-{
-	my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1) or die "could not listen: $!";
-
-	return $socket->sockport;
-}
 
 # Seconds since 1970 of a row's column.
 sub epoch
@@ -273,16 +264,6 @@ sub given_up
 	is(states(@ids), 'failed waiting', 'given up: the old one alone');
 	is(waiting($ids[1])->{attempts}, 1, 'given up: the other one goes on waiting');
 	return;
-}
-
-# The most requests that left within any second. The first over each connection is not
-# counted: it may leave before the connection is made, which takes long on a busy machine.
-sub most_in_a_second
-{
-	my %connected;
-	my @times = map { $_->{at} } grep { $connected{ $_->{connection} }++ } @_;
-
-	return max(map { my $begin = $_; scalar grep { $_ >= $begin && $_ < $begin + 1 } @times } @times);
 }
 
 # Two servers, each with its own rate limit, in one CALL.
