@@ -191,28 +191,28 @@ foreach my $case (
 # Ids that come again while a drainer is at work: it finds rows below what it has seen.
 foreach my $reset ('TRUNCATE dt_waiting RESTART IDENTITY', "SELECT setval('dt_waiting_id_seq', 1, false)", 'ALTER SEQUENCE dt_waiting_id_seq RESTART WITH 2')
 {
-	$queue->process;
-	$queue->sql("DELETE FROM dt_waiting; SELECT setval('dt_waiting_id_seq', 1000)");
+	drain();
+	$calls->sql("DELETE FROM dt_waiting; SELECT setval('dt_waiting_id_seq', 1000)");
 	my ($hanging, $phone, $late) = map { new_phone() } 1 .. 3;
-	$queue->sandbox->rule($hanging, { fault => 'hang' });
-	$queue->enqueue($hanging, ['lead']);
-	my $draining = $queue->process_in_background;
-	eventually(sub { scalar(() = $queue->requests($hanging)) }, "$reset: a drainer has seen id 1001");
+	$sb->rule($hanging, { fault => 'hang' });
+	enqueue($hanging, ['lead']);
+	my $draining = start_drain();
+	eventually(sub { scalar(() = requests($hanging)) }, "$reset: a drainer has seen id 1001");
 
 	# A transaction that began before, and commits after what follows is sent.
-	my $open = $queue->node->background_psql('postgres');
+	my $open = $node->background_psql('postgres');
 	$open->query_safe('BEGIN; SELECT pg_current_xact_id()');
-	$queue->sql($reset);
+	$calls->sql($reset);
 	$open->query_safe("SELECT dt_enqueue_remove_tags_custom_fields('$late', '{lead}')");
-	my $id = $queue->enqueue($phone, ['lead']);
+	my $id = enqueue($phone, ['lead']);
 	cmp_ok($id, '<', 1000, "$reset: ids come again");
-	eventually(sub { scalar(() = $queue->requests($phone)) }, "$reset: the removal is sent");
+	eventually(sub { scalar(() = requests($phone)) }, "$reset: the removal is sent");
 	$open->query_safe('COMMIT');
-	eventually(sub { scalar(() = $queue->requests($late)) }, "$reset: and so is one that commits late");
+	eventually(sub { scalar(() = requests($late)) }, "$reset: and so is one that commits late");
 	$open->quit;
-	$queue->node->psql('postgres', "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL dt_process_queue%'");
-	$queue->await($draining);
-	$queue->sandbox->clear_rules;
+	$node->psql('postgres', "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL dt_process_queue%'");
+	await_drain($draining);
+	$sb->clear_rules;
 }
 
 done_testing;
