@@ -204,7 +204,8 @@ sub pace
 	is($calls->sql('SET doubletick.server = paced; ' . sprintf $many, 35), '35', 'calls at a pace');
 	is(scalar @{ $sb->journal }, 35, 'all sent');
 	cmp_ok(most_in_a_second(@{ $sb->journal }), '<=', 21, 'no second has more than the rate and one');
-	cmp_ok($sb->journal->[-1]{at} - $sb->journal->[0]{at}, '>=', 34 / 20 - 0.05, 'the whole took its time');
+	cmp_ok($sb->journal->[-1]{at} - $sb->journal->[0]{at}, '>=', 34 / 20 - 0.5,
+		'the whole took its time; the first request may be late, on a busy machine');
 
 	# A rate applies to tries, too.
 	$sb->reset;
@@ -220,7 +221,8 @@ sub pace
 	is($calls->sql("SET doubletick.server = slow_paced; SELECT count(t->'tags') FROM
 		(SELECT dt_try_remove_tags_custom_fields('$phone', '{lead}') AS t FROM generate_series(1, 3)) AS _"),
 		'3', 'a pause longer than the timeout is not counted in it');
-	cmp_ok($sb->journal->[-1]{at} - $sb->journal->[0]{at}, '>=', 2.45, 'though there was one');
+	cmp_ok($sb->journal->[-1]{at} - $sb->journal->[0]{at}, '>=', 2.5 - 0.5,
+		'though there was one; the first request may be late, on a busy machine');
 
 	$sb->reset;
 	is($calls->sql(sprintf $many, 100), '100', 'no limit');
