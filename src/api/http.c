@@ -245,16 +245,25 @@ http_release(HttpTransfer *transfer)
 	dlist_push_head(&idle, &transfer->node);
 }
 
-/* libcurl is set up when a process first needs it, since that must follow the fork. */
+/*
+ * libcurl is set up when a process first needs it, since that must follow the fork.
+ *
+ * It reads two variables of the environment meanwhile, of which we want neither: to
+ * write the keys of TLS sessions to a file, and to use another TLS library.  What it
+ * reads later has an option (set_fixed_options()).
+ */
 static void
 set_up_process(void)
 {
+	static const char *const unwanted[] = {"SSLKEYLOGFILE", "CURL_SSL_BACKEND"};
 	sigset_t	saved;
 	CURLcode	code;
 
 	if (multi != NULL)
 		return;
 
+	for (int i = 0; i < (int) lengthof(unwanted); i++)
+		(void) unsetenv(unwanted[i]);
 	block_signals(&saved);
 	code = curl_global_init(CURL_GLOBAL_DEFAULT);
 	if (code == CURLE_OK)
