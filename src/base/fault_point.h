@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * base/fault_point.h
- *		Places where a test can have the process killed.
+ *		Places where a test can have the process killed, or an allocation fail.
  *
  * They are there only when built with TESTING=1, as test/check does.
  *
@@ -14,9 +14,12 @@
 extern void fault_point_init(void);
 extern void fault_point(const char *name);
 #define FAULT_POINT(name) fault_point(name)
+extern bool fault_allocation(void);
+#define FAULT_ALLOCATION() fault_allocation()
 #else
 #define fault_point_init() ((void) 0)
 #define FAULT_POINT(name) ((void) 0)
+#define FAULT_ALLOCATION() false
 #endif
 
 #endif							/* DOUBLETICK_BASE_FAULT_POINT_H */
