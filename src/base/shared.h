@@ -27,6 +27,7 @@ typedef struct PaceEntry
 	Oid			server;			/* InvalidOid: the entry is free */
 	int64		last_turn;		/* see pace.c; PG_INT64_MIN: none yet */
 	int64		paused_until;	/* 0: not paused */
+	TransactionId paused_xmin;	/* of the server's definition then */
 } PaceEntry;
 
 /* Requests of a span of time. */
