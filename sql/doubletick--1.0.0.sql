@@ -3,7 +3,7 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION doubletick" to load this file. \quit
 
--- what is not qualified is PostgreSQL's own, whatever else there is
+-- names without a schema mean PostgreSQL's own objects
 SET LOCAL search_path = pg_catalog, pg_temp;
 
 -- Connection: servers and user mappings
@@ -14,14 +14,14 @@ AS 'MODULE_PATHNAME', 'dt_fdw_validator'
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION @extschema@.dt_fdw_validator(text[], oid) IS
-'Checks the options of servers and user mappings of the foreign-data wrapper doubletick. Called by CREATE and ALTER; raises 22023, HV00D, or 42501 for options that only a superuser may set.';
+'Checks the options of servers and user mappings of the foreign-data wrapper doubletick. CREATE and ALTER call it. Raises 22023 for a bad value, HV00D for an unknown option, 42501 for an option that only a superuser may set.';
 
 CREATE FOREIGN DATA WRAPPER doubletick
 NO HANDLER
 VALIDATOR @extschema@.dt_fdw_validator;
 
 COMMENT ON FOREIGN DATA WRAPPER doubletick IS
-'Where DoubleTick is (CREATE SERVER) and with which API key (CREATE USER MAPPING).';
+'Connects to DoubleTick: a server says where it is, a user mapping holds an API key.';
 
 -- Calls
 
@@ -35,7 +35,7 @@ AS 'MODULE_PATHNAME', 'dt_payload'
 LANGUAGE C IMMUTABLE PARALLEL SAFE COST 10;
 
 COMMENT ON FUNCTION @extschema@.dt_payload(text, text[], text[], text) IS
-'The request body that dt_remove_tags_custom_fields would send for these arguments; sends nothing. Raises 22023 for a bad argument, 22004 for a null one.';
+'Returns the request body that dt_remove_tags_custom_fields would send for these arguments. Sends nothing. Raises 22023 for a bad argument, 22004 for a null one.';
 
 CREATE FUNCTION @extschema@.dt_remove_tags_custom_fields(
 	phone text,
@@ -47,7 +47,7 @@ AS 'MODULE_PATHNAME', 'dt_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields(text, text[], text[], text) IS
-'Removes tags and custom fields from the DoubleTick customer with this phone number (E.164), now, and returns the API''s answer: {"tags": {"removed": [], "errored": []}, "customFields": {...}}. waba is the WABA number (E.164), by default the server''s. Raises 22023 or 22004 for a bad argument or a refusal, 28000 for a bad API key, 53400 when too fast, 58000 for a fault at the API, HV00N without a connection, HV00M without a usable answer, 42704, 42501 or 55000 when it is not set up.';
+'Removes tags and custom fields from the DoubleTick customer with this phone number, and returns the API''s answer: {"tags": {"removed": [], "errored": []}, "customFields": {...}}. Sends at once and waits. phone and waba are E.164 numbers; waba is by default the server''s waba_number. Raises 22023 or 22004 for a bad argument or a refusal, 28000 for a bad API key, 53400 for too many requests, 58000 for a fault at the API, HV00N without a connection, HV00M without a usable answer; 42704, 42501 or 55000 if server, user mapping, key or privilege is missing, or requests are switched off.';
 
 CREATE FUNCTION @extschema@.dt_try_remove_tags_custom_fields(
 	phone text,
@@ -59,9 +59,9 @@ AS 'MODULE_PATHNAME', 'dt_try_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION @extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text) IS
-'Like dt_remove_tags_custom_fields, but what goes wrong with one row is returned, as {"statusCode": HTTP status or null, "error": text, "message": text or array}; a success never has the key statusCode. What would hit every row is raised: 28000 for HTTP status 401, 42704, 42501, 55000.';
+'Does the same as dt_remove_tags_custom_fields, but returns what goes wrong with one row: {"statusCode": HTTP status or null, "error": text, "message": text or array}. A success never has the key statusCode. Raises what would hit every row: 28000 for HTTP status 401; 42704, 42501, 55000.';
 
--- The queue: what waits, what is settled, and what is held
+-- The queue: removals that wait, removals that are settled, and holds
 
 CREATE TABLE @extschema@.dt_waiting (
 	id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT dt_waiting_pkey PRIMARY KEY,
@@ -87,23 +87,23 @@ CREATE TABLE @extschema@.dt_waiting (
 CREATE INDEX dt_waiting_customer ON @extschema@.dt_waiting (customer, keep, id);
 
 COMMENT ON TABLE @extschema@.dt_waiting IS
-'Removals that wait to be sent, and keeps: names that came back. Written by the extension alone; read the view dt_queue.';
+'Removals that wait to be sent, and keeps: names that came back and must not be removed. Only the extension writes it; read the view dt_queue.';
 COMMENT ON COLUMN @extschema@.dt_waiting.ord IS
-'A keep takes back the removals whose ord is below its id: the id, or a later number after dt_retry. Of the empty keep that dt_retry enters, the id of the removal that it has put back.';
+'Order of removals and keeps: a keep takes its names out of removals whose ord is below the keep''s id. It is the row''s id; dt_retry sets a later one. Exception: dt_retry also enters an empty keep, whose ord is the id of the removal that was put back.';
 COMMENT ON COLUMN @extschema@.dt_waiting.xact IS
-'The transaction that made the row, as a 64-bit number: how the drainer finds rows that commit late.';
+'64-bit id of the transaction that inserted the row. With it the drainer finds rows that were committed late.';
 COMMENT ON COLUMN @extschema@.dt_waiting.customer IS
-'The digits of phone, and in the lower 14 bits a hash of server, role, phone and waba, a leading "+" left aside: what is sent together.';
+'Number of the customer, whose removals are sent together: the digits of phone, and in the lower 14 bits a hash of server, role, phone and waba, without a leading "+". Two customers may have the same number.';
 COMMENT ON COLUMN @extschema@.dt_waiting.alone IS
-'True when the row was refused together with others and goes by itself.';
+'True if a request of several removals was refused, so that this one is sent by itself.';
 
 COMMENT ON SEQUENCE @extschema@.dt_waiting_id_seq IS
-'The ids of dt_queue and dt_history, and the order of removals and keeps.';
+'Gives dt_queue and dt_history their ids, which are also the order of removals and keeps.';
 COMMENT ON INDEX @extschema@.dt_waiting_customer IS
-'How what waits for a customer is found.';
+'Finds the rows of a customer.';
 
 CREATE TABLE @extschema@.dt_settled (
-	id bigint CONSTRAINT dt_settled_pkey PRIMARY KEY,
+	id bigint NOT NULL,
 	enqueued_at timestamptz NOT NULL,
 	settled_at timestamptz NOT NULL,
 	role oid NOT NULL,
@@ -120,13 +120,16 @@ CREATE TABLE @extschema@.dt_settled (
 	error text
 ) USING heap;
 
+CREATE INDEX dt_settled_id ON @extschema@.dt_settled (id);
 CREATE INDEX dt_settled_settled_at ON @extschema@.dt_settled (settled_at);
 
 COMMENT ON TABLE @extschema@.dt_settled IS
-'Removals that are settled, for as long as doubletick.history_retention says. Written by the extension alone; read the view dt_history.';
+'Removals that are settled, kept for doubletick.history_retention. Only the extension writes it; read the view dt_history.';
 
+COMMENT ON INDEX @extschema@.dt_settled_id IS
+'Finds a removal for dt_retry. Not unique, since ids may come again after TRUNCATE ... RESTART IDENTITY or a restore.';
 COMMENT ON INDEX @extschema@.dt_settled_settled_at IS
-'How old rows are found, to be deleted, and those of the last hour, to be counted.';
+'Finds old rows, which are deleted, and rows of the last hour, which dt_status counts.';
 
 CREATE TABLE @extschema@.dt_hold (
 	server text COLLATE "C",
@@ -139,7 +142,7 @@ CREATE TABLE @extschema@.dt_hold (
 ) USING heap;
 
 COMMENT ON TABLE @extschema@.dt_hold IS
-'Servers and roles whose requests are held, since DoubleTick refused the key, the address or the connection. Written by the extension alone; read the view dt_status.';
+'Servers and roles whose requests are held, and why. Only the extension writes it; read the view dt_status.';
 
 CREATE FUNCTION @extschema@.dt_held(server text, role oid)
 RETURNS text
@@ -147,7 +150,7 @@ AS 'MODULE_PATHNAME', 'dt_held'
 LANGUAGE C STRICT STABLE PARALLEL RESTRICTED COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_held(text, oid) IS
-'What keeps requests of this role to this server from leaving: something in this database''s definitions, or a pause after HTTP status 429; NULL when nothing does. For the view dt_status: tells only who has the role, or is a member of pg_monitor.';
+'Returns why requests of this role to this server cannot leave: something is missing or switched off in this database, or the server is paused after HTTP status 429. NULL if nothing is in the way, or if the caller neither has the privileges of the role nor of pg_monitor. For the view dt_status.';
 
 CREATE FUNCTION @extschema@.dt_worker(
 	OUT pid integer,
@@ -162,7 +165,7 @@ AS 'MODULE_PATHNAME', 'dt_worker'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10;
 
 COMMENT ON FUNCTION @extschema@.dt_worker() IS
-'The background worker of this database, for the view dt_status: its process, since when it runs, what it does, requests in flight, requests sent and rows failed within the last minute, and the last error that ended one. All but the latter are null when it does not run.';
+'Returns what the background worker of this database does: its process id, start time, state, requests in flight, requests sent and removals failed in the last minute, and the last error that ended a worker. All but the last are null if no worker runs. For the view dt_status.';
 
 CREATE FUNCTION @extschema@.dt_same_number(number text, other text)
 RETURNS boolean
@@ -170,7 +173,7 @@ AS 'MODULE_PATHNAME', 'dt_same_number'
 LANGUAGE C IMMUTABLE PARALLEL SAFE COST 1;
 
 COMMENT ON FUNCTION @extschema@.dt_same_number(text, text) IS
-'Compares two phone or WABA numbers without a leading "+", for the view dt_queue. NULL is no number and equals only NULL.';
+'Tells whether two phone or WABA numbers are the same, a leading "+" aside. NULL means no number, and is the same only as NULL. For the view dt_queue.';
 
 CREATE VIEW @extschema@.dt_queue WITH (security_barrier) AS
 SELECT w.id, w.server, pg_get_userbyid(w.role) AS role, w.phone,
@@ -208,33 +211,33 @@ WHERE NOT w.keep AND pg_has_role(w.role, 'USAGE')
 	AND (tags.names <> '{}' OR fields.names <> '{}');
 
 COMMENT ON VIEW @extschema@.dt_queue IS
-'Removals that wait, as they would be sent now: without the names that came back. Shows the rows of roles that the reader has.';
+'Removals that wait, as they would be sent now: without names that came back. Shows the rows of roles whose privileges the reader has.';
 COMMENT ON COLUMN @extschema@.dt_queue.id IS
 'What dt_enqueue_remove_tags_custom_fields returned.';
 COMMENT ON COLUMN @extschema@.dt_queue.server IS
-'The foreign server that it goes to.';
+'The foreign server that the request goes to.';
 COMMENT ON COLUMN @extschema@.dt_queue.role IS
-'Whose request it is: sent with this role''s privileges and user mapping.';
+'The role whose request it is: it is sent with the privileges and the user mapping of this role.';
 COMMENT ON COLUMN @extschema@.dt_queue.phone IS
 'The customer''s number, as given.';
 COMMENT ON COLUMN @extschema@.dt_queue.tags IS
-'Tags to remove, without those that came back.';
+'Tags that would be removed now, without those that came back.';
 COMMENT ON COLUMN @extschema@.dt_queue.fields IS
-'Custom fields to remove, without those that came back.';
+'Custom fields that would be removed now, without those that came back.';
 COMMENT ON COLUMN @extschema@.dt_queue.waba IS
-'The WABA number, as given; null means the server''s waba_number.';
+'The WABA number, as given; null if none was: then the request has the server''s waba_number.';
 COMMENT ON COLUMN @extschema@.dt_queue.attempts IS
-'Requests made so far.';
+'Number of requests made so far.';
 COMMENT ON COLUMN @extschema@.dt_queue.enqueued_at IS
-'When it was enqueued, or put back by dt_retry.';
+'When the removal was enqueued, or put back by dt_retry.';
 COMMENT ON COLUMN @extschema@.dt_queue.due_at IS
-'It is not sent before this time.';
+'The removal is not sent before this time.';
 COMMENT ON COLUMN @extschema@.dt_queue.last_error IS
-'What was wrong with the last request.';
+'What went wrong with the last request; null if there was none.';
 COMMENT ON COLUMN @extschema@.dt_queue.http_status IS
-'HTTP status of the last request; null when there was none.';
+'HTTP status of the last request; null if it had none.';
 COMMENT ON COLUMN @extschema@.dt_queue.enqueued_by IS
-'The role that enqueued it, outside of SECURITY DEFINER functions.';
+'The role that enqueued it; in a SECURITY DEFINER function, the role that called the function.';
 
 CREATE VIEW @extschema@.dt_history WITH (security_barrier) AS
 SELECT s.id, s.server, pg_get_userbyid(s.role) AS role, s.phone, s.tags, s.fields, s.waba,
@@ -244,13 +247,13 @@ FROM @extschema@.dt_settled AS s
 WHERE pg_has_role(s.role, 'USAGE');
 
 COMMENT ON VIEW @extschema@.dt_history IS
-'Removals that are settled: done, failed or cancelled, with the requests made, the last HTTP status and this row''s part of the answer. Shows the rows of roles that the reader has.';
+'Removals that are settled: done, failed or cancelled, each with its part of the API''s answer, or with what went wrong. Shows the rows of roles whose privileges the reader has.';
 COMMENT ON COLUMN @extschema@.dt_history.id IS
-'The id that it had in dt_queue.';
+'The id that the removal had in dt_queue.';
 COMMENT ON COLUMN @extschema@.dt_history.server IS
-'The foreign server that it was for.';
+'The foreign server that the request was for.';
 COMMENT ON COLUMN @extschema@.dt_history.role IS
-'Whose request it was.';
+'The role whose request it was.';
 COMMENT ON COLUMN @extschema@.dt_history.phone IS
 'The customer''s number, as given.';
 COMMENT ON COLUMN @extschema@.dt_history.tags IS
@@ -258,23 +261,23 @@ COMMENT ON COLUMN @extschema@.dt_history.tags IS
 COMMENT ON COLUMN @extschema@.dt_history.fields IS
 'Custom fields to remove, as given.';
 COMMENT ON COLUMN @extschema@.dt_history.waba IS
-'The WABA number, as given.';
+'The WABA number, as given; null if none was.';
 COMMENT ON COLUMN @extschema@.dt_history.state IS
-'done, failed or cancelled.';
+'done, failed, or cancelled: by dt_cancel, or because all its names came back.';
 COMMENT ON COLUMN @extschema@.dt_history.attempts IS
-'Requests made, the last included.';
+'Number of requests made.';
 COMMENT ON COLUMN @extschema@.dt_history.http_status IS
-'HTTP status of the last request; null when there was none.';
+'HTTP status of the last request; null if it had none.';
 COMMENT ON COLUMN @extschema@.dt_history.answer IS
-'The API''s answer about these names when done; {"statusCode", "error", "message"} when the last request failed; else null.';
+'If done, the API''s answer about these names; if failed by a request, {"statusCode", "error", "message"}; else null.';
 COMMENT ON COLUMN @extschema@.dt_history.error IS
-'What was wrong; when done, the names that the API could not remove.';
+'What went wrong; if done, the names that the API could not remove; null if nothing went wrong.';
 COMMENT ON COLUMN @extschema@.dt_history.enqueued_at IS
-'When it was enqueued, or put back by dt_retry.';
+'When the removal was enqueued, or put back by dt_retry.';
 COMMENT ON COLUMN @extschema@.dt_history.settled_at IS
-'When it was done, failed or cancelled.';
+'When the removal was done, failed or cancelled.';
 COMMENT ON COLUMN @extschema@.dt_history.enqueued_by IS
-'The role that enqueued it, outside of SECURITY DEFINER functions.';
+'The role that enqueued it; in a SECURITY DEFINER function, the role that called the function.';
 
 CREATE VIEW @extschema@.dt_status WITH (security_barrier) AS
 WITH waiting AS (
@@ -301,7 +304,8 @@ WITH waiting AS (
 	FROM lane LEFT JOIN @extschema@.dt_hold AS h ON h.server = lane.server AND h.role = lane.role
 	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(lane.role, 'USAGE')
 	GROUP BY lane.server
-), flying AS (
+), requests AS (
+	-- a customer whose request is in flight has such a lock: src/queue/locks.c
 	SELECT l.classid, count(*) AS in_flight
 	FROM pg_locks AS l
 	WHERE l.locktype = 'advisory' AND l.objsubid = 21809 AND l.granted
@@ -309,7 +313,7 @@ WITH waiting AS (
 	GROUP BY l.classid
 )
 SELECT server, coalesce(waiting.waiting, 0) AS waiting, coalesce(waiting.due, 0) AS due,
-	coalesce(flying.in_flight, 0) AS in_flight,
+	coalesce(requests.in_flight, 0) AS in_flight,
 	coalesce(settled.done, 0) AS done, coalesce(settled.errored, 0) AS errored,
 	coalesce(settled.failed, 0) AS failed,
 	now() - waiting.oldest AS oldest_age,
@@ -319,45 +323,45 @@ SELECT server, coalesce(waiting.waiting, 0) AS waiting, coalesce(waiting.due, 0)
 	worker.pid AS worker_pid, worker.since AS worker_since, worker.state AS worker_state,
 	worker.sent_per_minute, worker.failed_per_minute, worker.last_error AS worker_error
 FROM waiting FULL JOIN settled USING (server) LEFT JOIN held USING (server)
-LEFT JOIN flying ON flying.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid
+LEFT JOIN requests ON requests.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid
 CROSS JOIN @extschema@.dt_worker() AS worker;
 
 COMMENT ON VIEW @extschema@.dt_status IS
-'One row per server: removals that wait, that are due, requests in flight; done, done with names that the API could not remove, and failed in the last hour; age of the oldest that waits; settled per second over the last minute; the last error, without the API''s own words and what else it quotes; why requests are held, if they are; and the background worker. Holds no phones or names; whole for members of pg_monitor, else of the roles that the reader has.';
+'The state of the queue, one row per server: what waits, what was done or failed in the last hour, why requests are held, and what the background worker does. Has no phones and no names. Counts all removals for members of pg_monitor, else those of roles whose privileges the reader has.';
 COMMENT ON COLUMN @extschema@.dt_status.server IS
 'The foreign server.';
 COMMENT ON COLUMN @extschema@.dt_status.waiting IS
-'Removals that wait, those in flight included.';
+'Removals that wait, also those in flight, and those that dt_queue leaves out since all their names came back.';
 COMMENT ON COLUMN @extschema@.dt_status.due IS
-'Of those that wait, those whose time has come.';
+'How many of those that wait have reached their due_at, held or not.';
 COMMENT ON COLUMN @extschema@.dt_status.in_flight IS
 'Requests that are out, or whose answer is not yet settled.';
 COMMENT ON COLUMN @extschema@.dt_status.done IS
 'Removals done in the last hour.';
 COMMENT ON COLUMN @extschema@.dt_status.errored IS
-'Of those done, those with names that the API could not remove.';
+'How many of those done had names that the API could not remove.';
 COMMENT ON COLUMN @extschema@.dt_status.failed IS
 'Removals failed in the last hour.';
 COMMENT ON COLUMN @extschema@.dt_status.oldest_age IS
-'How long the oldest that waits has waited.';
+'How long the oldest removal has waited.';
 COMMENT ON COLUMN @extschema@.dt_status.rate IS
-'Removals settled per second, over the last minute.';
+'Removals settled per second, averaged over the last minute.';
 COMMENT ON COLUMN @extschema@.dt_status.last_error IS
-'The last error, without the API''s own words and what else it quotes.';
+'The last error of what waits, or else of what failed in the last hour, without what it quotes from the API or elsewhere.';
 COMMENT ON COLUMN @extschema@.dt_status.held IS
-'What keeps requests from leaving; null when nothing does.';
+'Why requests are held or paused; null if none is.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_pid IS
-'Process id of this database''s background worker; null, as the next four, when it does not run.';
+'Process id of this database''s background worker; this and the next four columns are null if none runs.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_since IS
-'Since when the worker runs.';
+'When the worker started.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_state IS
-'What the worker does.';
+'What the worker does: sending, idle, or waiting for another session that drains.';
 COMMENT ON COLUMN @extschema@.dt_status.sent_per_minute IS
 'Requests that the worker sent in the last minute, to all servers.';
 COMMENT ON COLUMN @extschema@.dt_status.failed_per_minute IS
-'Removals that failed with the worker in the last minute, of all servers.';
+'Removals that failed in the worker''s hands in the last minute, for all servers.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_error IS
-'The error that last ended a worker of this database.';
+'The error that last ended a worker of this database, with %s for whatever its message names; the server''s log has all of it.';
 
 GRANT SELECT ON @extschema@.dt_queue, @extschema@.dt_history, @extschema@.dt_status TO PUBLIC;
 
@@ -371,7 +375,7 @@ AS 'MODULE_PATHNAME', 'dt_enqueue_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
-'Stores the removal of tags and custom fields, to be sent by the current role after this transaction has committed, and returns its id in dt_queue and dt_history. Arguments as for dt_remove_tags_custom_fields. Raises 22023 or 22004 for a bad argument, 25006 in a read-only session.';
+'Stores the removal of tags and custom fields and returns its id in dt_queue and dt_history. It is sent as the current role, after this transaction has committed. Takes the arguments of dt_remove_tags_custom_fields. Raises 22023 or 22004 for a bad argument, 42704 when there is no DoubleTick server of the name in doubletick.server, 25006 in a read-only session.';
 
 CREATE FUNCTION @extschema@.dt_cancel(id bigint)
 RETURNS boolean
@@ -379,7 +383,7 @@ AS 'MODULE_PATHNAME', 'dt_cancel'
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_cancel(bigint) IS
-'Takes a waiting removal out of the queue. True only if its request has not left and, once this transaction commits, never will; a request that was out when its session was cut off has left no trace, and counts as not having left. One that waits to be tried again is taken out too, but has left before: false. Also false for what is in flight, settled, unknown, or another role''s. Raises 25006 in a read-only session.';
+'Takes a waiting removal out of the queue. Returns true only if its request has not left and, once this transaction commits, never will; except after a crash or a cancel of the sending session: then a request may have left unrecorded. Returns false if the removal was tried before: it is taken out, but may have been carried out. Also returns false, and changes nothing, if a request of the customer is in flight, if the removal is settled or unknown, or if the caller lacks the privileges of its role. Raises 25006 in a read-only session.';
 
 CREATE FUNCTION @extschema@.dt_retry(id bigint)
 RETURNS boolean
@@ -387,14 +391,14 @@ AS 'MODULE_PATHNAME', 'dt_retry'
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_retry(bigint) IS
-'Puts a failed removal back into the queue under its id, with a new enqueued_at and no attempts. False when there is no failed removal of that id among those of the caller''s roles. Raises 22023 when its phone or names cannot be sent, 25006 in a read-only session.';
+'Puts a failed removal back into the queue under its id, as if it were new: with a new enqueued_at and no attempts. Returns false if there is no failed removal with that id, or if the caller lacks the privileges of its role. Raises 22023 if its phone or names cannot be sent, 25006 in a read-only session.';
 
 CREATE PROCEDURE @extschema@.dt_process_queue()
 AS 'MODULE_PATHNAME', 'dt_process_queue'
 LANGUAGE C;
 
 COMMENT ON PROCEDURE @extschema@.dt_process_queue() IS
-'Sends what is due in this database''s queue, many requests at a time, until nothing is due; reports its progress by NOTICE. Returns at once when another session does so already. Raises 25001 in a transaction block, 25006 in a read-only session.';
+'Sends the queue of this database, many requests at a time, until nothing more can be sent now. Reports its progress by NOTICE. Returns at once if another session is sending the queue. Raises 25001 in a transaction block, 25006 in a read-only session.';
 
 CREATE FUNCTION @extschema@.dt_remove_tags_custom_fields_trigger()
 RETURNS trigger
@@ -402,7 +406,7 @@ AS 'MODULE_PATHNAME', 'dt_remove_tags_custom_fields_trigger'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields_trigger() IS
-'Stores the removal of the tags and custom fields that a table''s rows have lost, to be sent by the table''s owner after commit. For a trigger AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, or FOR EACH STATEMENT with transition tables. Arguments: the columns of phone, tags, custom fields and waba, and a server; '''' names none. A wrong definition raises 39P01, 42703 or 42804 when the trigger first fires.';
+'Enqueues the removal of tags and custom fields that a table''s rows have lost, to be sent as the table''s owner after commit. For a trigger AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, or for one per event FOR EACH STATEMENT with transition tables. Arguments: the columns of phone, tags, custom fields and waba, and a server; '''' leaves one out. Raises 39P01, 42703 or 42804 for a wrong definition when it first fires.';
 
 REVOKE EXECUTE ON FUNCTION
 	@extschema@.dt_remove_tags_custom_fields(text, text[], text[], text),

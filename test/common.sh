@@ -1,36 +1,49 @@
-# Sourced by test/demo, test/check and test/bench/*: from a bare Debian machine
-# to a built and installed extension, a throwaway cluster and the sandbox.
+# Sourced by test/demo, test/check, test/bench/* and test/torture/*: from a bare
+# Debian machine to a built and installed extension, a throwaway cluster and the
+# sandbox.
 #
-# Everything is built in a copy of the tree that an unprivileged user owns:
-# PostgreSQL refuses to run as root, and the checkout stays as it is.
+# Everything is built in a copy of the tree, so that the checkout stays as it is.
+# PostgreSQL refuses to run as root: root builds and tests as the user postgres.
+# Any other user does so as himself, and needs sudo only to install packages that
+# are missing, and where he cannot write to the directories of PG_CONFIG.
 #
-# Environment: PG_CONFIG, the server to build for (default: PostgreSQL 15's).
+# Environment:
+#   PG_CONFIG   the server to build for (default: Debian's PostgreSQL 15)
+#   TMPDIR      where to work (default: /tmp)
+#   KEEP        if set, what was built and logged is kept there
 
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 packages="build-essential ca-certificates curl libcurl4-openssl-dev libipc-run-perl
-	libjansson-dev libssl-dev perl postgresql-15 postgresql-server-dev-15 zlib1g-dev"
-started=()
+	libjansson-dev libssl-dev perl zlib1g-dev"
+server_packages="postgresql-15 postgresql-server-dev-15"
+started=()			# process ids, to be ended with us
+test_group=			# process group of the tests while they run
+plain_tree=			# what is to be installed in the end, if it is not yet
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
 die() { printf '%s: %s\n' "$0" "$*" >&2; exit 1; }
 
-# Runs a command as root, as the user who runs PostgreSQL.
+# as_root: runs a command as root; as_postgres: as the user who runs PostgreSQL.
 if [ "$(id -u)" = 0 ]; then
 	as_root() { "$@"; }
 	as_postgres() { runuser -u postgres -- "$@"; }
-	postgres_user=postgres
 else
-	as_root() { sudo "$@"; }
+	as_root() {
+		command -v sudo >/dev/null || die "this needs root, or sudo: $*"
+		sudo "$@"
+	}
 	as_postgres() { "$@"; }
-	postgres_user=$(id -un)
 fi
 
-# Installs what is missing of the packages that we need.
+# Installs what is missing of the packages that we need.  Where there is no
+# dpkg, the build will tell.
 install_packages() {
 	local missing=() package
+
+	command -v dpkg-query >/dev/null || return 0
 	for package in $packages; do
 		dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||
 			missing+=("$package")
@@ -42,25 +55,92 @@ install_packages() {
 		"${missing[@]}" >"$work/apt.log" 2>&1 || { tail -20 "$work/apt.log"; die "apt-get failed"; }
 }
 
+# Installs what was built in a tree, as root if the directories ask for it.
+install_from() {
+	local tree=$1 dir
+	local install=(make -s -C "$tree" PG_CONFIG="$PG_CONFIG" install)
+
+	shift
+	for dir in "$("$PG_CONFIG" --pkglibdir)"{,/bitcode} "$("$PG_CONFIG" --sharedir)/extension"; do
+		if [ -e "$dir" ] && [ ! -w "$dir" ]; then
+			as_root "${install[@]}" "$@"
+			return
+		fi
+	done
+	"${install[@]}" "$@"
+}
+
 # Builds in $tree, with arguments for make, and installs the extension.
 build() {
-	as_postgres env -C "$tree" make -s PG_CONFIG="$PG_CONFIG" "$@"
+	as_postgres make -s -C "$tree" PG_CONFIG="$PG_CONFIG" "$@"
 	as_postgres make -s -C "$tree/test/sandbox"
-	as_root make -s -C "$tree" PG_CONFIG="$PG_CONFIG" install "$@"
+	install_from "$tree" "$@"
+}
+
+# The same with the fault points that tests need.  In the end, whatever happens,
+# the build without them is installed in its place.
+build_for_tests() {
+	as_postgres cp -R "$tree" "$work/plain"
+	as_postgres make -s -C "$work/plain" PG_CONFIG="$PG_CONFIG" "$@"
+	plain_tree=$work/plain
+	build TESTING=1 "$@"
+}
+
+# Runs a command, usually the tests, in a process group of its own and waits for
+# it: bash would let a command in the foreground come to its end before it heeds
+# a signal.
+run_group() {
+	local status=0
+
+	set -m
+	"$@" </dev/null &
+	test_group=$!
+	set +m
+	wait "$test_group" || status=$?
+	test_group=
+	return $status
+}
+
+# Ends that group, and the clusters that its tests have started outside of it.
+end_group() {
+	local pid_file i
+
+	kill -TERM -- "-$test_group" 2>/dev/null
+	for i in $(seq 100); do
+		kill -0 -- "-$test_group" 2>/dev/null || break
+		sleep 0.1
+	done
+	kill -KILL -- "-$test_group" 2>/dev/null
+	find "$tree" -name postmaster.pid | while IFS= read -r pid_file; do
+		as_postgres "$bin/pg_ctl" -D "$(dirname "$pid_file")" -m immediate -w stop
+	done >"$work/stop.log" 2>&1
 }
 
 # Stops what was started, by process id, and removes what was made.
 clean_up() {
 	local status=$? pid
+
 	trap - EXIT
+	trap '' HUP INT TERM
+	set +e
+	[ -z "$test_group" ] || end_group
 	if [ -f "$work/data/postmaster.pid" ]; then
-		as_postgres "$bin/pg_ctl" -D "$work/data" -m fast -w stop >"$work/stop.log" 2>&1 || true
+		as_postgres "$bin/pg_ctl" -D "$work/data" -m fast -w stop >"$work/stop.log" 2>&1
 	fi
 	for pid in "${started[@]}"; do
-		kill "$pid" 2>/dev/null || true
+		kill "$pid" 2>/dev/null
 	done
-	[ -n "${KEEP:-}" ] && echo "kept: $work" || as_root rm -rf "$work"
-	exit $status
+	if [ -n "$plain_tree" ] && ! install_from "$plain_tree"; then
+		echo "$0: the build with fault points is still installed" >&2
+		[ "$status" != 0 ] || status=1
+	fi
+	cd /
+	if [ -n "${KEEP:-}" ]; then
+		echo "kept: $work"
+	else
+		rm -rf "$work"
+	fi
+	exit "$status"
 }
 
 # A throwaway cluster, reached by its socket alone.
@@ -74,6 +154,7 @@ start_cluster() {
 # The sandbox, with further arguments; sets $sandbox_http, $sandbox_https and $sandbox_ca.
 start_sandbox() {
 	local i
+
 	as_postgres "$tree/test/sandbox/sandbox" --dir "$work/sandbox" "$@" >"$work/sandbox.log" 2>&1 &
 	for i in $(seq 200); do
 		grep -q '^ready' "$work/sandbox.log" && break
@@ -88,7 +169,7 @@ start_sandbox() {
 	sandbox_ca=$work/sandbox/ca.pem
 }
 
-# Talks to the sandbox's own door: sandbox METHOD PATH [JSON]
+# Talks to the sandbox's administrative interface: sandbox METHOD PATH [JSON]
 sandbox() {
 	curl -sS -f --noproxy '*' -X "$1" "$sandbox_http/sandbox/$2" ${3:+--data "$3"}
 }
@@ -96,26 +177,45 @@ sandbox() {
 # psql as the cluster's superuser.
 sql() { as_postgres "$bin/psql" -X -q -v ON_ERROR_STOP=1 "$@"; }
 
+# PG_CONFIG and $work as absolute paths, for we leave the directory that we were
+# called in: the user postgres may not be allowed to enter it.
+if [ -n "${PG_CONFIG:-}" ]; then
+	command -v "$PG_CONFIG" >/dev/null || die "there is no \"$PG_CONFIG\""
+	case $PG_CONFIG in
+		*/*) PG_CONFIG=$(cd "$(dirname "$PG_CONFIG")" && pwd)/$(basename "$PG_CONFIG") ;;
+	esac
+else
+	PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
+	packages="$packages $server_packages"
+fi
 work=$(mktemp -d "${TMPDIR:-/tmp}/doubletick.XXXXXX")
+work=$(cd "$work" && pwd)
 trap clean_up EXIT
-trap 'exit 130' INT TERM
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+cd "$work"
 chmod 755 "$work"
 install_packages
-PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/15/bin/pg_config}
+if [ "$(id -u)" = 0 ]; then
+	chown postgres "$work"
+fi
 bin=$("$PG_CONFIG" --bindir)
-as_root chown "$postgres_user" "$work"
+
+# What tests leave there goes with the rest.
+export TMPDIR=$work/tmp
+as_postgres mkdir "$TMPDIR"
 
 # The tree as git has it, with what is not committed yet, but nothing ignored.
 tree=$work/tree
-as_root mkdir "$tree"
+as_postgres mkdir "$tree"
 if command -v git >/dev/null && git -C "$top" rev-parse >/dev/null 2>&1; then
 	(cd "$top" && git ls-files -z --cached --others --exclude-standard |
 		while IFS= read -r -d '' file; do
 			if [ -e "$file" ]; then printf '%s\0' "$file"; fi
 		done |
-		tar -c --null -T -) | as_root tar -x --no-same-owner -C "$tree"
+		tar -c --null -T -)
 else
 	(cd "$top" && tar -c --exclude .git --exclude '*.o' --exclude '*.so' --exclude '*.bc' \
-		--exclude sandbox/sandbox .) | as_root tar -x --no-same-owner -C "$tree"
-fi
-as_root chown -R "$postgres_user" "$tree"
+		--exclude sandbox/sandbox --exclude tmp_check --exclude tmp_regress --exclude ./log .)
+fi | as_postgres tar -x --no-same-owner -C "$tree"

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * base/fault_point.c
- *		Places where a test can have the process killed, or an allocation fail.
+ *		Places where a test can have the process killed, an error raised, or an
+ *		allocation fail.
  *
  * Empty unless built with TESTING=1.
  *
@@ -31,7 +32,7 @@ fault_point_init(void)
 {
 	DefineCustomStringVariable("doubletick.fault_point",
 							   "Names the place where the process is to be killed.",
-							   NULL, &setting_fault_point, "",
+							   "With \"error:\" before it, an error is raised there instead.", &setting_fault_point, "",
 							   PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("doubletick.fault_point_skip",
 							"Sets how often that place is passed unharmed.",
@@ -54,7 +55,8 @@ fault_allocation(void)
 
 /*
  * Kills the process, as a kernel short of memory would, if the setting names this
- * place and the process has passed it as often as the other setting says.
+ * place and the process has passed it as often as the other setting says; or raises
+ * an error, as a full disk would.
  */
 void
 fault_point(const char *name)
@@ -63,6 +65,10 @@ fault_point(const char *name)
 
 	if (strcmp(name, setting_fault_point) == 0 && passed++ == setting_fault_point_skip)
 		kill(getpid(), SIGKILL);
+	if (strncmp(setting_fault_point, "error:", 6) == 0 &&
+		strcmp(name, setting_fault_point + 6) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DISK_FULL), errmsg("fault point \"%s\"", name)));
 }
 
 #endif							/* DOUBLETICK_TESTING */

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * base/fault_point.h
- *		Places where a test can have the process killed, or an allocation fail.
+ *		Places where a test can have the process killed, an error raised, or an
+ *		allocation fail.
  *
  * They are there only when built with TESTING=1, as test/check does.
  *

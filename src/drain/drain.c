@@ -16,6 +16,7 @@
 #include "access/xact.h"
 #include "base/clock.h"
 #include "base/fault_point.h"
+#include "account/account.h"
 #include "drain/discover.h"
 #include "drain/drain.h"
 #include "drain/hold.h"
@@ -26,8 +27,8 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* Rows that one transaction looks at, or prunes. */
-#define ROWS_PER_TURN 1000
+/* Pause after a transaction that failed because of one lane, in µs. */
+#define ERROR_PAUSE USECS_PER_SEC
 
 /* Of these, rows that one search finds. */
 #define ROWS_PER_SEARCH 256
@@ -59,6 +60,7 @@ struct Drain
 	bool		at_end;			/* has the last search found all there was? */
 	int64		searched_at;	/* when the last search was made */
 	int64		search_at;		/* when the next one is to be made */
+	int64		unstick_at;		/* when stuck requests are to be settled */
 	int64		next_at;		/* when there is something to do, even if no
 								 * answer comes; PG_INT64_MAX: never */
 	Tally		tally;
@@ -68,7 +70,12 @@ struct Drain
 static void begin_transaction(Drain *drain);
 static void commit_transaction(Drain *drain);
 static bool run_transaction(Drain *drain);
-static void open_turn(Drain *drain, Turn *turn);
+static bool is_about_session(int sqlstate);
+static Turn *open_turn(Drain *drain);
+static void finish_turn(Drain *drain, Turn *turn);
+static void hold_after_error(Drain *drain, Turn *turn);
+static void undo_turn(Drain *drain, Turn *turn);
+static void unstick_requests(Drain *drain);
 static void settle_answers(Turn *turn);
 static void read_and_send(Drain *drain, Turn *turn);
 static bool is_search_due(Drain *drain);
@@ -116,7 +123,8 @@ drain_turn(Drain *drain)
 	left = Max(left, 0);		/* Max() evaluates its arguments twice */
 	if (requests->nout > 0)
 		http_turn(requests->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
-	else if (requests->nanswered == 0 && schedule_has_line(&drain->schedule) && !drain->finishing)
+	else if (requests->nanswered == 0 &&
+			 (requests->nstuck > 0 || schedule_has_line(&drain->schedule)))
 		clock_sleep_or_latch(Min(left, LONGEST_WAIT));
 	new_answers = requests_collect_answers(requests);
 
@@ -145,7 +153,7 @@ DrainState
 drain_finish(Drain *drain)
 {
 	drain->finishing = true;
-	drain->next_at = PG_INT64_MAX;
+	drain->next_at = time_of_next_turn(drain);
 	return drain_turn(drain);
 }
 
@@ -156,33 +164,53 @@ drain_finish(Drain *drain)
 static bool
 run_transaction(Drain *drain)
 {
-	MemoryContext caller;
-	Turn		turn;
+	MemoryContext caller = CurrentMemoryContext;
+	Turn	   *volatile turn = NULL;
 
 	FAULT_POINT("before settling");
-	begin_transaction(drain);
-	if (!relations_lock(&drain->waiting_oid))
+	PG_TRY();
 	{
+		begin_transaction(drain);
+		if (relations_lock(&drain->waiting_oid))
+		{
+			turn = open_turn(drain);
+			if (!drain->has_begun)
+				hold_load(turn);
+			unstick_requests(drain);
+			settle_answers(turn);
+			if (!drain->finishing)
+				read_and_send(drain, turn);
+			store_close(&turn->settled);
+			store_close(&turn->waiting);
+			FAULT_POINT("after reading");
+		}
+		MemoryContextSwitchTo(caller);
 		commit_transaction(drain);
-		return false;
 	}
-	caller = MemoryContextSwitchTo(drain->turn_context);
-	open_turn(drain, &turn);
-	if (!drain->has_begun)
-		hold_load(&turn);
-	settle_answers(&turn);
-	if (!drain->finishing)
-		read_and_send(drain, &turn);
-	store_close(&turn.settled);
-	store_close(&turn.waiting);
-	FAULT_POINT("after reading");
-	MemoryContextSwitchTo(caller);
-	commit_transaction(drain);
-	drain->has_begun = true;
-	requests_unlock_settled(&drain->requests);
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		if (turn == NULL || turn->lane == NULL || is_about_session(geterrcode()))
+			PG_RE_THROW();
+		hold_after_error(drain, turn);
+		MemoryContextSwitchTo(caller);
+		return true;
+	}
+	PG_END_TRY();
+	if (turn == NULL)
+		return false;
+	finish_turn(drain, turn);
 	requests_send_ready(&drain->requests);
 	FAULT_POINT("after sending");
 	return true;
+}
+
+/* Is an error about this session, rather than about what it was doing? */
+static bool
+is_about_session(int sqlstate)
+{
+	return ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_OPERATOR_INTERVENTION ||
+		sqlstate == ERRCODE_OUT_OF_MEMORY;
 }
 
 /* Rows are read as they are now, but values out of line need a snapshot. */
@@ -206,26 +234,136 @@ commit_transaction(Drain *drain)
 		ForceSyncCommit();
 	PopActiveSnapshot();
 	drain->transactions->commit();
-	MemoryContextReset(drain->turn_context);
 	if (has_settled)
 		FAULT_POINT("after settling");
 }
 
-static void
-open_turn(Drain *drain, Turn *turn)
+/* What the transaction allocates goes with the turn. */
+static Turn *
+open_turn(Drain *drain)
 {
-	memset(turn, 0, sizeof(Turn));
+	Turn	   *turn;
+	Store		hold;
+
+	MemoryContextReset(drain->turn_context);
+	MemoryContextSwitchTo(drain->turn_context);
+	turn = palloc(sizeof(Turn));
+	memset(turn, 0, offsetof(Turn, taken));
 	turn->schedule = &drain->schedule;
 	turn->requests = &drain->requests;
-	turn->tally = &drain->tally;
+	turn->tally = drain->tally;
 	turn->context = drain->turn_context;
 	turn->drain_context = drain->context;
 	store_open(&turn->waiting, RELATION_WAITING);
 	store_open(&turn->settled, RELATION_SETTLED);
+	/* Checks it, since a hold may have to be recorded. */
+	store_open(&hold, RELATION_HOLD);
+	store_close(&hold);
 	turn->now = GetCurrentTimestamp();
 	turn->clock = clock_now();
-	turn->nrows_left = ROWS_PER_TURN;
-	turn->deferred_until = DT_NOBEGIN;
+	turn->nrows_left = TURN_MAX_ROWS;
+	turn->deadline = turn->clock + TURN_MAX_TIME;
+	return turn;
+}
+
+/* The transaction has committed: what the drainer has in memory follows. */
+static void
+finish_turn(Drain *drain, Turn *turn)
+{
+	Requests   *requests = &drain->requests;
+
+	drain->has_begun = true;
+	drain->tally = turn->tally;
+	while (!dlist_is_empty(&requests->settled))
+	{
+		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->settled));
+		Lane	   *lane = request->lane;
+
+		settle_committed(request);
+		schedule_lane(turn->schedule, lane, turn->clock);
+	}
+	drain->next_at = time_of_next_turn(drain);
+}
+
+/*
+ * An error came up while a lane was worked on.  Everything else in the turn is
+ * done again; the lane is held, so that it does not stop the others.
+ */
+static void
+hold_after_error(Drain *drain, Turn *turn)
+{
+	Lane	   *lane = turn->lane;
+	ErrorData  *error;
+	Fault	   *fault;
+
+	MemoryContextSwitchTo(drain->turn_context);
+	error = CopyErrorData();
+	FlushErrorState();
+	fault = fault_make(error->sqlerrcode, "%s", error->message);
+	drain->transactions->abort();
+	undo_turn(drain, turn);
+
+	begin_transaction(drain);
+	if (relations_lock(&drain->waiting_oid))
+		hold_lane(lane, fault, account_definition(lane_server(lane), lane->key.role));
+	commit_transaction(drain);
+	lane->not_before = clock_now() + ERROR_PAUSE;
+	schedule_lane(turn->schedule, lane, turn->clock);
+	schedule_server(turn->schedule, lane->server, turn->clock);
+	drain->next_at = time_of_next_turn(drain);
+}
+
+/* Puts back in memory what a turn has moved, whose transaction has failed. */
+static void
+undo_turn(Drain *drain, Turn *turn)
+{
+	Requests   *requests = &drain->requests;
+
+	while (!dlist_is_empty(&requests->ready))
+	{
+		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->ready));
+
+		requests->nready--;
+		request_count(request, -1);
+		request_give_back(request);
+		request_free(request);
+	}
+	while (!dlist_is_empty(&requests->settled))
+	{
+		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->settled));
+
+		request_count(request, 1);
+		if (request == turn->request)
+		{
+			dlist_push_tail(&requests->stuck, &request->node);
+			requests->nstuck++;
+			drain->unstick_at = clock_now() + ERROR_PAUSE;
+		}
+		else
+		{
+			dlist_push_head(&requests->answered, &request->node);
+			requests->nanswered++;
+		}
+	}
+	for (int i = turn->ntaken - 1; i >= 0; i--)
+	{
+		lane_push_front(turn->taken[i].lane, turn->taken[i].position);
+		schedule_lane(turn->schedule, turn->taken[i].lane, turn->clock);
+	}
+}
+
+/* Tries again to settle what could not be settled. */
+static void
+unstick_requests(Drain *drain)
+{
+	Requests   *requests = &drain->requests;
+
+	if (requests->nstuck == 0 || clock_now() < drain->unstick_at)
+		return;
+	while (!dlist_is_empty(&requests->stuck))
+		dlist_push_tail(&requests->answered, dlist_pop_head_node(&requests->stuck));
+	requests->nanswered += requests->nstuck;
+	requests->nstuck = 0;
 }
 
 static void
@@ -233,7 +371,8 @@ settle_answers(Turn *turn)
 {
 	Requests   *requests = turn->requests;
 
-	while (!dlist_is_empty(&requests->answered) && turn->nrows_left > 0)
+	while (!dlist_is_empty(&requests->answered) && turn->nrows_left > 0 &&
+		   clock_now() < turn->deadline)
 	{
 		Request    *request = dlist_container(Request, node,
 											  dlist_pop_head_node(&requests->answered));
@@ -241,11 +380,15 @@ settle_answers(Turn *turn)
 
 		dlist_push_tail(&requests->settled, &request->node);
 		requests->nanswered--;
+		request_count(request, -1);
+		turn->lane = request->lane;
+		turn->request = request;
 		settle_request(turn, request);
-		schedule_lane(turn->schedule, request->lane, turn->now, turn->clock);
 		if (server->next_at == PG_INT64_MAX)
 			schedule_server(turn->schedule, server, turn->clock);
 	}
+	turn->lane = NULL;
+	turn->request = NULL;
 	/* What follows may touch the same rows. */
 	CommandCounterIncrement();
 }
@@ -257,9 +400,9 @@ read_and_send(Drain *drain, Turn *turn)
 	send_from_lanes(turn);
 	while (turn->nrows_left > 0 && is_search_due(drain) && search_rows(drain, turn) > 0)
 		send_from_lanes(turn);
-	if (drain->at_end)
+	/* Requests that are being settled may yet put rows into their lanes. */
+	if (drain->at_end && dlist_is_empty(&turn->requests->settled))
 		remove_empty_lanes(turn->schedule);
-	drain->next_at = time_of_next_turn(drain);
 }
 
 /* When nothing is in flight, always: the caller may be about to leave. */
@@ -289,7 +432,7 @@ search_rows(Drain *drain, Turn *turn)
 		lane_push(lane, position_of(row->id, row->customer));
 		if (row->keep && row->ord != row->id)	/* the marker row of dt_retry() */
 			lane_push(lane, position_of(row->ord, row->customer));
-		schedule_lane(turn->schedule, lane, turn->now, turn->clock);
+		schedule_lane(turn->schedule, lane, turn->clock);
 	}
 	turn->nrows_left -= nfound;
 	return nfound;
@@ -313,12 +456,16 @@ time_of_next_turn(Drain *drain)
 {
 	int64		next_at = PG_INT64_MAX;
 
+	if (drain->finishing)
+		return drain->requests.nstuck > 0 ? drain->unstick_at : PG_INT64_MAX;
 	if (!drain->at_end)
 		return 0;
 	if (requests_in_flight(&drain->requests) < http_capacity())
 		next_at = schedule_next_at(&drain->schedule);
 	if (requests_in_flight(&drain->requests) > 0)
 		next_at = Min(next_at, drain->search_at);
+	if (drain->requests.nstuck > 0)
+		next_at = Min(next_at, drain->unstick_at);
 	return next_at;
 }
 
@@ -349,11 +496,13 @@ drain_idle_time(const Drain *drain, long longest)
  * never.
  */
 TimestampTz
-drain_next_due(const Drain *drain)
+drain_next_due(Drain *drain)
 {
-	if (drain->next_at == PG_INT64_MAX)
+	int64		next_due = schedule_next_due(&drain->schedule);
+
+	if (next_due == PG_INT64_MAX)
 		return DT_NOEND;
-	return GetCurrentTimestamp() + Max(drain->next_at - clock_now(), 0);
+	return GetCurrentTimestamp() + Max(next_due - clock_now(), 0);
 }
 
 /*
@@ -426,11 +575,11 @@ drain_prune(Drain *drain)
 	if (relations_lock(&drain->waiting_oid))
 	{
 		store_open(&settled, RELATION_SETTLED);
-		npruned = history_prune(&settled, &drain->prune_from, before, ROWS_PER_TURN);
+		npruned = history_prune(&settled, &drain->prune_from, before, TURN_MAX_ROWS);
 		store_close(&settled);
 	}
 	commit_transaction(drain);
-	return npruned == ROWS_PER_TURN;
+	return npruned == TURN_MAX_ROWS;
 }
 
 /*

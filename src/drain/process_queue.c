@@ -37,7 +37,7 @@ PG_FUNCTION_INFO_V1(dt_process_queue);
 Datum
 dt_process_queue(PG_FUNCTION_ARGS)
 {
-	static const DrainTransactions transactions = {begin_transaction, SPI_commit};
+	static const DrainTransactions transactions = {begin_transaction, SPI_commit, SPI_rollback};
 	Drain	   *drain;
 
 	check_callable(fcinfo);

@@ -32,6 +32,7 @@ requests_init(Requests *requests)
 	dlist_init(&requests->out);
 	dlist_init(&requests->answered);
 	dlist_init(&requests->settled);
+	dlist_init(&requests->stuck);
 }
 
 /*
@@ -41,7 +42,7 @@ requests_init(Requests *requests)
 int
 requests_in_flight(const Requests *requests)
 {
-	return requests->nready + requests->nout + requests->nanswered;
+	return requests->nready + requests->nout + requests->nanswered + requests->nstuck;
 }
 
 /*
@@ -51,7 +52,7 @@ requests_in_flight(const Requests *requests)
 Request *
 requests_find(Requests *requests, int64 customer)
 {
-	dlist_head *lists[] = {&requests->out, &requests->answered, &requests->ready};
+	dlist_head *lists[] = {&requests->out, &requests->answered, &requests->ready, &requests->stuck};
 
 	for (int i = 0; i < (int) lengthof(lists); i++)
 	{
@@ -95,8 +96,7 @@ request_make(Requests *requests, MemoryContext context, Lane *lane, const Due *d
 	lock_customer(request->tag);
 	dlist_push_tail(&requests->ready, &request->node);
 	requests->nready++;
-	lane->nrequests++;
-	lane->server->nrequests++;
+	request_count(request, 1);
 	MemoryContextSwitchTo(caller);
 	return request;
 }
@@ -224,16 +224,44 @@ request_is_over(Request *request)
 }
 
 /*
- * Lets go of the customers whose requests are settled.  Called when the
- * transaction that settled them has committed.
+ * Counts a request of its lane and server in (1) or out (-1).  Only requests that
+ * are counted in use up a slot.
  */
 void
-requests_unlock_settled(Requests *requests)
+request_count(Request *request, int change)
 {
-	unlock_customers(&requests->settled);
-	while (!dlist_is_empty(&requests->settled))
-		MemoryContextDelete(dlist_container(Request, node,
-											dlist_pop_head_node(&requests->settled))->context);
+	request->lane->nrequests += change;
+	request->lane->server->nrequests += change;
+}
+
+/*
+ * Puts the rows of a request that was not sent back into its lane.
+ */
+void
+request_give_back(Request *request)
+{
+	ListCell   *cell;
+
+	foreach(cell, request->due.send)
+	{
+		const QueueRow *row = &((DueRow *) lfirst(cell))->row;
+
+		lane_push_front(request->lane, position_of(row->id, row->customer));
+	}
+	foreach(cell, request->next)
+		lane_push_front(request->lane, *(Position *) lfirst(cell));
+}
+
+/*
+ * Frees a request and unlocks its customer.
+ */
+void
+request_free(Request *request)
+{
+	if (request->transfer)
+		http_release(request->transfer);
+	unlock_customer(request->tag);
+	MemoryContextDelete(request->context);
 }
 
 /*
@@ -246,6 +274,7 @@ requests_unlock_all(Requests *requests)
 	unlock_customers(&requests->out);
 	unlock_customers(&requests->answered);
 	unlock_customers(&requests->settled);
+	unlock_customers(&requests->stuck);
 }
 
 static void

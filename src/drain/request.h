@@ -41,8 +41,7 @@ typedef struct Request
 
 /*
  * The requests of a drainer.  Each is in one list, and moves from "ready" to
- * "out", "answered" and "settled", where it stays until the transaction that
- * settles it has committed.
+ * "out" and "answered", and to "settled" while a transaction settles it.
  */
 typedef struct Requests
 {
@@ -50,9 +49,12 @@ typedef struct Requests
 	dlist_head	out;
 	dlist_head	answered;
 	dlist_head	settled;
+	dlist_head	stuck;			/* answered, and could not be settled: tried
+								 * again later */
 	int			nready;
 	int			nout;
 	int			nanswered;
+	int			nstuck;
 } Requests;
 
 extern void requests_init(Requests *requests);
@@ -60,11 +62,13 @@ extern int	requests_in_flight(const Requests *requests);
 extern Request *requests_find(Requests *requests, int64 customer);
 extern bool requests_collect_answers(Requests *requests);
 extern void requests_send_ready(Requests *requests);
-extern void requests_unlock_settled(Requests *requests);
 extern void requests_unlock_all(Requests *requests);
 
 extern Request *request_make(Requests *requests, MemoryContext context, Lane *lane,
 							 const Due *due, const Account *account, const char *definition);
 extern void request_note_next(Request *request, Position position);
+extern void request_count(Request *request, int change);
+extern void request_give_back(Request *request);
+extern void request_free(Request *request);
 
 #endif							/* DOUBLETICK_DRAIN_REQUEST_H */

@@ -22,11 +22,8 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-/* How long a customer is left alone whose rows somebody is cancelling, in µs. */
-#define CANCEL_INTERVAL (100 * INT64CONST(1000))
-
-/* How often the definitions of a held lane are looked at, in µs. */
-#define HOLD_INTERVAL USECS_PER_SEC
+/* When something is tried again that another process or request stands in the way of, in µs. */
+#define RETRY_INTERVAL (100 * INT64CONST(1000))
 
 /* A lane that is served, and by which account. */
 typedef struct Service
@@ -40,12 +37,14 @@ typedef struct Service
 static int64 serve_lane(Turn *turn, Lane *lane);
 static bool account_allows(Service *service);
 static int64 send_customers(Service *service);
+static int	share_of_server(Turn *turn, const Server *server);
 static bool send_customer(Service *service, Position position);
 static bool send_due(Service *service, Position position, const Due *due);
 static void place_unsent(Turn *turn, Lane *lane, Position position, const Due *due);
 static bool is_deferred(Turn *turn, Position position);
 static void defer_customer(Turn *turn, const Due *due);
 static bool settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error);
+static bool take_position(Turn *turn, int64 until, Position *position);
 static bool read_unsent(Turn *turn, Position position, QueueRow *row);
 
 /*
@@ -60,9 +59,12 @@ send_from_lanes(Turn *turn)
 	while (turn->nrows_left > 0 && requests_in_flight(turn->requests) < http_capacity() &&
 		   (lane = schedule_next_lane(turn->schedule, turn->clock)) != NULL)
 	{
-		int64		next_at = serve_lane(turn, lane);
+		int64		next_at;
 
-		schedule_lane(turn->schedule, lane, turn->now, turn->clock);
+		turn->lane = lane;
+		next_at = serve_lane(turn, lane);
+		turn->lane = NULL;
+		schedule_lane(turn->schedule, lane, turn->clock);
 		schedule_server(turn->schedule, lane->server, next_at);
 	}
 }
@@ -80,24 +82,29 @@ serve_lane(Turn *turn, Lane *lane)
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(lane->key.role)))
 	{
 		if (!settle_unsendable(turn, lane, 0, "role does not exist any more"))
-			lane->not_before = turn->clock + CANCEL_INTERVAL;
+			lane->not_before = turn->clock + RETRY_INTERVAL;
 		if (lane_count(lane) == 0)
 			hold_lift(lane);
 		return turn->clock;
 	}
 	if (!account_allows(&service))
 	{
-		lane->not_before = turn->clock + HOLD_INTERVAL;
+		/* Its probe may be due, but must wait for requests that are in flight. */
+		lane->not_before = turn->clock + Max(hold_time_to_probe(lane, turn->now),
+											 RETRY_INTERVAL);
+		lane->sending_since = 0;
 		return turn->clock;
 	}
 	paused = pace_paused(service.account.serverid);
 	if (paused > 0)
 	{
 		/* ALTER SERVER ends a pause, and does not wake the drainer. */
-		lane->not_before = turn->clock + Min(paused, HOLD_INTERVAL);
+		lane->not_before = turn->clock + Min(paused, RETRY_INTERVAL);
 		return turn->clock;
 	}
 	lane->not_before = 0;
+	if (lane->sending_since == 0 && !lane->held)
+		lane->sending_since = turn->now;
 	return send_customers(&service);
 }
 
@@ -109,8 +116,8 @@ account_allows(Service *service)
 	Lane	   *lane = service->lane;
 	Fault	   *fault = account_get(lane_server(lane), lane->key.role, &service->account);
 
-	/* Removals age while they are held, too. */
-	if (fault)
+	/* Removals age while they are held, but not without a server to say how long. */
+	if (fault && OidIsValid(service->account.serverid))
 		(void) settle_unsendable(turn, lane, service->account.retry_for, NULL);
 	if (!hold_allows(lane, fault, turn->now))
 		return false;
@@ -129,16 +136,15 @@ send_customers(Service *service)
 	Lane	   *lane = service->lane;
 	Server	   *server = lane->server;
 	const Account *account = &service->account;
-	int			nslots = lane->held ? 1 : account->max_connections - server->nrequests;
+	int			limit = Min(account->max_connections, share_of_server(turn, server));
+	int			nslots = lane->held ? 1 : limit - server->nrequests;
 	bool		has_turn = false;
 	int64		claimed_at = 0;
 	Position	position;
 
 	nslots = Min(nslots, http_capacity() - requests_in_flight(turn->requests));
-	while (nslots > 0 && turn->nrows_left > 0 && lane_pop(lane, turn->now, &position))
+	while (nslots > 0 && take_position(turn, turn->clock, &position))
 	{
-		CHECK_FOR_INTERRUPTS();
-		turn->nrows_left--;
 		if (!has_turn)
 		{
 			int64		left = pace_claim(account->serverid, account->rate_limit);
@@ -159,7 +165,19 @@ send_customers(Service *service)
 	}
 	if (has_turn)
 		pace_return(account->serverid, account->rate_limit, claimed_at);
-	return server->nrequests < account->max_connections ? turn->clock : PG_INT64_MAX;
+	return server->nrequests < limit ? turn->clock : PG_INT64_MAX;
+}
+
+/*
+ * Requests that a server may have in flight for the process's sake: half of what
+ * other servers leave.  So a server that does not answer never takes the last slot.
+ */
+static int
+share_of_server(Turn *turn, const Server *server)
+{
+	int			nothers = requests_in_flight(turn->requests) - server->nrequests;
+
+	return Max((http_capacity() - nothers) / 2, 1);
 }
 
 /*
@@ -194,7 +212,7 @@ send_customer(Service *service, Position position)
 	}
 	if (!lock_partition(lane->key.role, position.customer))
 	{
-		lane_push_later(lane, position, turn->now + CANCEL_INTERVAL);
+		lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
 		return false;
 	}
 
@@ -203,6 +221,7 @@ send_customer(Service *service, Position position)
 									ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(context);
 	is_ready = customer_read(&turn->waiting, position.id, position.customer, turn->now,
+							 lane->sending_since ? lane->sending_since : turn->now,
 							 service->account.retry_for, &due) &&
 		send_due(service, position, &due);
 	MemoryContextSwitchTo(turn->context);
@@ -253,7 +272,7 @@ place_unsent(Turn *turn, Lane *lane, Position position, const Due *due)
 	{
 		defer_customer(turn, due);
 		if (!due->asked.keep)
-			lane_push_later(lane, position, due->due_at);
+			lane_push_later(lane, position, turn->deferred_until);
 	}
 	else if (list_length(due->expired) + list_length(due->kept) >= PAYLOAD_MAX_NAMES)
 	{
@@ -278,7 +297,7 @@ is_deferred(Turn *turn, Position position)
 {
 	QueueRow	row;
 
-	return turn->deferred_until != DT_NOBEGIN &&
+	return turn->deferred_until != 0 &&
 		turn->deferred.customer == position.customer &&
 		store_find_waiting(&turn->waiting, position.id, &row) &&
 		store_is_same_customer(&turn->deferred, &row);
@@ -293,7 +312,7 @@ defer_customer(Turn *turn, const Due *due)
 	turn->deferred.server = pstrdup(due->asked.server);
 	turn->deferred.phone = pstrdup(due->asked.phone);
 	turn->deferred.waba = due->asked.waba ? pstrdup(due->asked.waba) : NULL;
-	turn->deferred_until = due->due_at;
+	turn->deferred_until = turn->clock + due->wait;
 	MemoryContextSwitchTo(caller);
 }
 
@@ -305,14 +324,13 @@ defer_customer(Turn *turn, const Due *due)
 static bool
 settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 {
-	TimestampTz until = error ? DT_NOEND : turn->now;
+	int64		until = error ? PG_INT64_MAX : turn->clock;
 	Position	position;
 
-	while (turn->nrows_left > 0 && lane_pop(lane, until, &position))
+	while (take_position(turn, until, &position))
 	{
 		QueueRow	row;
 
-		turn->nrows_left--;
 		if (!read_unsent(turn, position, &row))
 			continue;
 		if (!error && (double) (turn->now - row.enqueued_at) / 1000 < retry_for)
@@ -322,7 +340,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 		}
 		if (!lock_partition(row.role, row.customer))
 		{
-			lane_push_later(lane, position, turn->now + CANCEL_INTERVAL);
+			lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
 			if (error)
 				return false;	/* else the same row would come next */
 		}
@@ -336,13 +354,27 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 	return true;
 }
 
+/* Takes the next position of the lane; false when there is none, or the turn is full. */
+static bool
+take_position(Turn *turn, int64 until, Position *position)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (clock_now() >= turn->deadline)
+		turn->nrows_left = 0;
+	if (turn->nrows_left <= 0 || !lane_pop(turn->lane, until, position))
+		return false;
+	turn->nrows_left--;
+	turn->taken[turn->ntaken].lane = turn->lane;
+	turn->taken[turn->ntaken++].position = *position;
+	return true;
+}
+
 /* False when the row is gone, or its customer has a request in flight. */
 static bool
 read_unsent(Turn *turn, Position position, QueueRow *row)
 {
 	Request    *request;
 
-	CHECK_FOR_INTERRUPTS();
 	if (!store_find_waiting(&turn->waiting, position.id, row))
 		return false;
 	request = requests_find(turn->requests, position.customer);

@@ -3,9 +3,10 @@
  * drain/settle.c
  *		Moves rows out of the queue, or gives them another time to wait for.
  *
- * What an answer means for each row is decided in outcome.c.  Here the rows are
- * moved accordingly, in the caller's transaction: out of dt_waiting and into
- * dt_settled, or back into their lane.
+ * What an answer means for each row is decided in outcome.c.  Here the tables are
+ * changed accordingly, in the caller's transaction.  What the drainer has in memory
+ * follows when that has committed (settle_committed()), so that a transaction
+ * that fails can be repeated.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,13 +14,13 @@
 
 #include "api/answer.h"
 #include "api/pace.h"
+#include "base/fault_point.h"
 #include "common/pg_prng.h"
 #include "drain/hold.h"
 #include "drain/outcome.h"
 #include "drain/split_answer.h"
 #include "drain/turn.h"
 #include "queue/history.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 /* When keeps that an uncommitted removal still needs are looked at again, in µs. */
@@ -27,20 +28,18 @@
 
 static Facts gather_facts(const Request *request, const HttpReply *reply, const Answer *answer);
 static bool settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
-					   const Answer *answer, TimestampTz due_at);
+					   const Answer *answer, int64 delay);
 static void settle_done(Turn *turn, const Request *request, const DueRow *due,
 						const QueueRow *row, Jsonb *answer);
 static void affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay);
 
 /*
- * Settles the rows of a request that is over, or puts them back, and does to its
- * lane and its server what the answer asks for.
+ * Settles the rows of a request that is over, or writes down what they wait for,
+ * and does to its lane what the answer asks for.
  */
 void
 settle_request(Turn *turn, Request *request)
 {
-	MemoryContext caller = MemoryContextSwitchTo(request->context);
-	Lane	   *lane = request->lane;
 	double		random = pg_prng_double(&pg_global_prng_state);
 	const HttpReply *reply = http_reply(request->transfer);
 	Answer		answer;
@@ -61,25 +60,38 @@ settle_request(Turn *turn, Request *request)
 
 		facts.age = (double) (turn->now - due->row.enqueued_at) / 1000;
 		own = outcome_of(&facts);
-		if (settle_row(turn, request, due, &own, &answer, turn->now + delay * 1000))
-			continue;
-		if (own.verdict == VERDICT_AGAIN)
-			lane_push_later(lane, position_of(due->row.id, due->row.customer), due->row.due_at);
-		else
-			lane_push_front(lane, position_of(due->row.id, due->row.customer));
+		due->is_settled = settle_row(turn, request, due, &own, &answer, delay);
 	}
 	turn->nrows_left -= list_length(request->due.send);
-	turn->tally->sent++;
+	turn->tally.sent++;
 	if (request->due.has_keeps)
-		settle_keeps(turn, lane, &request->due.asked);
-
-	lane->nrequests--;
-	lane->server->nrequests--;
+		settle_keeps(turn, request->lane, &request->due.asked);
 	affect_lane(request, &outcome, &answer, delay);
+}
+
+/*
+ * Puts the rows that wait again back into their lane, and frees the request.
+ * Called when the transaction that settled it has committed.
+ */
+void
+settle_committed(Request *request)
+{
+	Lane	   *lane = request->lane;
+	ListCell   *cell;
+
+	foreach(cell, request->due.send)
+	{
+		const DueRow *due = lfirst(cell);
+		Position	position = position_of(due->row.id, due->row.customer);
+
+		if (!due->is_settled && due->next_at > 0)
+			lane_push_later(lane, position, due->next_at);
+		else if (!due->is_settled)
+			lane_push_front(lane, position);
+	}
 	foreach(cell, request->next)
 		lane_push_front(lane, *(Position *) lfirst(cell));
-	http_release(request->transfer);
-	MemoryContextSwitchTo(caller);
+	request_free(request);
 }
 
 /* Of the request.  It backs off by the row that was sent most often. */
@@ -105,11 +117,11 @@ gather_facts(const Request *request, const HttpReply *reply, const Answer *answe
 /* False when the row goes on waiting. */
 static bool
 settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
-		   const Answer *answer, TimestampTz due_at)
+		   const Answer *answer, int64 delay)
 {
 	QueueRow	row = due->row;
 
-	if (!store_is_still(&turn->waiting, &row) &&
+	if (!store_is_in_place(&turn->waiting, &row) &&
 		!store_find_waiting(&turn->waiting, row.id, &row))
 		return true;
 	row.http_status = answer->status;
@@ -127,13 +139,14 @@ settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 			(void) store_delete(&turn->waiting, &row.tid, true);
 			history_insert(&turn->settled, &row, STATE_FAILED, fault_jsonb(answer->fault),
 						   answer->fault->message);
-			turn->tally->failed++;
-			turn->tally->expired += outcome->too_old;
+			turn->tally.failed++;
+			turn->tally.expired += outcome->too_old;
 			return true;
 		case VERDICT_AGAIN:
 			/* No later than when it is given up. */
-			row.due_at = Min(due_at, row.enqueued_at + (int64) (request->retry_for * 1000));
-			due->row.due_at = row.due_at;
+			row.due_at = Min(turn->now + delay * 1000,
+							 row.enqueued_at + (int64) (request->retry_for * 1000));
+			due->next_at = turn->clock + (row.due_at - turn->now);
 			break;
 		case VERDICT_ALONE:
 			row.alone = true;
@@ -152,10 +165,11 @@ settle_done(Turn *turn, const Request *request, const DueRow *due, const QueueRo
 	Jsonb	   *own = list_length(request->due.send) == 1 ? answer : split_answer(answer, due);
 	char	   *error = answer_errors(own);
 
+	FAULT_POINT("settling");
 	(void) store_delete(&turn->waiting, &row->tid, true);
 	history_insert(&turn->settled, row, STATE_DONE, own, error);
-	turn->tally->done++;
-	turn->tally->errored += error != NULL;
+	turn->tally.done++;
+	turn->tally.errored += error != NULL;
 }
 
 /* What one answer means for the others of the lane, and of the server. */
@@ -190,7 +204,7 @@ settle_unsent(Turn *turn, const Due *due)
 			continue;
 		history_insert(&turn->settled, row, STATE_CANCELLED, NULL,
 					   "not sent, since its names came back");
-		turn->tally->cancelled++;
+		turn->tally.cancelled++;
 	}
 	turn->nrows_left -= list_length(due->expired) + list_length(due->kept);
 }
@@ -206,7 +220,7 @@ settle_expired(Turn *turn, const QueueRow *row)
 								 row->last_error ? ": " : "",
 								 row->last_error ? row->last_error : "");
 
-	turn->tally->expired += settle_failed(turn, row, error);
+	turn->tally.expired += settle_failed(turn, row, error);
 }
 
 /*
@@ -220,7 +234,7 @@ settle_failed(Turn *turn, const QueueRow *row, const char *error)
 	if (!store_delete(&turn->waiting, &row->tid, true))
 		return false;
 	history_insert(&turn->settled, row, STATE_FAILED, NULL, error);
-	turn->tally->failed++;
+	turn->tally.failed++;
 	return true;
 }
 
@@ -235,5 +249,5 @@ settle_keeps(Turn *turn, Lane *lane, const QueueRow *customer)
 	int64		id = customer_delete_keeps(&turn->waiting, customer);
 
 	if (id != 0)
-		lane_push_later(lane, position_of(id, customer->customer), turn->now + KEEP_INTERVAL);
+		lane_push_later(lane, position_of(id, customer->customer), turn->clock + KEEP_INTERVAL);
 }

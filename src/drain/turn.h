@@ -22,23 +22,41 @@ typedef struct Tally
 	int64		expired;		/* of the failed: for their age */
 } Tally;
 
+/* Rows that one transaction looks at, and how long it lasts, in µs, at the most. */
+#define TURN_MAX_ROWS 1000
+#define TURN_MAX_TIME (200 * INT64CONST(1000))
+
 typedef struct Turn
 {
 	Schedule   *schedule;
 	Requests   *requests;
-	Tally	   *tally;
+	Tally		tally;			/* becomes the drainer's at commit */
 	MemoryContext context;		/* reset when the transaction has ended */
 	MemoryContext drain_context;	/* stays */
 	Store		waiting;		/* dt_waiting, open */
 	Store		settled;		/* dt_settled, open */
 	TimestampTz now;			/* the same moment, by the time of day */
 	int64		clock;			/* and by clock_now() */
-	int			nrows_left;		/* bound of the transaction: rows that it may
-								 * yet look at */
+
+	/* Bounds of the transaction. */
+	int			nrows_left;		/* rows that it may yet look at */
+	int64		deadline;		/* when it is to end, by clock_now() */
+
+	/* What is worked on: an error holds the lane. */
+	Lane	   *lane;
+	Request    *request;		/* that is being settled; NULL: none */
+
+	/* Positions taken from lanes, to be given back if the transaction fails. */
+	int			ntaken;
+	struct
+	{
+		Lane	   *lane;
+		Position	position;
+	}			taken[TURN_MAX_ROWS];
 
 	/* The last customer that was found to be due later, and when. */
 	QueueRow	deferred;
-	TimestampTz deferred_until; /* DT_NOBEGIN: there is none */
+	int64		deferred_until; /* by clock_now(); 0: there is none */
 } Turn;
 
 /* send.c */
@@ -46,6 +64,7 @@ extern void send_from_lanes(Turn *turn);
 
 /* settle.c */
 extern void settle_request(Turn *turn, Request *request);
+extern void settle_committed(Request *request);
 extern void settle_unsent(Turn *turn, const Due *due);
 extern void settle_expired(Turn *turn, const QueueRow *row);
 extern bool settle_failed(Turn *turn, const QueueRow *row, const char *error);

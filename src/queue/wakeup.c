@@ -3,9 +3,10 @@
  * queue/wakeup.c
  *		Wakes the worker when a transaction that has enqueued something commits.
  *
- * This is what enqueuing sessions do for the worker: to leave in shared memory
- * that there is work, and to set the latch of whoever is to see it.  What runs
- * after a commit may raise no error, so there is nothing here that could.
+ * A session that enqueues does only this for the worker: it notes in shared
+ * memory that there is work, and sets the latch of the worker, or of the launcher
+ * when there is none.  This runs after the commit, where no error may be raised, so
+ * nothing here can raise one.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,16 +18,17 @@
 #include "queue/wakeup.h"
 #include "storage/latch.h"
 
-static void xact_ended(XactEvent event, void *arg);
+static void wake_worker_at_xact_end(XactEvent event, void *arg);
 static void wake_worker(void);
-static void note_prepared(void);
 
 /* Must the worker be woken when this transaction commits? */
 static bool wake_at_commit = false;
 
 /*
- * Wakes the worker of this database when the transaction commits.  A prepared
- * transaction's commit is somebody else's: see launcher.c.
+ * Wakes the worker of this database when the transaction commits.  Called by
+ * whatever enters a removal.  PREPARE wakes it, too: whoever then commits does not
+ * know what is in the transaction, but a worker that is there stays until it has
+ * ended.
  */
 void
 wake_worker_at_commit(void)
@@ -36,25 +38,22 @@ wake_worker_at_commit(void)
 	if (shared == NULL)
 		return;
 	if (!registered)
-		RegisterXactCallback(xact_ended, NULL);
+		RegisterXactCallback(wake_worker_at_xact_end, NULL);
 	registered = true;
 	wake_at_commit = true;
 }
 
 static void
-xact_ended(XactEvent event, void *arg pg_attribute_unused())
+wake_worker_at_xact_end(XactEvent event, void *arg pg_attribute_unused())
 {
 	if (!wake_at_commit)
 		return;
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
-			wake_at_commit = false;
-			wake_worker();
-			break;
 		case XACT_EVENT_PREPARE:
 			wake_at_commit = false;
-			note_prepared();
+			wake_worker();
 			break;
 		case XACT_EVENT_ABORT:
 			wake_at_commit = false;
@@ -71,23 +70,12 @@ wake_worker(void)
 
 	if (database)
 	{
-		database->wake = true;
+		database->wanted_at = 0;
 		database->exploring = false;
 		if (database->proc)
 			SetLatch(&database->proc->procLatch);
-		else if (shared->launcher)
-			SetLatch(&shared->launcher->procLatch);
+		else
+			shared_wake_launcher();
 	}
-	shared_unlock();
-}
-
-/* It may be committed before the launcher looks for it. */
-static void
-note_prepared(void)
-{
-	SharedDatabase *database = shared_lock_database(MyDatabaseId, true);
-
-	if (database)
-		database->has_prepared = true;
 	shared_unlock();
 }

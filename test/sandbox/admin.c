@@ -28,6 +28,8 @@ static void get_customer(const Request *req, const char *phone, Answer *answer);
 static void delete_customers(const Request *req, const char *phone, Answer *answer);
 static void put_rule(const Request *req, const char *phone, Answer *answer);
 static void delete_rules(const Request *req, const char *phone, Answer *answer);
+static void post_release(const Request *req, const char *phone, Answer *answer);
+static void get_held(const Request *req, const char *phone, Answer *answer);
 static void get_journal(const Request *req, const char *phone, Answer *answer);
 static void delete_journal(const Request *req, const char *phone, Answer *answer);
 static void get_stats(const Request *req, const char *phone, Answer *answer);
@@ -40,6 +42,10 @@ static const Route routes[] = {
 	{"PUT", "rules/", true, put_rule},
 	{"DELETE", "rules/", true, delete_rules},
 	{"DELETE", "rules", false, delete_rules},
+	{"POST", "release/", true, post_release},
+	{"POST", "release", false, post_release},
+	{"GET", "held/", true, get_held},
+	{"GET", "held", false, get_held},
 	{"GET", "journal", false, get_journal},
 	{"DELETE", "journal", false, delete_journal},
 	{"GET", "stats", false, get_stats},
@@ -194,6 +200,24 @@ delete_rules(const Request *req, const char *phone, Answer *answer)
 	(void) req;
 	(void) answer;
 	rule_clear(phone);
+}
+
+/* Lets the answers go that are held now, for one phone or all, and counts them. */
+static void
+post_release(const Request *req, const char *phone, Answer *answer)
+{
+	(void) req;
+	answer_json(answer, 200, json_pack("{si}", "released",
+									   hold_release(phone ? phone : ANY_PHONE)));
+}
+
+/* How many answers are held, for one phone or all. */
+static void
+get_held(const Request *req, const char *phone, Answer *answer)
+{
+	(void) req;
+	answer_json(answer, 200, json_pack("{si}", "held",
+									   hold_count(phone ? phone : ANY_PHONE)));
 }
 
 /* All of it, or what came after ?since=N. */

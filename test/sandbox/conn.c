@@ -32,6 +32,7 @@
 /* How long to wait for a client to see an answer to what it is still sending. */
 #define LINGER_MS		1000
 
+static void note_arrival(Conn *conn);
 static void discard_input(int fd, int ms);
 static int64_t now_ms(void);
 
@@ -65,6 +66,7 @@ conn_recv(Conn *conn, void *data, size_t len)
 {
 	ssize_t		n;
 
+	note_arrival(conn);
 	if (conn->tls != NULL)
 		n = SSL_read(conn->tls, data, len > INT_MAX ? INT_MAX : (int) len);
 	else
@@ -74,6 +76,43 @@ conn_recv(Conn *conn, void *data, size_t len)
 		while (n < 0 && errno == EINTR);
 	}
 	return n > 0 ? (size_t) n : 0;
+}
+
+/*
+ * Waits for bytes and notes when they arrived.  Where the kernel can say, it is
+ * asked: on a busy machine some time may pass before this thread reads them, and
+ * a test of the pace needs to know when a request was sent.  What OpenSSL has
+ * read already counts as arriving now.
+ */
+static void
+note_arrival(Conn *conn)
+{
+	char		byte;
+	char		control[CMSG_SPACE(sizeof(struct timespec))];
+	struct iovec data = {.iov_base = &byte,.iov_len = 1};
+	struct msghdr message = {
+		.msg_iov = &data,.msg_iovlen = 1,
+		.msg_control = control,.msg_controllen = sizeof(control)
+	};
+	struct timespec when;
+
+	if (conn->tls != NULL && SSL_has_pending(conn->tls))
+		message.msg_controllen = 0;
+	else
+	{
+		while (recvmsg(conn->fd, &message, MSG_PEEK) < 0 && errno == EINTR)
+			continue;
+	}
+	clock_gettime(CLOCK_REALTIME, &when);
+#ifdef SCM_TIMESTAMPNS
+	for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL;
+		 header = CMSG_NXTHDR(&message, header))
+	{
+		if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_TIMESTAMPNS)
+			memcpy(&when, CMSG_DATA(header), sizeof(when));
+	}
+#endif
+	conn->arrived = (double) when.tv_sec + (double) when.tv_nsec / 1e9;
 }
 
 /*
@@ -148,6 +187,26 @@ peer_left(Conn *conn, int ms)
 		if (ms >= 0)
 			ms = until > now_ms() ? (int) (until - now_ms()) : 0;
 	}
+}
+
+/*
+ * Waits until the descriptor "fd" is readable: true; or until the peer is gone:
+ * false.
+ */
+bool
+peer_waits(Conn *conn, int fd)
+{
+	struct pollfd pfds[] = {
+		{.fd = conn->fd,.events = POLLRDHUP},
+		{.fd = fd,.events = POLLIN}
+	};
+
+	while (poll(pfds, 2, -1) < 0)
+	{
+		if (errno != EINTR)
+			return false;
+	}
+	return pfds[0].revents == 0;
 }
 
 /* Ends the connection in the way told and frees it. */

@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/time.h>
 #include <time.h>
 
 /* A chunk's size line; extensions longer than this are nobody's. */
@@ -41,7 +40,6 @@ static bool wants_to_stay(const Request *req);
 int
 read_request(Conn *conn, Request *req)
 {
-	struct timeval now;
 	int			wrong;
 
 	conn->floor = 0;
@@ -49,9 +47,7 @@ read_request(Conn *conn, Request *req)
 	wrong = read_head(conn, req);
 	if (wrong == 0 && !slice_is(req->method, "CONNECT"))
 		wrong = read_body(conn, req);
-
-	gettimeofday(&now, NULL);
-	req->at = (double) now.tv_sec + (double) now.tv_usec / 1e6;
+	req->at = conn->arrived;
 	return wrong;
 }
 

@@ -20,8 +20,6 @@
 
 #include <openssl/evp.h>
 
-#define ANY_PHONE		"*"
-
 /* What a rule may hold. */
 typedef struct RuleKey
 {
@@ -58,6 +56,7 @@ static const RuleKey rule_keys[] = {
 	{"interval_ms", fits_count, "a number of milliseconds"},
 	{"location", fits_string, "a string"},
 	{"apply", fits_bool, "true or false"},
+	{"hold", fits_bool, "true or false"},
 };
 
 #define NUM_RULE_KEYS	(sizeof(rule_keys) / sizeof(rule_keys[0]))
@@ -99,7 +98,10 @@ rule_put(const char *phone, json_t *rule)
 	pthread_mutex_unlock(&lock);
 }
 
-/* Forgets one phone's rule; with NULL, all of them. */
+/*
+ * Forgets one phone's rule, and releases what is held for the phone; with NULL,
+ * all of them.
+ */
 void
 rule_clear(const char *phone)
 {
@@ -111,16 +113,18 @@ rule_clear(const char *phone)
 		json_decref(rules);
 		rules = NULL;
 	}
+	hold_release(phone ? phone : ANY_PHONE);
 	pthread_mutex_unlock(&lock);
 }
 
 /*
  * A reference to the rule for this phone's next request, or NULL.  A rule that
  * has been applied as often as it should stays where it is: the phone is back
- * to normal and does not fall to the rule for any phone.
+ * to normal and does not fall to the rule for any phone.  "hold" is set if the
+ * rule says that the answer is to be held.
  */
 json_t *
-rule_take(const char *phone)
+rule_take(const char *phone, Hold **hold)
 {
 	json_t	   *rule;
 	json_t	   *times;
@@ -140,6 +144,7 @@ rule_take(const char *phone)
 			rule = NULL;
 	}
 	json_incref(rule);
+	*hold = json_is_true(json_object_get(rule, "hold")) ? hold_new(phone) : NULL;
 	pthread_mutex_unlock(&lock);
 	return rule;
 }

@@ -229,6 +229,10 @@ open_listener(Listener *listener, int port)
 		clean_up();
 		die("could not listen on port %d: %s", port, strerror(why));
 	}
+#ifdef SO_TIMESTAMPNS
+	/* Its connections inherit this, which tells note_arrival when data came. */
+	setsockopt(listener->fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof(on));
+#endif
 	listener->port = ntohs(address.sin_port);
 }
 

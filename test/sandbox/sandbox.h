@@ -10,8 +10,8 @@
  * is no server for anything else.
  *
  * One blocking thread serves one connection for as long as it lasts.  What the
- * threads share is behind one lock each in customer.c, rule.c and journal.c;
- * a Conn, a Request and an Exchange belong to their thread alone.
+ * threads share is behind one lock each in customer.c, rule.c, hold.c and
+ * journal.c; a Conn, a Request and an Exchange belong to their thread alone.
  *
  *-------------------------------------------------------------------------
  */
@@ -38,6 +38,7 @@
 
 #define API_PATH		"/customer/remove-tags-custom-fields"
 #define ADMIN_PREFIX	"/sandbox/"
+#define ANY_PHONE		"*"
 #define JSON_TYPE		"application/json; charset=utf-8"
 
 #define PRINTF_LIKE(f, a) __attribute__((format(printf, f, a)))
@@ -88,6 +89,7 @@ typedef struct Conn
 	const Listener *listener;
 	uint64_t	id;
 	bool		counted;		/* already part of stats.connections? */
+	double		arrived;		/* when the latest bytes did, as in Request */
 	char	   *in;
 	size_t		floor;
 	size_t		start;
@@ -123,7 +125,7 @@ typedef struct Request
 	int			nheaders;
 	Header		headers[MAX_HEADERS];
 	Slice		body;
-	double		at;				/* when it was read, seconds since the epoch */
+	double		at;				/* when it arrived, seconds since the epoch */
 } Request;
 
 /* An answer before it is laid out as bytes. */
@@ -136,6 +138,7 @@ typedef struct Answer
 } Answer;
 
 typedef struct Fault Fault;
+typedef struct Hold Hold;
 
 /* One API request and all that is known about it while it is dealt with. */
 typedef struct Exchange
@@ -146,6 +149,7 @@ typedef struct Exchange
 	int			bad_at;			/* where parsing it stopped */
 	json_t	   *rule;			/* the rule that applies, or NULL */
 	const Fault *fault;			/* the rule's fault, or NULL */
+	Hold	   *hold;			/* by which the rule holds the answer, or NULL */
 	Answer		answer;
 	uint64_t	entry;			/* its number in the journal */
 	bool		in_flight;		/* counted in stats.in_flight? */
@@ -192,6 +196,7 @@ extern bool conn_fill(Conn *conn);
 extern size_t conn_recv(Conn *conn, void *data, size_t len);
 extern bool conn_send(Conn *conn, const void *data, size_t len);
 extern bool peer_left(Conn *conn, int ms);
+extern bool peer_waits(Conn *conn, int fd);
 extern void conn_end(Conn *conn, After how);
 
 /* http.c */
@@ -238,10 +243,16 @@ extern json_t *customer_remove(const char *phone, const json_t *fields,
 extern json_t *rule_wrong(const json_t *rule);
 extern void rule_put(const char *phone, json_t *rule);
 extern void rule_clear(const char *phone);
-extern json_t *rule_take(const char *phone);
+extern json_t *rule_take(const char *phone, Hold **hold);
 extern void rule_release(json_t *rule);
 extern int	rule_int(const json_t *rule, const char *key, int otherwise);
 extern void rule_compose(Exchange *x);
+
+/* hold.c */
+extern Hold *hold_new(const char *phone);
+extern bool hold_wait(Hold *hold, Conn *conn);
+extern int	hold_release(const char *phone);
+extern int	hold_count(const char *phone);
 
 /* fault.c */
 extern const Fault *fault_find(const char *name);

@@ -94,7 +94,9 @@ serve_api(Conn *conn, const Request *req)
 		api_answer(&x);
 
 	delay = rule_int(x.rule, "delay_ms", 0);
-	if (delay > 0 && peer_left(conn, delay))
+	if (x.hold != NULL && !hold_wait(x.hold, conn))
+		after = AFTER_CLOSE;
+	else if (delay > 0 && peer_left(conn, delay))
 		after = AFTER_CLOSE;
 	else if (x.fault != NULL)
 		after = x.fault->run(&x);
@@ -129,7 +131,7 @@ find_rule(Exchange *x)
 	if (!is_api_request(x->req))
 		return;
 	phone = json_string_value(json_object_get(x->body, "phone"));
-	x->rule = rule_take(phone ? phone : "");
+	x->rule = rule_take(phone ? phone : "", &x->hold);
 	if (x->rule != NULL)
 		x->fault = fault_find(json_string_value(json_object_get(x->rule, "fault")));
 }

@@ -10,7 +10,10 @@ ALTER SERVER good OPTIONS (SET timeout '1min', SET connect_timeout '1500',
 	SET retry_for '36h', SET rate_limit '0', SET max_connections '1000');
 CREATE USER MAPPING FOR PUBLIC SERVER good OPTIONS (api_key 'key_public');
 CREATE USER MAPPING FOR CURRENT_USER SERVER good;
+-- silently, for the notice names whoever runs this test
+SET client_min_messages = warning;
 DROP SERVER good CASCADE;
+RESET client_min_messages;
 
 -- unknown options, with the known ones in the hint
 CREATE SERVER bad FOREIGN DATA WRAPPER doubletick OPTIONS (base_ulr 'https://api.example.com');
@@ -102,4 +105,5 @@ SELECT set_config('doubletick.server', repeat('x', 64), false);
 SET doubletick.sever = 'typo';
 
 DROP FUNCTION try_option(text, text);
+SET client_min_messages = warning;
 DROP EXTENSION doubletick CASCADE;

@@ -337,11 +337,96 @@ subtest 'rules' => sub {
 	cmp_ok(time - $begin, '>=', 0.29, 'it took that long');
 
 	foreach my $bad ({ fault => 'nonesuch' }, { status => '500' }, { times => -1 }, { what => 1 },
-		{ headers => [] }, { retry_after => 7 }, { body_base64 => 'x' }, [], { apply => 1 })
+		{ headers => [] }, { retry_after => 7 }, { body_base64 => 'x' }, [], { apply => 1 }, { hold => 1 })
 	{
 		is(eval { $sb->rule($phone, $bad); 'accepted' }, undef, 'refused: ' . $json->encode($bad));
 		like($@, qr/: 400 \{"message":"/, 'with a message');
 	}
+	$sb->reset;
+};
+
+subtest 'answers that are held' => sub {
+	my ($one, $two) = ('1234567', '1234568');
+	my $waits = sub { !IO::Select->new($_[0])->can_read(0) };
+	my $status_of = sub { ((read_until($_[0]))[0] =~ m{^HTTP/1\.1 (\d+)})[0] };
+	my $sent_to = sub { connected(request(removal(phone => $_[0]))) };
+
+	is($sb->held, 0, 'at first none');
+	is($sb->release, 0, 'and so none is released');
+
+	$sb->customer($one, ['lead'], []);
+	$sb->hold("+$one");
+	$sb->hold($two, { status => 503, times => 1 });
+	$sb->release($one);
+	my ($first, $second, $other) = map { $sent_to->($_) } $one, "+$one", $two;
+	$sb->await_held(3);
+	is_deeply([ map { $sb->held($_) } $one, "+$two", '7654321' ], [ 2, 1, 0 ],
+		'a release before they came lets none go');
+	is_deeply([ sort map { $_->{body}{phone} } @{ $sb->journal } ], [ "+$one", $one, $two ],
+		'they are in the journal');
+	is_deeply([ map { $_->{status} } @{ $sb->journal } ], [ undef, undef, undef ], 'without a status');
+	is($sb->stats->{in_flight}, 3, 'and in flight');
+	is_deeply($sb->customer_now($one)->{tags}, [], 'the removal is done');
+	ok($waits->($_), 'nothing of the answer has come') foreach $first, $second, $other;
+	is((api(removal(phone => $two)))[0], 201, 'a rule that is used up holds no more');
+
+	is($sb->release($two), 1, 'one is released');
+	is($status_of->($other), 503, 'and answered as the rule says');
+	is($sb->held, 2, 'two are still held');
+	ok($waits->($_), 'without an answer') foreach $first, $second;
+
+	is($sb->release("+$one"), 2, 'all of a phone are released');
+	is($sb->held, 0, 'at once');
+	is($status_of->($_), 201, 'and answered') foreach $first, $second;
+	my $later = $sent_to->($one);
+	$sb->await_held(1, $one);
+	ok($waits->($later), 'the next one is held again');
+	$sb->rule($one, { status => 500 });
+	is((api(removal(phone => $one)))[0], 500, 'a new rule is for those that come later');
+	is($sb->held($one), 1, 'and releases none');
+	$sb->clear_rules($one);
+	is($status_of->($later), 201, 'without a rule for the phone none is held');
+
+	$sb->hold('*');
+	my @held = map { $sent_to->("999$_") } 1000 .. 1063;
+	$sb->await_held(64);
+	is($sb->release, 64, 'all are released');
+	is(scalar(grep { $status_of->($_) == 201 } @held), 64, 'and answered');
+	@held = map { $sent_to->("999$_") } 1000 .. 1001;
+	$sb->await_held(2);
+	$sb->clear_rules;
+	is($status_of->($_), 201, 'without rules none is held') foreach @held;
+
+	$sb->hold('*', { fault => 'reset', delay_ms => 1 });
+	my $broken = $sent_to->($one);
+	$sb->await_held(1);
+	$sb->release;
+	is((read_until($broken))[1], 'reset', 'a fault happens when it is released');
+
+	$sb->hold('*');
+	my $tls = open my $pipe, '-|', 'curl', '-q', '-sS', '--max-time', $patience, '--cacert', $sb->ca_file,
+	  '-H', 'Authorization: ' . $sb->key, '-H', 'Content-Type: application/json',
+	  '--data', $json->encode(removal()), $sb->url('https') . $path;
+	ok($tls, 'over TLS, too');
+	$sb->await_held(1);
+	$sb->release;
+	like(join('', <$pipe>), qr/^\{"customFields"/, 'it is answered when it is released');
+	close $pipe;
+
+	$sb->clear_stats;
+	$other = $sent_to->($two);
+	$sb->await_held(1, $two);
+	close $other;
+	eventually(sub { $sb->stats->{in_flight} == 0 }, 'nobody waits for a client that went away');
+	is($sb->held . $sb->release, '00', 'nor is its answer held');
+
+	my $ending = Sandbox->start;
+	$ending->hold('*');
+	$other = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $ending->port('http')) or die;
+	syswrite $other, request(removal());
+	$ending->await_held(1);
+	is($ending->stop, 0, 'the sandbox does not wait for a test that released nothing');
+	like((read_until($other))[1], qr/^(eof|reset)$/, 'and its clients see it end');
 	$sb->reset;
 };
 

@@ -208,6 +208,60 @@ sub clear_rules
 
 =pod
 
+=item $sb->hold(phone), $sb->hold(phone, {...})
+
+A rule with "hold", and what else is given: answers to this phone, or any phone
+("*"), are held until they are released.
+
+=item $sb->held, $sb->held(phone), $sb->await_held(number), $sb->await_held(number, phone)
+
+How many answers are held, by a rule with "hold", for a phone or in all; waits
+until that many are. It dies if they are not within the time that a test has.
+
+=item $sb->release, $sb->release(phone)
+
+Lets the answers go that are held, for a phone or all of them, and returns how
+many they were.
+
+=cut
+
+sub hold
+{
+	my ($self, $phone, $rule) = @_;
+
+	return $self->rule($phone, { hold => JSON::PP::true, %{ $rule || {} } });
+}
+
+sub held
+{
+	my ($self, $phone) = @_;
+
+	return $self->_ask(GET => 'held' . (defined $phone ? '/' . _escape($phone) : ''))->{held};
+}
+
+sub await_held
+{
+	my ($self, $number, $phone) = @_;
+	my $deadline = time + $timeout;
+	my $held;
+
+	until (($held = $self->held($phone)) == $number)
+	{
+		croak "$held answers are held, not $number" if time > $deadline;
+		sleep 0.005;
+	}
+	return;
+}
+
+sub release
+{
+	my ($self, $phone) = @_;
+
+	return $self->_ask(POST => 'release' . (defined $phone ? '/' . _escape($phone) : ''))->{released};
+}
+
+=pod
+
 =item $sb->customer(phone, [tags], [fields]), $sb->customer_now(phone)
 
 Sets what a customer has, and returns it as {phone, tags, customFields}; undef
@@ -255,7 +309,7 @@ sub clear_journal { return $_[0]->_ask(DELETE => 'journal'); }
 =item $sb->stats, $sb->clear_stats, $sb->reset
 
 The counters; their reset; and the reset of rules, customers, journal and
-counters at once.
+counters at once. The answers that are held are released.
 
 =cut
 

@@ -1,0 +1,69 @@
+
+# One bad thing stops only itself: an error that comes up while the drainer works
+# for one server and role holds these, and the others go on.
+
+use strict;
+use warnings;
+
+use File::Basename qw(dirname);
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use lib dirname(__FILE__);
+use Calls;
+use Queue;
+
+open_queue(sandbox => [ '--key', 'key_sandbox', '--key', 'key_second' ]);
+my ($bad, $good) = ('14155550101', '14155550102');
+
+$calls->server('second', base_url => $sb->http);
+$calls->sql('ALTER SERVER doubletick OPTIONS (SET rate_limit \'0\')');
+
+# An option that only another version of the library knows, or a bad value, which
+# NO VALIDATOR lets pass.
+foreach my $case (
+	[ 'an unknown option', "ADD newer_option 'x'", 'DROP newer_option', 'invalid option "newer_option"' ],
+	[ 'a bad value', "ADD max_connections 'many'", 'DROP max_connections', 'invalid value for option "max_connections"' ],
+	[ 'a bad URL', "SET base_url 'http://example.com'", 'SET base_url \'' . $sb->http . "'", 'option "base_url" must start with https' ])
+{
+	my ($name, $break, $mend, $reason) = @$case;
+
+	fresh();
+	$calls->sql("ALTER FOREIGN DATA WRAPPER doubletick NO VALIDATOR; ALTER SERVER doubletick OPTIONS ($break)");
+	my @ids = map { enqueue($_, ['lead']) } $bad, "${bad}1";
+	my $other = enqueue($good, ['lead'], undef, server => 'second');
+
+	like(drain(), qr/^WARNING:  requests of role "postgres" to server "doubletick" are held: .*\Q$reason\E/m, "$name: the hold says why");
+	is(states($other), 'done', "$name: the other server goes on");
+	is(states(@ids), 'waiting waiting', "$name: its own removals wait");
+	like(status('doubletick')->{held}, qr/\Q$reason\E/, "$name: dt_status says why");
+
+	$calls->sql("ALTER SERVER doubletick OPTIONS ($mend); ALTER FOREIGN DATA WRAPPER doubletick VALIDATOR dt_fdw_validator");
+	drain();
+	is(states(@ids), 'done done', "$name: they go when it is mended");
+}
+
+# An error while an answer is settled, such as a disk that is full: the requests
+# that are in flight are not sent a second time.
+SKIP:
+{
+	skip 'built without TESTING=1', 6 unless $calls->sql("SELECT count(*) FROM pg_settings WHERE name = 'doubletick.fault_point'");
+	fresh();
+	my @phones = map { sprintf '1415555%04d', $_ } 1 .. 40;
+	my @ids = map { enqueue($_, ['lead']) } @phones;
+	my $drain = start_drain(before => "SET doubletick.fault_point = 'error:settling'");
+
+	eventually(sub { (status('doubletick')->{held} // '') =~ /fault point "settling"/ }, 'an error in settling holds the server and role');
+	my $sent = () = requests(@phones);
+	eventually(sub { $calls->sql("SELECT count(*) FROM dt_hold WHERE probe_at > now()") eq '1' }, 'and is remembered');
+	ok($sent <= 16, "no more than max_connections requests have left: $sent");
+	is(states(@ids), join(' ', ('waiting') x @ids), 'no removal is lost');
+	is(scalar(() = requests(@phones)), $sent, 'and none is sent again');
+	break_off($drain);
+
+	$calls->sql('ALTER SERVER doubletick OPTIONS (ADD retry_for \'2d\')');
+	drain();
+	is(states(@ids), join(' ', ('done') x @ids), 'all go when there is room again');
+}
+
+done_testing();
