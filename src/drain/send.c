@@ -99,7 +99,7 @@ serve_lane(Turn *turn, Lane *lane)
 	if (paused > 0)
 	{
 		/* ALTER SERVER ends a pause, and does not wake the drainer. */
-		lane->not_before = turn->clock + Min(paused, RETRY_INTERVAL);
+		lane->not_before = turn->clock + Min(paused, USECS_PER_SEC);
 		return turn->clock;
 	}
 	lane->not_before = 0;
