@@ -289,8 +289,17 @@ account_definition(const char *servername, Oid roleid)
 	if (mapping == NULL)
 		return pstrdup("");
 	return psprintf("%u %u, %u %u",
-					server->serverid, xmin_of(FOREIGNSERVEROID, server->serverid),
+					server->serverid, account_server_xmin(server->serverid),
 					mapping->umid, xmin_of(USERMAPPINGOID, mapping->umid));
+}
+
+/*
+ * Which transaction wrote the server's definition.
+ */
+TransactionId
+account_server_xmin(Oid serverid)
+{
+	return xmin_of(FOREIGNSERVEROID, serverid);
 }
 
 static TransactionId

@@ -30,6 +30,7 @@
 #include "api/http.h"
 #include "api/inbox.h"
 #include "base/clock.h"
+#include "base/fault_point.h"
 #include "compat.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
@@ -95,9 +96,17 @@ static CURLM *multi = NULL;
 static dlist_head idle = DLIST_STATIC_INIT(idle);
 static dlist_head sockets = DLIST_STATIC_INIT(sockets);
 
+/* Has libcurl lacked memory since a transfer was started, or failed for it? */
+static bool out_of_memory = false;
+
 /* Has a transfer been added that libcurl has not looked at yet? */
 static bool added = false;
 
+static void *noted(void *memory);
+static void *malloc_noted(size_t size);
+static void *calloc_noted(size_t number, size_t size);
+static void *realloc_noted(void *memory, size_t size);
+static char *strdup_noted(const char *string);
 static void set_up_process(void);
 static void keep_connections(int max_connections);
 static HttpTransfer *idle_or_new_transfer(void);
@@ -143,6 +152,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	HttpTransfer *transfer;
 	CURLMcode	code;
 
+	out_of_memory = false;
 	set_up_process();
 	transfer = idle_or_new_transfer();
 	guard_transfer(transfer, guard);
@@ -245,18 +255,64 @@ http_release(HttpTransfer *transfer)
 	dlist_push_head(&idle, &transfer->node);
 }
 
-/* libcurl is set up when a process first needs it, since that must follow the fork. */
+/*
+ * libcurl's allocations.  It has one code for a lack of memory and for a header line
+ * that is too long, and other codes for a lack of memory in some places: so it is
+ * noted here.
+ */
+static void *
+noted(void *memory)
+{
+	out_of_memory = out_of_memory || memory == NULL;
+	return memory;
+}
+
+static void *
+malloc_noted(size_t size)
+{
+	return noted(FAULT_ALLOCATION() ? NULL : malloc(size));
+}
+
+static void *
+calloc_noted(size_t number, size_t size)
+{
+	return noted(FAULT_ALLOCATION() ? NULL : calloc(number, size));
+}
+
+static void *
+realloc_noted(void *memory, size_t size)
+{
+	return noted(FAULT_ALLOCATION() ? NULL : realloc(memory, size));
+}
+
+static char *
+strdup_noted(const char *string)
+{
+	return noted(FAULT_ALLOCATION() ? NULL : strdup(string));
+}
+
+/*
+ * libcurl is set up when a process first needs it, since that must follow the fork.
+ *
+ * It reads two variables of the environment meanwhile, of which we want neither: to
+ * write the keys of TLS sessions to a file, and to use another TLS library.  What it
+ * reads later has an option (set_fixed_options()).
+ */
 static void
 set_up_process(void)
 {
+	static const char *const unwanted[] = {"SSLKEYLOGFILE", "CURL_SSL_BACKEND"};
 	sigset_t	saved;
 	CURLcode	code;
 
 	if (multi != NULL)
 		return;
 
+	for (int i = 0; i < (int) lengthof(unwanted); i++)
+		(void) unsetenv(unwanted[i]);
 	block_signals(&saved);
-	code = curl_global_init(CURL_GLOBAL_DEFAULT);
+	code = curl_global_init_mem(CURL_GLOBAL_DEFAULT, malloc_noted, free, realloc_noted,
+								strdup_noted, calloc_noted);
 	if (code == CURLE_OK)
 		multi = curl_multi_init();
 	restore_signals(&saved);
@@ -411,6 +467,13 @@ set_fixed_options(HttpTransfer *transfer)
 	SET_OPTION(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
 	SET_OPTION(easy, CURLOPT_PROXY_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
 	SET_OPTION(easy, CURLOPT_CA_CACHE_TIMEOUT, CA_CACHE_TIMEOUT);
+
+	/*
+	 * A handle's TLS sessions are of no use to others; and where handles are
+	 * not used again, libcurl frees a session twice that it had no memory
+	 * for.
+	 */
+	SET_OPTION(easy, CURLOPT_SSL_SESSIONID_CACHE, (long) is_easy_reusable());
 }
 
 /*
@@ -440,7 +503,7 @@ set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 
 	transfer->url = curl_url();
 	if (transfer->url == NULL ||
-		curl_url_set(transfer->url, CURLUPART_URL, target->url, 0) == CURLUE_OUT_OF_MEMORY)
+		(curl_url_set(transfer->url, CURLUPART_URL, target->url, 0) != CURLUE_OK && out_of_memory))
 		check_easy(CURLE_OUT_OF_MEMORY, "curl_url_set");
 	SET_OPTION(easy, CURLOPT_CURLU, transfer->url);
 	SET_OPTION(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) Max(target->connect_timeout, 1));
@@ -568,10 +631,11 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 	if (code == CURLE_TOO_LARGE)
 		inbox->too_long = "headers";
 #endif
-	if (code == CURLE_OUT_OF_MEMORY && transfer->sent_at != 0 && !inbox->no_memory)
-		inbox->too_long = "headers";
-	else if (code == CURLE_OUT_OF_MEMORY)
+	if (code != CURLE_OK && out_of_memory)
 		inbox->no_memory = true;
+	else if (code == CURLE_OUT_OF_MEMORY)
+		inbox->too_long = "headers";
+	out_of_memory = false;
 
 	if (inbox->too_long)		/* libcurl only says "failed writing" */
 		snprintf(transfer->error, CURL_ERROR_SIZE, "more than %d bytes of %s",
@@ -776,7 +840,7 @@ restore_signals(const sigset_t *saved)
 static void
 check_easy(CURLcode code, const char *what)
 {
-	if (code == CURLE_OUT_OF_MEMORY)
+	if (code == CURLE_OUT_OF_MEMORY || (code != CURLE_OK && out_of_memory))
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("out of memory"),
@@ -788,7 +852,7 @@ check_easy(CURLcode code, const char *what)
 static void
 check_multi(CURLMcode code, const char *what)
 {
-	if (code == CURLM_OUT_OF_MEMORY)
+	if (code == CURLM_OUT_OF_MEMORY || (code != CURLM_OK && out_of_memory))
 		check_easy(CURLE_OUT_OF_MEMORY, what);
 	if (code != CURLM_OK)
 		elog(ERROR, "libcurl: %s: %s", what, curl_multi_strerror(code));

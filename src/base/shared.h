@@ -27,6 +27,7 @@ typedef struct PaceEntry
 	Oid			server;			/* InvalidOid: the entry is free */
 	int64		last_turn;		/* see pace.c; PG_INT64_MIN: none yet */
 	int64		paused_until;	/* 0: not paused */
+	TransactionId paused_xmin;	/* of the server's definition then */
 } PaceEntry;
 
 /* Requests of a span of time. */
@@ -41,8 +42,8 @@ typedef struct SharedSpan
 typedef struct SharedDatabase
 {
 	Oid			oid;			/* InvalidOid: the entry is free */
-	int64		wanted_at;		/* when a worker is to look at the queue; 0: at
-								 * once, PG_INT64_MAX: not before somebody
+	int64		wanted_at;		/* when a worker is to look at the queue; 0:
+								 * at once, PG_INT64_MAX: not before somebody
 								 * enqueues */
 	bool		exploring;		/* is it to look only whether there is work? */
 

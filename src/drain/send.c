@@ -98,7 +98,8 @@ serve_lane(Turn *turn, Lane *lane)
 	paused = pace_paused(service.account.serverid);
 	if (paused > 0)
 	{
-		lane->not_before = turn->clock + paused;
+		/* ALTER SERVER ends a pause, and does not wake the drainer. */
+		lane->not_before = turn->clock + Min(paused, USECS_PER_SEC);
 		return turn->clock;
 	}
 	lane->not_before = 0;
