@@ -41,8 +41,8 @@ typedef struct SharedSpan
 typedef struct SharedDatabase
 {
 	Oid			oid;			/* InvalidOid: the entry is free */
-	int64		wanted_at;		/* when a worker is to look at the queue; 0: at
-								 * once, PG_INT64_MAX: not before somebody
+	int64		wanted_at;		/* when a worker is to look at the queue; 0:
+								 * at once, PG_INT64_MAX: not before somebody
 								 * enqueues */
 	bool		exploring;		/* is it to look only whether there is work? */
 
