@@ -40,11 +40,13 @@ OBJS = \
 	src/drain/send.o \
 	src/drain/settle.o \
 	src/drain/split_answer.o \
-	src/queue/batch.o \
+	src/queue/cancel.o \
 	src/queue/enqueue.o \
 	src/queue/history.o \
 	src/queue/locks.o \
 	src/queue/relations.o \
+	src/queue/retry.o \
+	src/queue/shape.o \
 	src/queue/store.o \
 	src/queue/wakeup.o \
 	src/settings.o \
@@ -53,6 +55,7 @@ OBJS = \
 	src/trigger/definition.o \
 	src/trigger/difference.o \
 	src/trigger/gains.o \
+	src/trigger/row.o \
 	src/trigger/statement.o \
 	src/trigger/trigger.o \
 	src/worker/launcher.o \

@@ -103,7 +103,7 @@ COMMENT ON INDEX @extschema@.dt_waiting_customer IS
 'Finds the rows of a customer.';
 
 CREATE TABLE @extschema@.dt_settled (
-	id bigint CONSTRAINT dt_settled_pkey PRIMARY KEY,
+	id bigint NOT NULL,
 	enqueued_at timestamptz NOT NULL,
 	settled_at timestamptz NOT NULL,
 	role oid NOT NULL,
@@ -120,11 +120,14 @@ CREATE TABLE @extschema@.dt_settled (
 	error text
 ) USING heap;
 
+CREATE INDEX dt_settled_id ON @extschema@.dt_settled (id);
 CREATE INDEX dt_settled_settled_at ON @extschema@.dt_settled (settled_at);
 
 COMMENT ON TABLE @extschema@.dt_settled IS
 'Removals that are settled, kept for doubletick.history_retention. Only the extension writes it; read the view dt_history.';
 
+COMMENT ON INDEX @extschema@.dt_settled_id IS
+'Finds a removal for dt_retry. Not unique, since ids may come again after TRUNCATE ... RESTART IDENTITY or a restore.';
 COMMENT ON INDEX @extschema@.dt_settled_settled_at IS
 'Finds old rows, which are deleted, and rows of the last hour, which dt_status counts.';
 
@@ -372,7 +375,7 @@ AS 'MODULE_PATHNAME', 'dt_enqueue_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
-'Stores the removal of tags and custom fields and returns its id in dt_queue and dt_history. It is sent as the current role, after this transaction has committed. Takes the arguments of dt_remove_tags_custom_fields. Raises 22023 or 22004 for a bad argument, 25006 in a read-only session.';
+'Stores the removal of tags and custom fields and returns its id in dt_queue and dt_history. It is sent as the current role, after this transaction has committed. Takes the arguments of dt_remove_tags_custom_fields. Raises 22023 or 22004 for a bad argument, 42704 when there is no DoubleTick server of the name in doubletick.server, 25006 in a read-only session.';
 
 CREATE FUNCTION @extschema@.dt_cancel(id bigint)
 RETURNS boolean

@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * compat.h
- *		Differences between PostgreSQL versions, all of them.
+ *		All differences between PostgreSQL versions.
  *
- * Nothing else in the tree may look at PG_VERSION_NUM.  The code is written
- * for the newest form of an interface; older servers get a shim here.
+ * No other file may use PG_VERSION_NUM.  The code is written for the newest form of
+ * an interface, and what older servers lack is made here.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,7 +23,7 @@
 #error "doubletick needs PostgreSQL 15 or newer"
 #endif
 
-/* A database whose DROP was broken off is marked so from PostgreSQL 15.4 on. */
+/* PostgreSQL 15.4 marks a database whose DROP was interrupted. */
 #ifndef DATCONNLIMIT_INVALID_DB
 #define DATCONNLIMIT_INVALID_DB -2
 #endif
@@ -46,8 +46,7 @@
 #endif
 
 /*
- * Of the timeouts that are set for sessions, these reach background workers;
- * PostgreSQL 17 has the second.
+ * Background workers, too, obey these timeouts; PostgreSQL 17 added the second.
  */
 static inline void
 lift_timeouts(void)

@@ -20,14 +20,14 @@ DOUBLETICK_MODULE_MAGIC(DOUBLETICK_VERSION);
 void		_PG_init(void);
 
 /*
- * Called when the library is loaded into a process.  libcurl is left alone
- * until a process sends something: it must not be set up before a fork.
+ * Called when the library is loaded into a process.  libcurl is not set up here but
+ * by the first request of a process, since that must follow the fork.
  */
 void
 _PG_init(void)
 {
 	fault_point_init();
-	settings_init();			/* after which there can be no other settings */
+	settings_init();			/* reserves the prefix: must be the last */
 	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
 	{
 		shared_init();

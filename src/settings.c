@@ -38,10 +38,11 @@ settings_init(void)
 							   NULL);
 
 	/*
-	 * Without preloading, values come before us, and of several only the last
-	 * is kept: that of a connection's options, say, over the database's.  If
-	 * that one is then refused, for its role may not set this, nothing may
-	 * leave: so where there was a value at all, the default is off.
+	 * Without preloading, values are set before the library is loaded, and
+	 * only the last of them is kept, such as that of the connection's options
+	 * over that of the database.  If it is then refused, since the role may
+	 * not set this, the value that it replaced is lost.  It may have been
+	 * off, so where there is a value at all, the default is off.
 	 */
 	DefineCustomBoolVariable("doubletick.enabled",
 							 "Lets requests leave this server.",
@@ -54,7 +55,7 @@ settings_init(void)
 							 NULL,
 							 NULL);
 
-	/* For superusers, since who drains the queue deletes of everybody's. */
+	/* For superusers, since a session that drains the queue prunes all rows. */
 	DefineCustomIntVariable("doubletick.history_retention",
 							"Sets how long settled removals are kept in dt_history.",
 							"-1 keeps them for ever.",
@@ -83,8 +84,8 @@ settings_init(void)
 }
 
 /*
- * A name that no server can have is refused at once; whether there is such a
- * server can only be told in a transaction, when it is used.
+ * Refuses what cannot be a server's name.  Whether the server exists is checked when
+ * it is used, since that needs a transaction.
  */
 static bool
 check_server(char **newval, void **extra pg_attribute_unused(),

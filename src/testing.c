@@ -11,11 +11,26 @@
 
 #ifdef DOUBLETICK_TESTING
 
+#include "access/htup_details.h"
+#include "api/http.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_type.h"
 #include "drain/outcome.h"
 #include "fmgr.h"
+#include "queue/store.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+static void age_table(QueueRelation table, Datum interval, ArrayType *ids);
+static bool array_contains(ArrayType *ids, int64 id);
 
 PG_FUNCTION_INFO_V1(dt_test_outcome);
+PG_FUNCTION_INFO_V1(dt_test_customer);
+PG_FUNCTION_INFO_V1(dt_test_time_passes);
+PG_FUNCTION_INFO_V1(dt_test_turn);
 
 /*
  * dt_test_outcome(result int, status int, is_object bool, no_route bool,
@@ -44,6 +59,99 @@ dt_test_outcome(PG_FUNCTION_ARGS)
 											  (long long) outcome.random_delay,
 											  outcome.pause ? " pause" : "",
 											  outcome.too_old ? " too old" : "")));
+}
+
+/*
+ * dt_test_customer(server text, role oid, phone text, waba text) returns bigint
+ *
+ * What dt_waiting.customer is for these.
+ */
+Datum
+dt_test_customer(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(store_customer(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+								   PG_GETARG_OID(1),
+								   text_to_cstring(PG_GETARG_TEXT_PP(2)),
+								   PG_ARGISNULL(3) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(3))));
+}
+
+/*
+ * dt_test_time_passes(passed interval, ids bigint[]) returns void
+ *
+ * Makes the queue as it will be when so much time has passed and nothing else has
+ * happened: all its times are moved into the past.  With ids, only those rows of
+ * the queue and the history.  A drain that is under way keeps what it has read.
+ */
+Datum
+dt_test_time_passes(PG_FUNCTION_ARGS)
+{
+	Datum		interval = PG_GETARG_DATUM(0);
+	ArrayType  *ids = PG_ARGISNULL(1) ? NULL : PG_GETARG_ARRAYTYPE_P(1);
+
+	age_table(RELATION_WAITING, interval, ids);
+	age_table(RELATION_SETTLED, interval, ids);
+	if (ids == NULL)
+		age_table(RELATION_HOLD, interval, NULL);
+	PG_RETURN_VOID();
+}
+
+/* The ids, where there are any, are those of the table's first column. */
+static void
+age_table(QueueRelation table, Datum interval, ArrayType *ids)
+{
+	Store		store;
+	TupleDesc	desc;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	store_open(&store, table);
+	desc = RelationGetDescr(store.rel);
+	/* This snapshot does not see the rows that are written here. */
+	scan = systable_beginscan(store.rel, InvalidOid, false, GetActiveSnapshot(), 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Datum		values[MaxHeapAttributeNumber];
+		bool		nulls[MaxHeapAttributeNumber];
+		HeapTuple	older;
+
+		heap_deform_tuple(tuple, desc, values, nulls);
+		if (ids && !array_contains(ids, DatumGetInt64(values[0])))
+			continue;
+		for (int i = 0; i < desc->natts; i++)
+		{
+			if (TupleDescAttr(desc, i)->atttypid == TIMESTAMPTZOID && !nulls[i])
+				values[i] = DirectFunctionCall2(timestamptz_mi_interval, values[i], interval);
+		}
+		older = heap_form_tuple(desc, values, nulls);
+		CatalogTupleUpdate(store.rel, &tuple->t_self, older);
+		heap_freetuple(older);
+	}
+	systable_endscan(scan);
+	store_close(&store);
+}
+
+static bool
+array_contains(ArrayType *ids, int64 id)
+{
+	int64	   *values = (int64 *) ARR_DATA_PTR(ids);
+	int			n = ArrayGetNItems(ARR_NDIM(ids), ARR_DIMS(ids));
+
+	for (int i = 0; i < n; i++)
+	{
+		if (values[i] == id)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * dt_test_turn(timeout int) returns void
+ */
+Datum
+dt_test_turn(PG_FUNCTION_ARGS)
+{
+	http_turn(PG_GETARG_INT32(0));
+	PG_RETURN_VOID();
 }
 
 #endif							/* DOUBLETICK_TESTING */

@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * account/account.c
- *		Where to send, as whom and how fast: a server and a user mapping,
- *		looked up for a role.
+ *		The account that a role uses on a server: the options of both the server
+ *		and the user mapping.
  *
- * What was looked up is kept until a catalog it came from changes, so that a
- * changed option counts from the next request on.
+ * An account is looked up once and cached until one of its catalogs changes, so
+ * that a changed option takes effect at the next request.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,11 +34,11 @@
 #define WRAPPER "doubletick"
 
 /*
- * The account that was last looked up.  It is good as long as no invalidation
- * has come since the look-up began.
+ * The account that was looked up last.  It is valid while no invalidation has been
+ * processed since the look-up began.
  */
-static uint64 invalidations = 1;
-static uint64 cached_at = 0;
+static uint64 ninvalidations = 1;
+static uint64 cached_at = 0;	/* ninvalidations then, 0: nothing is cached */
 static Oid	cached_role;
 static char cached_name[NAMEDATALEN];
 static Account cached_account;
@@ -46,7 +46,9 @@ static MemoryContext cache_context = NULL;
 
 static Fault *refill_cache(const char *servername, Oid roleid, Account *account);
 static void invalidate_cache(Datum arg, SyscacheId cacheid, uint32 hashvalue);
-static Fault *look_up(const char *servername, Oid roleid, Account *account);
+static Fault *look_up_account(const char *servername, Oid roleid, Account *account);
+static void watch_catalogs(void);
+static Fault *find_server(const char *servername, ForeignServer **server);
 static Fault *read_options(const char *servername, Account *account, List *of_server,
 						   List *of_mapping);
 static TransactionId xmin_of(SyscacheId cache, Oid oid);
@@ -55,23 +57,23 @@ static Fault *read_key_file(const char *path, const char **key);
 static Fault *read_open_key_file(int fd, const char *path, const char **key);
 
 /*
- * Fills "account" with what a request of this role to this server needs, as it
- * is defined now.  Strings live in the current memory context.  Returns NULL
- * when all is well, else what stands in the way: undefined_object without a
- * server or a mapping, insufficient_privilege without USAGE, and
- * object_not_in_prerequisite_state when nothing may leave or there is no key.
- * Even then the server's options are filled in, if there is such a server, and
- * else the defaults.
+ * Fills "account" with what a request of this role to this server needs, as it is
+ * defined now.  Strings live in the current memory context.  Returns NULL if a
+ * request may be sent, else why not: undefined_object without a server or a
+ * mapping, insufficient_privilege without USAGE, and
+ * object_not_in_prerequisite_state when requests are switched off or there is no
+ * key.  Even then "account" has the server's options, or the defaults if there is
+ * no such server.
  */
 Fault *
 account_get(const char *servername, Oid roleid, Account *account)
 {
 	Fault	   *fault = NULL;
 
-	/* Within a statement nobody else looks for what others have changed. */
+	/* Process pending invalidations: within one statement nothing else would. */
 	AcceptInvalidationMessages();
 
-	if (cached_at != invalidations || cached_role != roleid ||
+	if (cached_at != ninvalidations || cached_role != roleid ||
 		strcmp(cached_name, servername) != 0)
 		fault = refill_cache(servername, roleid, account);
 	if (fault == NULL)
@@ -88,34 +90,20 @@ account_get(const char *servername, Oid roleid, Account *account)
 	return NULL;
 }
 
-/*
- * Looks the account up in the catalogs and keeps it, for the next call of the
- * same role is likely to need the same.
- */
+/* Looks the account up in the catalogs, and caches it if there is no fault. */
 static Fault *
 refill_cache(const char *servername, Oid roleid, Account *account)
 {
-	static const SyscacheId caches[] = {
-		FOREIGNSERVEROID, FOREIGNDATAWRAPPEROID, USERMAPPINGOID,
-		AUTHOID, AUTHMEMROLEMEM, DATABASEOID
-	};
-	uint64		now = invalidations;
+	uint64		now = ninvalidations;
 	MemoryContext caller = CurrentMemoryContext;
 	Fault	   *fault;
 
-	if (cache_context == NULL)
-	{
-		cache_context = AllocSetContextCreate(TopMemoryContext, "doubletick account",
-											  ALLOCSET_SMALL_SIZES);
-		for (int i = 0; i < (int) lengthof(caches); i++)
-			CacheRegisterSyscacheCallback(caches[i], invalidate_cache, (Datum) 0);
-	}
-
-	fault = look_up(servername, roleid, account);
+	watch_catalogs();
+	fault = look_up_account(servername, roleid, account);
 	if (fault)
 		return fault;
 
-	cached_at = 0;				/* good again only when all is in place */
+	cached_at = 0;				/* until all of it is copied */
 	MemoryContextReset(cache_context);
 	MemoryContextSwitchTo(cache_context);
 	option_copy(&cached_account, account);
@@ -126,15 +114,32 @@ refill_cache(const char *servername, Oid roleid, Account *account)
 	return NULL;
 }
 
+/* Called before the first look-up: has "ninvalidations" count from then on. */
+static void
+watch_catalogs(void)
+{
+	static const SyscacheId caches[] = {
+		FOREIGNSERVEROID, FOREIGNDATAWRAPPEROID, USERMAPPINGOID,
+		AUTHOID, AUTHMEMROLEMEM, DATABASEOID
+	};
+
+	if (cache_context != NULL)
+		return;
+	cache_context = AllocSetContextCreate(TopMemoryContext, "doubletick account",
+										  ALLOCSET_SMALL_SIZES);
+	for (int i = 0; i < (int) lengthof(caches); i++)
+		CacheRegisterSyscacheCallback(caches[i], invalidate_cache, (Datum) 0);
+}
+
 static void
 invalidate_cache(Datum arg pg_attribute_unused(), SyscacheId cacheid pg_attribute_unused(),
 				 uint32 hashvalue pg_attribute_unused())
 {
-	invalidations++;
+	ninvalidations++;
 }
 
 static Fault *
-look_up(const char *servername, Oid roleid, Account *account)
+look_up_account(const char *servername, Oid roleid, Account *account)
 {
 	const char *role;
 	ForeignServer *server;
@@ -143,17 +148,9 @@ look_up(const char *servername, Oid roleid, Account *account)
 	Fault	   *fault;
 
 	*account = option_defaults;
-	server = GetForeignServerByName(servername, true);
-	if (server == NULL)
-		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
-									 "server \"%s\" does not exist", servername),
-						  "Create it: CREATE SERVER %s FOREIGN DATA WRAPPER " WRAPPER ";",
-						  quote_identifier(servername));
-	if (strcmp(GetForeignDataWrapper(server->fdwid)->fdwname, WRAPPER) != 0)
-		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
-									 "server \"%s\" is not a DoubleTick server", servername),
-						  "Set \"doubletick.server\" to the name of a server of the foreign-data wrapper \"%s\".",
-						  WRAPPER);
+	fault = find_server(servername, &server);
+	if (fault)
+		return fault;
 	account->serverid = server->serverid;
 	fault = read_options(servername, account, server->options, NIL);
 	if (fault)
@@ -196,6 +193,50 @@ look_up(const char *servername, Oid roleid, Account *account)
 	return NULL;
 }
 
+/* A server of ours; a Fault when there is none of that name. */
+static Fault *
+find_server(const char *servername, ForeignServer **server)
+{
+	*server = GetForeignServerByName(servername, true);
+	if (*server == NULL)
+		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
+									 "server \"%s\" does not exist", servername),
+						  "Create it: CREATE SERVER %s FOREIGN DATA WRAPPER " WRAPPER ";",
+						  quote_identifier(servername));
+	if (strcmp(GetForeignDataWrapper((*server)->fdwid)->fdwname, WRAPPER) != 0)
+		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
+									 "server \"%s\" is not a DoubleTick server", servername),
+						  "Set \"doubletick.server\" to the name of a server of the foreign-data wrapper \"%s\".",
+						  WRAPPER);
+	return NULL;
+}
+
+/*
+ * Is there a server of ours with this name?  NULL when there is, else a Fault:
+ * undefined_object.  Asked for each removal that is enqueued by name, so that
+ * nobody fills the queue with servers that do not exist.
+ */
+Fault *
+account_check_server(const char *servername)
+{
+	static uint64 checked_at = 0;
+	static char checked_name[NAMEDATALEN];
+	uint64		now;
+	ForeignServer *server;
+	Fault	   *fault;
+
+	watch_catalogs();
+	if (checked_at == ninvalidations && strcmp(checked_name, servername) == 0)
+		return NULL;
+	now = ninvalidations;
+	fault = find_server(servername, &server);
+	if (fault)
+		return fault;
+	strlcpy(checked_name, servername, NAMEDATALEN);
+	checked_at = now;
+	return NULL;
+}
+
 /*
  * Reads options into "account".  The validator has refused bad ones, but it may
  * have been taken off, or have been that of another version.  What it would say is
@@ -234,9 +275,9 @@ read_options(const char *servername, Account *account, List *of_server, List *of
 }
 
 /*
- * What the account is defined by, as text that is another one after each change
- * of it: which catalog rows, and which transactions made them.  A file that has
- * changed does not show.
+ * A text that differs after each change of the account's definition: which catalog
+ * rows it comes from, and which transactions wrote them.  A change of a file, of a
+ * key or of certificates, does not show in it.
  */
 char *
 account_definition(const char *servername, Oid roleid)
@@ -256,11 +297,13 @@ static TransactionId
 xmin_of(SyscacheId cache, Oid oid)
 {
 	HeapTuple	tuple = SearchSysCache1(cache, ObjectIdGetDatum(oid));
-	TransactionId xmin = HeapTupleIsValid(tuple) ?
-	HeapTupleHeaderGetRawXmin(tuple->t_data) : InvalidTransactionId;
+	TransactionId xmin = InvalidTransactionId;
 
 	if (HeapTupleIsValid(tuple))
+	{
+		xmin = HeapTupleHeaderGetRawXmin(tuple->t_data);
 		ReleaseSysCache(tuple);
+	}
 	return xmin;
 }
 
@@ -278,9 +321,9 @@ find_mapping(Oid serverid, Oid roleid, bool *is_public)
 }
 
 /*
- * The key in a file: its content, but for one line end.  The file must be
- * guarded as PostgreSQL wants ssl_key_file to be: owned by the server's user
- * and closed to all others, or owned by root and perhaps readable by the group.
+ * Reads the key from a file, without the line end.  The file needs the permissions
+ * that PostgreSQL demands of ssl_key_file: it belongs to the server's user and is
+ * closed to all others, or it belongs to root and the group may read it.
  */
 static Fault *
 read_key_file(const char *path, const char **key)
@@ -288,7 +331,7 @@ read_key_file(const char *path, const char **key)
 	Fault	   *fault;
 	int			fd;
 
-	/* A named pipe must not hang us before we see that it is one. */
+	/* Without O_NONBLOCK, opening a named pipe would wait. */
 	fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
 	if (fd < 0)
 		return fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -301,8 +344,8 @@ read_key_file(const char *path, const char **key)
 static Fault *
 read_open_key_file(int fd, const char *path, const char **key)
 {
-	char		buf[OPTION_MAX_KEY + 3];	/* with a line end, and a byte too
-											 * many */
+	char		buf[OPTION_MAX_KEY + 3];	/* room for a line end and one
+											 * byte too many */
 	const char *problem;
 	struct stat st;
 	int			length;

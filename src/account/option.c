@@ -4,11 +4,11 @@
  *		Options of servers and user mappings of the foreign-data wrapper
  *		"doubletick", and its validator.
  *
- * Each option has a function that reads its value into its member of an
- * Account, and raises an error if it is no good.  The validator reads into an
- * Account that it throws away, so that what it lets pass is what works later.
+ * Each option has a function that reads its value into a member of an Account, and
+ * raises an error if the value is not valid.  The validator reads into an Account
+ * that it throws away: what it accepts can be read later.
  *
- * No message here may contain the value of a user mapping's option.
+ * No message may contain the value of a user mapping's option.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,26 +26,28 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+typedef void OptionReader (const char *name, const char *value, void *member);
+
 typedef struct AccountOption
 {
 	const char *name;
 	Oid			catalog;		/* the kind of object that has it */
 	bool		superuser_only; /* may only a superuser set it? */
-	void		(*read) (const char *name, const char *value, void *member);
-	size_t		offset;			/* of that member in Account */
+	OptionReader *read;
+	size_t		offset;			/* of the member in Account */
 	bool		is_string;		/* is the member a string? */
 } AccountOption;
 
-static void read_database(const char *name, const char *value, void *member);
-static void read_base_url(const char *name, const char *value, void *member);
-static void read_waba_number(const char *name, const char *value, void *member);
-static void read_timeout(const char *name, const char *value, void *member);
-static void read_max_connections(const char *name, const char *value, void *member);
-static void read_rate_limit(const char *name, const char *value, void *member);
-static void read_retry_for(const char *name, const char *value, void *member);
-static void read_path(const char *name, const char *value, void *member);
-static void read_proxy(const char *name, const char *value, void *member);
-static void read_api_key(const char *name, const char *value, void *member);
+static OptionReader read_database,
+			read_base_url,
+			read_waba_number,
+			read_timeout,
+			read_max_connections,
+			read_rate_limit,
+			read_retry_for,
+			read_path,
+			read_proxy,
+			read_api_key;
 
 #define SERVER_STRING(name, superuser_only, read) \
 	{#name, ForeignServerRelationId, superuser_only, read, offsetof(Account, name), true}
@@ -82,7 +84,7 @@ static const AccountOption *find_option(const char *name, Oid catalog);
 static void refuse_unknown(const char *name, Oid catalog) pg_attribute_noreturn();
 static void warn_if_missing(const char *name, const char *path);
 static bool parse_duration(const char *value, double min, double max, double *result);
-static void refuse_url(const char *name, const char *problem) pg_attribute_noreturn();
+static void refuse_option(const char *name, const char *problem) pg_attribute_noreturn();
 static void refuse_value(const char *name, const char *value, const char *hint)
 			pg_attribute_noreturn();
 
@@ -140,7 +142,7 @@ option_copy(Account *to, const Account *from)
 }
 
 /*
- * Raises an error for options that are good each by itself, but not together.
+ * Raises an error for options that are valid by themselves, but not together.
  */
 void
 option_check(const Account *account)
@@ -150,7 +152,7 @@ option_check(const Account *account)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("options \"api_key\" and \"api_key_file\" exclude each other")));
 
-	/* What goes out as plain text must not leave the machine by a proxy. */
+	/* Plain text must not leave the machine through a proxy. */
 	if (account->proxy && url_is_plain_text(account->base_url) && !url_is_loopback(account->proxy))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -209,7 +211,7 @@ refuse_unknown(const char *name, Oid catalog)
 			 : errhint("There are no valid options in this context.")));
 }
 
-/* A dump must restore where the file is not, so this is no error. */
+/* Not an error, since a dump must restore on a machine without the file. */
 static void
 warn_if_missing(const char *name, const char *path)
 {
@@ -227,7 +229,7 @@ read_base_url(const char *name, const char *value, void *member)
 	size_t		length = strlen(value);
 
 	if (problem)
-		refuse_url(name, problem);
+		refuse_option(name, problem);
 	while (value[length - 1] == '/')
 		length--;
 	*(const char **) member = pnstrdup(value, length);
@@ -239,7 +241,7 @@ read_proxy(const char *name, const char *value, void *member)
 	const char *problem = url_proxy_problem(value);
 
 	if (problem)
-		refuse_url(name, problem);
+		refuse_option(name, problem);
 	*(const char **) member = value;
 }
 
@@ -260,7 +262,7 @@ read_database(const char *name, const char *value, void *member)
 	*(const char **) member = value;
 }
 
-/* Longest timeout: an hour; a call holds its transaction's locks. */
+/* At most an hour: while a call waits, its transaction holds its locks. */
 static void
 read_timeout(const char *name, const char *value, void *member)
 {
@@ -271,7 +273,7 @@ read_timeout(const char *name, const char *value, void *member)
 	*(int *) member = (int) duration;
 }
 
-/* Longest age: a year, which is far past the use of a removal. */
+/* At most a year; an older removal is of no use. */
 static void
 read_retry_for(const char *name, const char *value, void *member)
 {
@@ -296,14 +298,12 @@ read_rate_limit(const char *name, const char *value, void *member)
 		refuse_value(name, value, "Write requests a second, from 0.001 to 100000, or 0 for no limit.");
 }
 
-/* Paths are the server's, whose working directory is nothing to rely on. */
+/* A relative path would depend on the working directory of the server. */
 static void
 read_path(const char *name, const char *value, void *member)
 {
 	if (!is_absolute_path(value))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("option \"%s\" must be an absolute path", name)));
+		refuse_option(name, "must be an absolute path");
 	*(const char **) member = value;
 }
 
@@ -313,13 +313,11 @@ read_api_key(const char *name, const char *value, void *member)
 	const char *problem = option_key_problem(value, strlen(value));
 
 	if (problem)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("option \"%s\" %s", name, problem)));
+		refuse_option(name, problem);
 	*(const char **) member = value;
 }
 
-/* A duration as PostgreSQL's settings have them, in milliseconds. */
+/* Reads a duration, written as for PostgreSQL's settings, in milliseconds. */
 static bool
 parse_duration(const char *value, double min, double max, double *result)
 {
@@ -327,8 +325,8 @@ parse_duration(const char *value, double min, double max, double *result)
 }
 
 /*
- * What is wrong with a key, as the end of a sentence; NULL when nothing is.
- * A header's value can hold no control characters, and loses outer blanks.
+ * What is wrong with a key, as the end of a sentence; NULL when nothing is.  A
+ * header's value cannot contain control characters, and loses outer blanks.
  */
 const char *
 option_key_problem(const char *key, size_t length)
@@ -347,9 +345,9 @@ option_key_problem(const char *key, size_t length)
 	return NULL;
 }
 
-/* The URL itself may hold a password: it is not shown. */
+/* Does not show the value, which may hold a password or a key. */
 static void
-refuse_url(const char *name, const char *problem)
+refuse_option(const char *name, const char *problem)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -3,8 +3,8 @@
  * account/url.c
  *		What the URL of an option may be.
  *
- * libcurl decides where a request goes.  So what is accepted here is a small part
- * of RFC 3986, which every version of libcurl reads in the same way: a scheme, a
+ * libcurl decides where a request goes.  What is accepted here is a small part of
+ * RFC 3986, which all versions of libcurl read in the same way: a scheme, a
  * host (a name, an IPv4 address, or an IPv6 address in brackets), a port, and
  * a path.  What two parsers could read differently is refused.
  *
@@ -38,11 +38,14 @@ typedef struct Url
 	const char *path;			/* to the end of the URL */
 } Url;
 
+/* Each list ends with NULL. */
+static const char *const base_schemes[] = {"http", "https", NULL};
 static const char *const proxy_schemes[] = {
-	"http", "https", "socks4", "socks4a", "socks5", "socks5h"
+	"http", "https", "socks4", "socks4a", "socks5", "socks5h", NULL
 };
 
-static const char *url_problem(const char *url, Url *parts);
+static const char *url_problem(const char *url, Url *parts, const char *const *schemes,
+							   const char *scheme_problem);
 static bool parse_url(const char *url, Url *parts);
 static const char *skip_port(const char *colon);
 static bool has_scheme(const Url *parts, const char *scheme);
@@ -56,19 +59,11 @@ const char *
 url_base_problem(const char *url)
 {
 	Url			parts;
-	const char *problem = url_problem(url, &parts);
+	const char *problem = url_problem(url, &parts, base_schemes, "must start with https://");
 
-	if (problem)
-		return problem;
-	if (!has_scheme(&parts, "http") && !has_scheme(&parts, "https"))
-		return "must start with https://";
-	if (parts.host_length == 0)
-		return "has no host";
-	if (parts.host_length > MAX_HOST)
-		return "has a host that is too long";
-	if (has_scheme(&parts, "http") && !is_loopback(&parts))
+	if (problem == NULL && has_scheme(&parts, "http") && !is_loopback(&parts))
 		return "must start with https://, since its host is not a loopback address";
-	return NULL;
+	return problem;
 }
 
 /*
@@ -78,22 +73,12 @@ const char *
 url_proxy_problem(const char *url)
 {
 	Url			parts;
-	const char *problem = url_problem(url, &parts);
-	bool		is_known = false;
+	const char *problem = url_problem(url, &parts, proxy_schemes,
+									  "must start with http://, https:// or socks5h://");
 
-	if (problem)
-		return problem;
-	for (int i = 0; i < (int) lengthof(proxy_schemes); i++)
-		is_known = is_known || has_scheme(&parts, proxy_schemes[i]);
-	if (!is_known)
-		return "must start with http://, https:// or socks5h://";
-	if (parts.host_length == 0)
-		return "has no host";
-	if (parts.host_length > MAX_HOST)
-		return "has a host that is too long";
-	if (parts.path[0] != '\0' && strcmp(parts.path, "/") != 0)
+	if (problem == NULL && parts.path[0] != '\0' && strcmp(parts.path, "/") != 0)
 		return "must not contain a path";
-	return NULL;
+	return problem;
 }
 
 /*
@@ -119,7 +104,8 @@ url_is_loopback(const char *url)
 }
 
 static const char *
-url_problem(const char *url, Url *parts)
+url_problem(const char *url, Url *parts, const char *const *schemes,
+			const char *scheme_problem)
 {
 	for (const char *c = url; *c; c++)
 	{
@@ -134,7 +120,15 @@ url_problem(const char *url, Url *parts)
 	}
 	if (strlen(url) > MAX_URL)
 		return "is too long";
-	return parse_url(url, parts) ? NULL : "is not a URL";
+	if (!parse_url(url, parts))
+		return "is not a URL";
+	while (*schemes && !has_scheme(parts, *schemes))
+		schemes++;
+	if (*schemes == NULL)
+		return scheme_problem;
+	if (parts->host_length == 0)
+		return "has no host";
+	return parts->host_length > MAX_HOST ? "has a host that is too long" : NULL;
 }
 
 /* A host may be empty where a path follows it, as in a file URL. */
@@ -163,7 +157,7 @@ parse_url(const char *url, Url *parts)
 	return parts->path && (parts->path[0] == '\0' || parts->path[0] == '/');
 }
 
-/* What follows a port, if there is one; NULL when it is none that can be. */
+/* What follows the port, if there is one; NULL when the port is not valid. */
 static const char *
 skip_port(const char *colon)
 {

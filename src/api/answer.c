@@ -1,14 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * api/answer.c
- *		From a status and bytes to jsonb, or to what went wrong.
+ *		Turns the reply to a request into jsonb, or into a fault.
  *
- * The one place that maps what a request can meet with to SQLSTATEs (the table
- * in README.md, "Errors").  Class 08 is not among them: connection pools take
- * it for a dead database connection.
+ * Here all that can happen to a request gets its SQLSTATE (the table in README.md,
+ * "Errors").  None is of class 08, which connection pools take for a dead database
+ * connection.
  *
- * Nothing here trusts the bytes: they may be in any encoding, be no JSON, or
- * be JSON that jsonb cannot hold.
+ * The bytes may be in any encoding, be no JSON, or be JSON that jsonb cannot hold.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,11 +20,50 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-/* How much of an answer that is no JSON is shown, in bytes. */
+/* Bytes that are shown of an answer that is no JSON. */
 #define EXCERPT_LENGTH 200
 
-/* How much of the API's message goes into the primary message, in bytes. */
+/* Bytes of the API's message that go into the primary message. */
 #define MESSAGE_LENGTH 500
+
+#define MAYBE_DONE "The removal may have been carried out; to repeat it does no harm."
+#define CHECK_BASE_URL "Check whether the server's option \"base_url\" leads to DoubleTick."
+
+/* What is said of a request that has no answer, by HttpResult. */
+typedef struct TransportFault
+{
+	int			sqlstate;
+	const char *message;		/* libcurl's words follow */
+	const char *hint;
+	bool		again;			/* see Answer */
+} TransportFault;
+
+static const TransportFault transport_faults[] = {
+	[HTTP_NO_CONNECTION] = {
+		ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION, "could not connect to DoubleTick",
+		"Check the server's options \"base_url\", \"proxy\", \"connect_timeout\" and "
+		"\"timeout\", and whether this machine may reach that address.", true
+	},
+	[HTTP_NO_TRUST] = {
+		ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION, "could not establish TLS with DoubleTick",
+		"Check the server's options \"base_url\" and \"ca_file\"; "
+		"without the latter, the system's certificate bundle must be installed.", false
+	},
+	[HTTP_BROKEN_OFF] = {
+		ERRCODE_FDW_UNABLE_TO_CREATE_REPLY, "connection to DoubleTick broke off",
+		MAYBE_DONE, true
+	},
+	[HTTP_TIMED_OUT] = {
+		ERRCODE_FDW_UNABLE_TO_CREATE_REPLY, "DoubleTick did not answer in time",
+		MAYBE_DONE " The server's option \"timeout\" says how long to wait.", true
+	},
+	[HTTP_NOT_HTTP] = {
+		ERRCODE_FDW_UNABLE_TO_CREATE_REPLY, "answer is not usable HTTP", CHECK_BASE_URL, false
+	},
+	[HTTP_TOO_LONG] = {
+		ERRCODE_FDW_UNABLE_TO_CREATE_REPLY, "answer is too long", CHECK_BASE_URL, false
+	},
+};
 
 static void read_transport_fault(const HttpReply *reply, Answer *answer);
 static void read_success(const HttpReply *reply, Answer *answer);
@@ -34,10 +72,9 @@ static int	sqlstate_of_status(int status);
 static bool is_no_route(const char *message);
 static const char *hint_of_refusal(int status, const char *message);
 static Jsonb *parse_object(const char *body, size_t length);
-static Jsonb *parse_json(const char *body, size_t length);
 static bool has_huge_number(const char *body);
 static char *api_message(Jsonb *object);
-static void append_value(StringInfo buf, JsonbValue *value);
+static void append_json_value(StringInfo buf, JsonbValue *value);
 static char *excerpt(const char *bytes, size_t length);
 
 /*
@@ -63,59 +100,16 @@ answer_read(const HttpReply *reply, Answer *answer)
 static void
 read_transport_fault(const HttpReply *reply, Answer *answer)
 {
+	const TransportFault *known = &transport_faults[reply->result];
 	char	   *error = excerpt(reply->error, strlen(reply->error));
 	size_t		length = strlen(error);
 
 	if (length > 0 && error[length - 1] == '.')
 		error[length - 1] = '\0';
 
-	switch (reply->result)
-	{
-		case HTTP_ANSWERED:
-			break;
-		case HTTP_NO_CONNECTION:
-			answer->fault =
-				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION,
-									  "could not connect to DoubleTick: %s", error),
-						   "Check the server's options \"base_url\", \"proxy\", \"connect_timeout\" and "
-						   "\"timeout\", and whether this machine may reach that address.");
-			answer->again = true;
-			break;
-		case HTTP_NO_TRUST:
-			answer->fault =
-				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION,
-									  "could not establish TLS with DoubleTick: %s", error),
-						   "Check the server's options \"base_url\" and \"ca_file\"; "
-						   "without the latter, the system's certificate bundle must be installed.");
-			break;
-		case HTTP_BROKEN_OFF:
-			answer->fault =
-				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
-									  "connection to DoubleTick broke off: %s", error),
-						   "The removal may have been carried out; to repeat it does no harm.");
-			answer->again = true;
-			break;
-		case HTTP_TIMED_OUT:
-			answer->fault =
-				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
-									  "DoubleTick did not answer in time: %s", error),
-						   "The removal may have been carried out; to repeat it does no harm. "
-						   "The server's option \"timeout\" says how long to wait.");
-			answer->again = true;
-			break;
-		case HTTP_NOT_HTTP:
-			answer->fault =
-				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
-									  "answer is not usable HTTP: %s", error),
-						   "Check whether the server's option \"base_url\" leads to DoubleTick.");
-			break;
-		case HTTP_TOO_LONG:
-			answer->fault =
-				fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
-									  "answer is too long: %s", error),
-						   "Check whether the server's option \"base_url\" leads to DoubleTick.");
-			break;
-	}
+	answer->fault = fault_make(known->sqlstate, "%s: %s", known->message, error);
+	fault_hint(answer->fault, "%s", known->hint);
+	answer->again = known->again;
 }
 
 /* API.md: take every 2xx with a JSON object as success. */
@@ -128,7 +122,7 @@ read_success(const HttpReply *reply, Answer *answer)
 			fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
 								  "answer with HTTP status %d is not a JSON object that jsonb can hold: \"%s\"",
 								  reply->status, excerpt(reply->body, reply->length)),
-					   "The removal may have been carried out; to repeat it does no harm.");
+					   MAYBE_DONE);
 }
 
 static void
@@ -162,8 +156,8 @@ sqlstate_of_status(int status)
 		case 401:
 		case 403:
 			return ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
-		case 408:				/* the server gave up waiting, or */
-		case 425:				/* does not want it so early: its trouble */
+		case 408:				/* these two are about the server's time, */
+		case 425:				/* not about what was sent */
 			return ERRCODE_SYSTEM_ERROR;
 		case 429:
 			return ERRCODE_CONFIGURATION_LIMIT_EXCEEDED;
@@ -175,7 +169,7 @@ sqlstate_of_status(int status)
 	return ERRCODE_FDW_UNABLE_TO_CREATE_REPLY;
 }
 
-/* What the API's framework says where it has nothing to call (API.md). */
+/* Does the API's framework say that there is nothing at this address (API.md)? */
 static bool
 is_no_route(const char *message)
 {
@@ -191,7 +185,7 @@ hint_of_refusal(int status, const char *message)
 		case 401:
 		case 403:
 			return "Check the API key in the user mapping.";
-		case 404:				/* a customer, or a route, and then it is ours */
+		case 404:				/* the customer, or the address */
 			if (message && !is_no_route(message))
 				return NULL;
 			return "Check the server's option \"base_url\".";
@@ -205,31 +199,22 @@ hint_of_refusal(int status, const char *message)
 	return NULL;
 }
 
-/* The body as a JSON object, NULL when it is none. */
-static Jsonb *
-parse_object(const char *body, size_t length)
-{
-	Jsonb	   *json = parse_json(body, length);
-
-	return json && JB_ROOT_IS_OBJECT(json) ? json : NULL;
-}
-
 /*
- * The body as jsonb, NULL when it is no JSON or jsonb cannot hold it.
+ * The body as jsonb, NULL when it is no JSON object or jsonb cannot hold it.
  *
- * jsonb_in() tells by an error, and so does the conversion before it.  Outside
- * of a subtransaction an error may be swallowed only if nothing but memory is
- * held when it is raised.  That is so here: parsing takes nothing else, and
- * looking a conversion up has let go of its catalog entries before it fails.
- * Errors of other kinds, a cancel or a lack of memory, go on their way.
+ * jsonb_in() and the conversion before it raise errors.  Without a subtransaction
+ * an error may be caught only if nothing but memory is held when it is raised.
+ * That is so: parsing takes nothing else, and the look-up of a conversion releases
+ * its catalog entries before it fails.  Other errors, such as a cancel or a lack of
+ * memory, are raised again.
  */
 static Jsonb *
-parse_json(const char *body, size_t length)
+parse_object(const char *body, size_t length)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Jsonb	   *volatile json = NULL;
 
-	/* jsonb_in() wants a C string; bad UTF-8 is reported without a throw. */
+	/* jsonb_in() reads a C string.  These checks raise no error. */
 	if (strlen(body) != length || !pg_verify_mbstr(PG_UTF8, body, length, true) ||
 		has_huge_number(body))
 		return NULL;
@@ -255,13 +240,13 @@ parse_json(const char *body, size_t length)
 	}
 	PG_END_TRY();
 
-	return json;
+	return json && JB_ROOT_IS_OBJECT(json) ? json : NULL;
 }
 
 /*
- * Is there a number with an exponent of more than three digits?  jsonb holds it
- * in a few bytes, but writes it out as more than 100,000 digits, and a body may
- * hold thousands of them.
+ * Is there a number with an exponent of more than three digits?  jsonb stores it
+ * in a few bytes and writes it as up to 100,000 digits, and a body may have
+ * thousands of them.
  */
 static bool
 has_huge_number(const char *body)
@@ -286,8 +271,8 @@ has_huge_number(const char *body)
 }
 
 /*
- * The API's own words: "message" is a string, or an array of strings when
- * several rules were broken (API.md).  Empty when it has none; clipped.
+ * The API's "message", clipped: a string, or an array of strings when several rules
+ * were broken (API.md).  Empty when there is none.
  */
 static char *
 api_message(Jsonb *object)
@@ -306,11 +291,11 @@ api_message(Jsonb *object)
 		{
 			if (i > 0)
 				appendStringInfoString(&buf, "; ");
-			append_value(&buf, getIthJsonbValueFromContainer(array, i));
+			append_json_value(&buf, getIthJsonbValueFromContainer(array, i));
 		}
 	}
 	else if (message && message->type != jbvNull)
-		append_value(&buf, message);
+		append_json_value(&buf, message);
 
 	if (buf.len > MESSAGE_LENGTH)
 		strcpy(buf.data + fault_cliplen(buf.data, MESSAGE_LENGTH - 3), "...");
@@ -319,7 +304,7 @@ api_message(Jsonb *object)
 
 /* Appends a string as it is, anything else as JSON text. */
 static void
-append_value(StringInfo buf, JsonbValue *value)
+append_json_value(StringInfo buf, JsonbValue *value)
 {
 	if (value->type == jbvString)
 		appendBinaryStringInfo(buf, value->val.string.val, value->val.string.len);
@@ -331,7 +316,7 @@ append_value(StringInfo buf, JsonbValue *value)
 	}
 }
 
-/* The first bytes, as ASCII: others escaped, runs of blanks made one. */
+/* The first bytes as ASCII: others are escaped, and runs of blanks become one. */
 static char *
 excerpt(const char *bytes, size_t length)
 {

@@ -16,8 +16,8 @@ typedef struct Answer
 	int			status;			/* HTTP status, 0 when there was no answer */
 	Jsonb	   *body;			/* of a success: the API's object, else NULL */
 	Fault	   *fault;			/* what went wrong, NULL for a success */
-	bool		again;			/* may the same request succeed in a moment? */
-	bool		no_route;		/* does it say that the address is wrong? */
+	bool		again;			/* may the same succeed a moment later? */
+	bool		no_route;		/* does it say that base_url is wrong? */
 } Answer;
 
 extern void answer_read(const HttpReply *reply, Answer *answer);

@@ -13,8 +13,7 @@
 #define ENDPOINT "/customer/remove-tags-custom-fields"
 
 /*
- * What http_start() needs of an account.  Strings are copied into the current
- * memory context.
+ * What http_start() needs of an account, copied into the current memory context.
  */
 HttpTarget
 endpoint_of(const Account *account)

@@ -3,20 +3,19 @@
  * api/http.c
  *		HTTP by libcurl, inside a PostgreSQL process.
  *
- * The only file that knows libcurl.  What must hold here:
+ * The only file that includes libcurl.  The rules:
  *
- * - curl never blocks.  One multi handle for the process is driven in turns
- *	 of at most POLL_SLICE milliseconds; between turns the caller can serve
- *	 interrupts.  Turns end early when a signal arrives during the wait; one
- *	 that arrives just before it is served a slice later.
- * - No error is thrown through libcurl: callbacks neither palloc nor ereport,
- *	 they set a flag and return short.
- * - Signals are blocked around every call that may start a thread, for
- *	 PostgreSQL's handlers must never run in libcurl's resolver thread, which
- *	 inherits the mask.
- * - libcurl's memory is malloc'd.  A transfer under way is tied to the memory
- *	 context it was started in: when that goes, be it by an error, the transfer
- *	 is taken off the multi handle and its easy handle is kept for the next.
+ * - libcurl never blocks.  The process has one multi handle, and drives it in
+ *	 turns of at most POLL_SLICE milliseconds, between which the caller serves
+ *	 interrupts.  A signal ends the wait of a turn; one that comes just before the
+ *	 wait is served at the end of it.
+ * - No error is thrown through libcurl: callbacks neither palloc nor ereport, they
+ *	 set a flag and return short.
+ * - Signals are blocked around every call that may start a thread: libcurl's
+ *	 resolver thread inherits the mask, and must not run PostgreSQL's handlers.
+ * - libcurl's memory is malloc'd.  A transfer belongs to the memory context that
+ *	 was current when it was started.  When the context is reset, be it by an
+ *	 error, the transfer is aborted and its easy handle is kept for the next one.
  *
  *-------------------------------------------------------------------------
  */
@@ -41,13 +40,10 @@
 #error "doubletick needs libcurl 7.88 or newer"
 #endif
 
-/*
- * Longest wait without a look at interrupts, in ms.  Signals end the wait, so
- * this bounds only the race of one that comes between the look and the wait.
- */
+/* Longest wait between two looks at interrupts, in ms. */
 #define POLL_SLICE 10
 
-/* How long a parsed certificate bundle is trusted to be unchanged, in seconds. */
+/* How long a parsed certificate bundle is used before it is read again, in s. */
 #define CA_CACHE_TIMEOUT 600L
 
 #define AUTHORIZATION "Authorization: "
@@ -59,7 +55,7 @@ typedef struct HttpGuard
 	HttpTransfer *transfer;		/* NULL once released */
 } HttpGuard;
 
-/* An easy handle and all that belongs to it; malloc'd, reused for ever. */
+/* An easy handle and what belongs to it; malloc'd, used again and never freed. */
 struct HttpTransfer
 {
 	dlist_node	node;			/* in "idle", else unlinked */
@@ -84,31 +80,26 @@ struct HttpTransfer
 static CURLM *multi = NULL;
 static dlist_head idle = DLIST_STATIC_INIT(idle);
 
-/* Has a transfer been added that libcurl has not yet looked at? */
+/* Has a transfer been added that libcurl has not looked at yet? */
 static bool added = false;
 
 static void set_up_process(void);
 static void keep_connections(int max_connections);
-static HttpTransfer *take_transfer(void);
+static HttpTransfer *idle_or_new_transfer(void);
 static void guard_transfer(HttpTransfer *transfer, HttpGuard *guard);
 static void guard_fired(void *arg);
 static void set_up_transfer(HttpTransfer *transfer, const HttpTarget *target);
 static char *target_text(const HttpTarget *target);
 static void set_fixed_options(HttpTransfer *transfer);
 static void set_target_options(HttpTransfer *transfer, const HttpTarget *target);
-static void set_url(HttpTransfer *transfer, const char *url);
 static void add_header(HttpTransfer *transfer, const char *line);
-static void set_ca_file(CURL *easy, const char *ca_file);
 static void forget_target(HttpTransfer *transfer);
 static void wait_for_sockets(int timeout);
 static void collect_finished(void);
 static void read_outcome(HttpTransfer *transfer, CURLcode code);
-static bool is_line_too_long(HttpTransfer *transfer, CURLcode code);
-static bool is_handshake_broken_off(HttpTransfer *transfer);
-static HttpResult classify(HttpTransfer *transfer, CURLcode code);
-static size_t receive_header(char *data, size_t size, size_t nitems, void *arg);
-static size_t receive_body(char *data, size_t size, size_t nitems, void *arg);
-static int	about_to_send(void *arg, char *peer, char *own, int peer_port, int own_port);
+static HttpResult classify_outcome(const HttpTransfer *transfer, CURLcode code);
+static bool is_handshake_broken_off(const HttpTransfer *transfer);
+static int	note_sending(void *arg, char *peer, char *own, int peer_port, int own_port);
 static curl_socket_t open_socket(void *arg, curlsocktype purpose,
 								 struct curl_sockaddr *address);
 static int	close_socket(void *arg, curl_socket_t fd);
@@ -121,8 +112,9 @@ static void check_multi(CURLMcode code, const char *what);
 	check_easy(curl_easy_setopt((easy), (option), (value)), #option)
 
 /*
- * Starts a POST.  "body" must stay where it is until the transfer is released
- * or the current memory context is reset, which aborts the transfer.
+ * Starts a POST, which ends after "timeout" milliseconds.  "body" must stay where
+ * it is until the transfer is released, or is aborted since the current memory
+ * context is reset.
  */
 HttpTransfer *
 http_start(const HttpTarget *target, const char *body, size_t length, int timeout)
@@ -132,7 +124,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	CURLMcode	code;
 
 	set_up_process();
-	transfer = take_transfer();
+	transfer = idle_or_new_transfer();
 	guard_transfer(transfer, guard);
 	set_up_transfer(transfer, target);
 
@@ -153,9 +145,9 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 }
 
 /*
- * Waits until something happens, at most "timeout" milliseconds (no longer
- * than POLL_SLICE), and lets libcurl do what there is to do.  Callers serve
- * interrupts between turns.
+ * Waits until a socket is ready or a signal comes, at most "timeout" milliseconds
+ * (a negative one counts as 0) and no longer than POLL_SLICE, and lets libcurl do
+ * what there is to do.  Callers serve interrupts between turns.
  */
 void
 http_turn(int timeout)
@@ -170,7 +162,7 @@ http_turn(int timeout)
 				 errmsg("terminating connection due to unexpected postmaster exit")));
 
 	if (!added)
-		wait_for_sockets(Min(timeout, POLL_SLICE));
+		wait_for_sockets(Max(Min(timeout, POLL_SLICE), 0));
 	added = false;
 
 	block_signals(&saved);
@@ -181,8 +173,7 @@ http_turn(int timeout)
 }
 
 /*
- * What has become of a transfer; NULL while it is under way.  The reply lives
- * until http_release().
+ * The reply, which lives until http_release(); NULL while the transfer is under way.
  */
 const HttpReply *
 http_reply(HttpTransfer *transfer)
@@ -198,8 +189,8 @@ http_reply(HttpTransfer *transfer)
 }
 
 /*
- * When the request was sent, by clock_now(), after the connection was made; 0: not
- * yet.
+ * When the request was sent, by clock_now(); 0 while it is not, be it that its
+ * connection is still being made.
  */
 int64
 http_sent_at(HttpTransfer *transfer)
@@ -219,7 +210,7 @@ http_release(HttpTransfer *transfer)
 	transfer->guard = NULL;
 	if (transfer->running)
 	{
-		/* An unfinished transfer's connection goes with it. */
+		/* This closes its connection, too. */
 		block_signals(&saved);
 		(void) curl_multi_remove_handle(multi, transfer->easy);
 		restore_signals(&saved);
@@ -229,9 +220,7 @@ http_release(HttpTransfer *transfer)
 	dlist_push_head(&idle, &transfer->node);
 }
 
-/*
- * Sets libcurl up in this process, once.
- */
+/* libcurl is set up when a process first needs it, since that must follow the fork. */
 static void
 set_up_process(void)
 {
@@ -257,9 +246,9 @@ set_up_process(void)
 }
 
 /*
- * Connections that a process may have open at once: PostgreSQL grants a third of
- * its file descriptors to others (AcquireExternalFD()), of which we leave some to
- * name resolution and to other extensions.
+ * How many connections a process may have open at once.  PostgreSQL grants a third
+ * of its file descriptors to others (AcquireExternalFD()); we leave some of those
+ * to name resolution and to other extensions.
  */
 int
 http_capacity(void)
@@ -267,7 +256,7 @@ http_capacity(void)
 	return Max(max_safe_fds / 4, 1);
 }
 
-/* One cache for all targets: the most demanding of them decides. */
+/* All targets share one pool of connections, so the largest number counts. */
 static void
 keep_connections(int max_connections)
 {
@@ -281,9 +270,8 @@ keep_connections(int max_connections)
 	kept = max_connections;
 }
 
-/* An idle transfer, or a new one. */
 static HttpTransfer *
-take_transfer(void)
+idle_or_new_transfer(void)
 {
 	HttpTransfer *transfer;
 	sigset_t	saved;
@@ -306,7 +294,7 @@ take_transfer(void)
 	return transfer;
 }
 
-/* From here on, the end of the current memory context is the transfer's. */
+/* Has the transfer released when the current memory context is reset. */
 static void
 guard_transfer(HttpTransfer *transfer, HttpGuard *guard)
 {
@@ -345,7 +333,7 @@ set_up_transfer(HttpTransfer *transfer, const HttpTarget *target)
 	pfree(text);
 }
 
-/* All that a handle's options depend on, as one string to compare. */
+/* All that the options of a handle depend on, as one string to compare. */
 static char *
 target_text(const HttpTarget *target)
 {
@@ -362,11 +350,11 @@ set_fixed_options(HttpTransfer *transfer)
 
 	SET_OPTION(easy, CURLOPT_PRIVATE, transfer);
 	SET_OPTION(easy, CURLOPT_ERRORBUFFER, transfer->error);
-	SET_OPTION(easy, CURLOPT_HEADERFUNCTION, receive_header);
-	SET_OPTION(easy, CURLOPT_HEADERDATA, transfer);
-	SET_OPTION(easy, CURLOPT_WRITEFUNCTION, receive_body);
-	SET_OPTION(easy, CURLOPT_WRITEDATA, transfer);
-	SET_OPTION(easy, CURLOPT_PREREQFUNCTION, about_to_send);
+	SET_OPTION(easy, CURLOPT_HEADERFUNCTION, inbox_add_header);
+	SET_OPTION(easy, CURLOPT_HEADERDATA, &transfer->inbox);
+	SET_OPTION(easy, CURLOPT_WRITEFUNCTION, inbox_add_body);
+	SET_OPTION(easy, CURLOPT_WRITEDATA, &transfer->inbox);
+	SET_OPTION(easy, CURLOPT_PREREQFUNCTION, note_sending);
 	SET_OPTION(easy, CURLOPT_PREREQDATA, transfer);
 	SET_OPTION(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
 	SET_OPTION(easy, CURLOPT_OPENSOCKETDATA, transfer);
@@ -378,11 +366,11 @@ set_fixed_options(HttpTransfer *transfer)
 	SET_OPTION(easy, CURLOPT_USERAGENT, "doubletick/" DOUBLETICK_VERSION);
 	SET_OPTION(easy, CURLOPT_TCP_KEEPALIVE, 1L);
 
-	/* No signals, no lingering for a name server that does not answer. */
+	/* No signals, and no wait for the resolver when a transfer is aborted. */
 	SET_OPTION(easy, CURLOPT_NOSIGNAL, 1L);
 	SET_OPTION(easy, CURLOPT_QUICK_EXIT, 1L);
 
-	/* Nowhere but where we were told, and by nothing but HTTP. */
+	/* HTTP only, and only to base_url, whatever environment or server say. */
 	SET_OPTION(easy, CURLOPT_PROTOCOLS_STR, "http,https");
 	SET_OPTION(easy, CURLOPT_FOLLOWLOCATION, 0L);
 	SET_OPTION(easy, CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
@@ -390,7 +378,7 @@ set_fixed_options(HttpTransfer *transfer)
 	SET_OPTION(easy, CURLOPT_HEADEROPT, (long) CURLHEADER_SEPARATE);
 	SET_OPTION(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 
-	/* These are libcurl's defaults; nothing may change them. */
+	/* libcurl's defaults, but nothing may change these. */
 	SET_OPTION(easy, CURLOPT_SSL_VERIFYPEER, 1L);
 	SET_OPTION(easy, CURLOPT_SSL_VERIFYHOST, 2L);
 	SET_OPTION(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
@@ -398,37 +386,51 @@ set_fixed_options(HttpTransfer *transfer)
 	SET_OPTION(easy, CURLOPT_CA_CACHE_TIMEOUT, CA_CACHE_TIMEOUT);
 }
 
-/* What the target decides.  libcurl copies strings, but neither URL nor headers. */
+/*
+ * What differs from target to target.  libcurl copies strings, but neither the URL
+ * nor the headers.
+ *
+ * The URL is parsed here, since libcurl would parse CURLOPT_URL for each request.
+ *
+ * One PEM bundle is trusted and no directory: libcurl does not keep the parsed
+ * bundle if there is a directory, even a default one, and parsing it is most of
+ * what a new connection costs (test/bench/call).  Later versions of libcurl may set
+ * the default directory again: slower, but not wrong.
+ */
 static void
 set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 {
 	CURL	   *easy = transfer->easy;
 	char	   *authorization = psprintf(AUTHORIZATION "%s", target->authorization);
+	const char *ca_file = target->ca_file;
 
 	add_header(transfer, authorization);
 	add_header(transfer, "Content-Type: application/json");
 	add_header(transfer, "Accept: application/json");
-	add_header(transfer, "Expect:");	/* no round trip to ask whether we may
-										 * send */
+	add_header(transfer, "Expect:");	/* saves a round trip */
 	SET_OPTION(easy, CURLOPT_HTTPHEADER, transfer->headers);
 	pfree(authorization);
 
-	set_url(transfer, target->url);
-	SET_OPTION(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) Max(target->connect_timeout, 1));
-	/* An empty string, unlike none, keeps the environment's proxies out. */
-	SET_OPTION(easy, CURLOPT_PROXY, target->proxy ? target->proxy : "");
-	set_ca_file(easy, target->ca_file);
-}
-
-/* Parsed once: libcurl would parse CURLOPT_URL anew for each request. */
-static void
-set_url(HttpTransfer *transfer, const char *url)
-{
 	transfer->url = curl_url();
 	if (transfer->url == NULL ||
-		curl_url_set(transfer->url, CURLUPART_URL, url, 0) == CURLUE_OUT_OF_MEMORY)
+		curl_url_set(transfer->url, CURLUPART_URL, target->url, 0) == CURLUE_OUT_OF_MEMORY)
 		check_easy(CURLE_OUT_OF_MEMORY, "curl_url_set");
-	SET_OPTION(transfer->easy, CURLOPT_CURLU, transfer->url);
+	SET_OPTION(easy, CURLOPT_CURLU, transfer->url);
+	SET_OPTION(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) Max(target->connect_timeout, 1));
+
+	/* Without the empty string libcurl would use the environment's proxies. */
+	SET_OPTION(easy, CURLOPT_PROXY, target->proxy ? target->proxy : "");
+
+	/* A TLS library that knows no directories refuses to unset one. */
+	(void) curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
+	(void) curl_easy_setopt(easy, CURLOPT_PROXY_CAPATH, NULL);
+	if (ca_file == NULL)
+		ca_file = curl_version_info(CURLVERSION_NOW)->cainfo;
+	if (ca_file != NULL)
+	{
+		SET_OPTION(easy, CURLOPT_CAINFO, ca_file);
+		SET_OPTION(easy, CURLOPT_PROXY_CAINFO, ca_file);
+	}
 }
 
 static void
@@ -439,28 +441,6 @@ add_header(HttpTransfer *transfer, const char *line)
 	if (longer == NULL)
 		check_easy(CURLE_OUT_OF_MEMORY, "curl_slist_append");
 	transfer->headers = longer;
-}
-
-/*
- * Trust one PEM bundle and no directory: with a directory, even a default one,
- * libcurl does not keep the parsed bundle, and parsing it is most of what a new
- * connection costs (test/bench/call).  Some later libcurl than 7.88 sets its
- * default directory again where there is none: slower, but not wrong.
- */
-static void
-set_ca_file(CURL *easy, const char *ca_file)
-{
-	if (ca_file == NULL)
-		ca_file = curl_version_info(CURLVERSION_NOW)->cainfo;
-
-	/* A TLS library that knows no directories refuses to unset one. */
-	(void) curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
-	(void) curl_easy_setopt(easy, CURLOPT_PROXY_CAPATH, NULL);
-	if (ca_file != NULL)
-	{
-		SET_OPTION(easy, CURLOPT_CAINFO, ca_file);
-		SET_OPTION(easy, CURLOPT_PROXY_CAINFO, ca_file);
-	}
 }
 
 static void
@@ -489,7 +469,7 @@ wait_for_sockets(int timeout)
 	check_multi(code, "curl_multi_poll");
 }
 
-/* Runs with signals blocked, between calls of libcurl; must not throw. */
+/* Called with signals blocked: must not throw. */
 static void
 collect_finished(void)
 {
@@ -517,12 +497,20 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 	long		status = 0;
 	curl_off_t	retry_after = 0;
 
-	if (is_line_too_long(transfer, code))
+	/*
+	 * A header line without end never reaches inbox_add_header(): libcurl has
+	 * a limit of its own for one line, larger than ours for all.
+	 */
+#if LIBCURL_VERSION_NUM >= 0x080600
+	if (code == CURLE_TOO_LARGE)
+		inbox->too_long = "headers";
+#endif
+	if (code == CURLE_OUT_OF_MEMORY && transfer->sent_at != 0 && !inbox->no_memory)
 		inbox->too_long = "headers";
 	else if (code == CURLE_OUT_OF_MEMORY)
 		inbox->no_memory = true;
 
-	if (inbox->too_long)		/* libcurl says but "failed writing" */
+	if (inbox->too_long)		/* libcurl only says "failed writing" */
 		snprintf(transfer->error, CURL_ERROR_SIZE, "more than %d bytes of %s",
 				 strcmp(inbox->too_long, "headers") == 0 ? INBOX_MAX_HEADERS : INBOX_MAX_BODY,
 				 inbox->too_long);
@@ -537,7 +525,7 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 		inbox_blot_out(inbox->body, inbox->length, secret);
 	inbox_blot_out(transfer->error, strlen(transfer->error), secret);
 
-	reply->result = classify(transfer, code);
+	reply->result = classify_outcome(transfer, code);
 	reply->status = (int) status;
 	reply->body = inbox->length > 0 ? inbox->body : "";
 	reply->length = inbox->length;
@@ -545,48 +533,9 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 	reply->error = transfer->error;
 }
 
-/*
- * A header line without end never reaches receive_header(): libcurl has its
- * own limit for one, which is larger than ours for all.
- */
-static bool
-is_line_too_long(HttpTransfer *transfer, CURLcode code)
-{
-	curl_off_t	pretransfer = 0;
-
-	(void) curl_easy_getinfo(transfer->easy, CURLINFO_PRETRANSFER_TIME_T, &pretransfer);
-#if LIBCURL_VERSION_NUM >= 0x080600
-	if (code == CURLE_TOO_LARGE)
-		return true;
-#endif
-	return code == CURLE_OUT_OF_MEMORY && pretransfer > 0 && !transfer->inbox.no_memory;
-}
-
-/*
- * Did the other side go away in the middle of the handshake, as when it is
- * restarted?  libcurl has the same code for that as for a handshake that was
- * refused; only its words differ.
- */
-static bool
-is_handshake_broken_off(HttpTransfer *transfer)
-{
-	static const char *const words[] = {
-		"Recv failure", "Send failure", "SSL_ERROR_SYSCALL", "unexpected eof"
-	};
-
-	for (int i = 0; i < (int) lengthof(words); i++)
-	{
-		if (strstr(transfer->error, words[i]) != NULL)
-			return true;
-	}
-	return false;
-}
-
 static HttpResult
-classify(HttpTransfer *transfer, CURLcode code)
+classify_outcome(const HttpTransfer *transfer, CURLcode code)
 {
-	curl_off_t	pretransfer = 0;
-
 	if (transfer->inbox.too_long)
 		return HTTP_TOO_LONG;
 
@@ -610,49 +559,44 @@ classify(HttpTransfer *transfer, CURLcode code)
 		case CURLE_BAD_CONTENT_ENCODING:
 			return HTTP_NOT_HTTP;
 		default:
-			break;
+			if (transfer->sent_at == 0)
+				return HTTP_NO_CONNECTION;
+			return code == CURLE_OPERATION_TIMEDOUT ? HTTP_TIMED_OUT : HTTP_BROKEN_OFF;
 	}
-
-	/* Set once the request may be sent: connected, TLS and proxy included. */
-	(void) curl_easy_getinfo(transfer->easy, CURLINFO_PRETRANSFER_TIME_T, &pretransfer);
-	if (pretransfer == 0)
-		return HTTP_NO_CONNECTION;
-	if (code == CURLE_OPERATION_TIMEDOUT)
-		return HTTP_TIMED_OUT;
-	return HTTP_BROKEN_OFF;
 }
 
-/* libcurl's callbacks for each header line and each piece of the decoded body. */
-static size_t
-receive_header(char *data pg_attribute_unused(), size_t size, size_t nitems, void *arg)
+/*
+ * Did the other side go away in the middle of the handshake, as it does when it is
+ * restarted?  libcurl has one code for this and for a handshake that was refused;
+ * only the words differ.
+ */
+static bool
+is_handshake_broken_off(const HttpTransfer *transfer)
 {
-	HttpTransfer *transfer = arg;
+	static const char *const words[] = {
+		"Recv failure", "Send failure", "SSL_ERROR_SYSCALL", "unexpected eof"
+	};
 
-	return inbox_add_header(&transfer->inbox, size * nitems) ? size * nitems : 0;
+	for (int i = 0; i < (int) lengthof(words); i++)
+	{
+		if (strstr(transfer->error, words[i]) != NULL)
+			return true;
+	}
+	return false;
 }
 
-static size_t
-receive_body(char *data, size_t size, size_t nitems, void *arg)
-{
-	HttpTransfer *transfer = arg;
-
-	return inbox_add_body(&transfer->inbox, data, size * nitems) ? size * nitems : 0;
-}
-
-/* libcurl's callback for a connection that is there, and a request that is next. */
+/* Called by libcurl when the connection is there, and the request is sent next. */
 static int
-about_to_send(void *arg, char *peer pg_attribute_unused(), char *own pg_attribute_unused(),
-			  int peer_port pg_attribute_unused(), int own_port pg_attribute_unused())
+note_sending(void *arg, char *peer pg_attribute_unused(), char *own pg_attribute_unused(),
+			 int peer_port pg_attribute_unused(), int own_port pg_attribute_unused())
 {
-	HttpTransfer *transfer = arg;
-
-	transfer->sent_at = clock_now();
+	((HttpTransfer *) arg)->sent_at = clock_now();
 	return CURL_PREREQFUNC_OK;
 }
 
 /*
- * libcurl's callbacks for opening and closing a socket: counted among the
- * process's file descriptors, and closed in programs that COPY starts.
+ * Called by libcurl to open and close a socket.  It counts among the file
+ * descriptors of the process, and the programs that COPY starts do not inherit it.
  */
 static curl_socket_t
 open_socket(void *arg, curlsocktype purpose pg_attribute_unused(),
@@ -681,7 +625,7 @@ close_socket(void *arg pg_attribute_unused(), curl_socket_t fd)
 	return close(fd);
 }
 
-/* All signals, since PostgreSQL's own set leaves SIGQUIT open. */
+/* Blocks all signals; PostgreSQL's own set leaves SIGQUIT open. */
 static void
 block_signals(sigset_t *saved)
 {

@@ -3,11 +3,11 @@
  * api/http.h
  *		HTTP POST: bytes out, a status and bytes back.
  *
- * Many transfers may be in flight in one process:
+ * Many transfers may be under way in one process:
  *
  *		http_start()	one or more transfers
  *		http_turn()		waits a little and drives all of them
- *		http_reply()	what has become of one, NULL while it is under way
+ *		http_reply()	the reply to one, NULL while it is under way
  *		http_release()	gives its handle back
  *
  *-------------------------------------------------------------------------

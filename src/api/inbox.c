@@ -3,9 +3,9 @@
  * api/inbox.c
  *		An HTTP answer as it comes in, bounded.
  *
- * Filled from libcurl's callbacks, through which no error may be thrown: so
- * nothing here pallocs or ereports, the buffer is malloc'd, and what goes wrong
- * is remembered for later.
+ * libcurl calls this for each piece that comes, and no error may be thrown through
+ * it: nothing here pallocs or ereports, the buffer is malloc'd, and what goes wrong
+ * is noted in the inbox.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,14 +16,11 @@
 /* A buffer larger than this is not kept for the next answer, in bytes. */
 #define KEEP (64 * 1024)
 
-/*
- * Shortest secret to look for in what the server sent, in bytes: a shorter one
- * would be found by chance.
- */
+/* Shortest secret to blot out, in bytes; a shorter one would be found by chance. */
 #define MIN_SECRET 8
 
 /*
- * Forgets the answer; a buffer of common size stays for the next one.
+ * Empties the inbox; a buffer of common size stays for the next answer.
  */
 void
 inbox_clear(Inbox *inbox)
@@ -42,30 +39,35 @@ inbox_clear(Inbox *inbox)
 }
 
 /*
- * Counts a header line of so many bytes.  False when that is too many.
+ * Takes a header line, of which only the length counts.  Like inbox_add_body(), a
+ * callback of libcurl: returns the number of bytes, or 0 to end the transfer.
  */
-bool
-inbox_add_header(Inbox *inbox, size_t length)
+size_t
+inbox_add_header(char *data pg_attribute_unused(), size_t size, size_t nitems, void *arg)
 {
-	inbox->header_bytes += length;
-	if (inbox->header_bytes > INBOX_MAX_HEADERS)
-		inbox->too_long = "headers";
-	return inbox->too_long == NULL;
+	Inbox	   *inbox = arg;
+
+	inbox->header_bytes += size * nitems;
+	if (inbox->header_bytes <= INBOX_MAX_HEADERS)
+		return size * nitems;
+	inbox->too_long = "headers";
+	return 0;
 }
 
 /*
- * Appends a piece of the body.  False when it is too long, or when there is no
- * memory for it.
+ * Appends a piece of the decoded body.
  */
-bool
-inbox_add_body(Inbox *inbox, const char *data, size_t length)
+size_t
+inbox_add_body(char *data, size_t size, size_t nitems, void *arg)
 {
+	Inbox	   *inbox = arg;
+	size_t		length = size * nitems;
 	size_t		needed = inbox->length + length + 1;
 
 	if (needed > INBOX_MAX_BODY + 1)
 	{
 		inbox->too_long = "body";
-		return false;
+		return 0;
 	}
 	if (needed > inbox->capacity)
 	{
@@ -75,7 +77,7 @@ inbox_add_body(Inbox *inbox, const char *data, size_t length)
 		if (larger == NULL)
 		{
 			inbox->no_memory = true;
-			return false;
+			return 0;
 		}
 		inbox->body = larger;
 		inbox->capacity = capacity;
@@ -83,13 +85,13 @@ inbox_add_body(Inbox *inbox, const char *data, size_t length)
 	memcpy(inbox->body + inbox->length, data, length);
 	inbox->length += length;
 	inbox->body[inbox->length] = '\0';
-	return true;
+	return length;
 }
 
 /*
- * Overwrites a secret wherever it stands, with as many asterisks, so that JSON
- * stays what it was: a server may echo the key in what it answers, and answers
- * are shown, logged and stored.
+ * Overwrites a secret with asterisks: a server may repeat the key in its answer,
+ * and answers are shown, logged and stored.  The length stays the same, and so JSON
+ * stays JSON.
  */
 void
 inbox_blot_out(char *bytes, size_t length, const char *secret)

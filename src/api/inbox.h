@@ -14,20 +14,20 @@
 /* Headers of one answer, interim ones included, in bytes.  nginx sends 4 kB. */
 #define INBOX_MAX_HEADERS (64 * 1024)
 
-/* All zeros is an empty inbox. */
+/* All zeros is an empty inbox.  The flags say why a transfer was ended. */
 typedef struct Inbox
 {
 	char	   *body;			/* malloc'd; a NUL follows "length" bytes */
 	size_t		length;
 	size_t		capacity;
 	size_t		header_bytes;
-	const char *too_long;		/* what was: "headers" or "body"; or NULL */
-	bool		no_memory;
+	const char *too_long;		/* "headers", "body", or NULL */
+	bool		no_memory;		/* was there none for the body? */
 } Inbox;
 
 extern void inbox_clear(Inbox *inbox);
-extern bool inbox_add_header(Inbox *inbox, size_t length);
-extern bool inbox_add_body(Inbox *inbox, const char *data, size_t length);
+extern size_t inbox_add_header(char *data, size_t size, size_t nitems, void *inbox);
+extern size_t inbox_add_body(char *data, size_t size, size_t nitems, void *inbox);
 extern void inbox_blot_out(char *bytes, size_t length, const char *secret);
 
 #endif							/* DOUBLETICK_API_INBOX_H */

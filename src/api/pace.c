@@ -196,8 +196,9 @@ find_pace(PaceEntry *paces, Oid serverid)
 			Max(oldest->last_turn, oldest->paused_until))
 			oldest = pace;
 	}
-	*oldest = (PaceEntry) {
-		.database = MyDatabaseId, .server = serverid, .last_turn = PG_INT64_MIN
-	};
+	oldest->database = MyDatabaseId;
+	oldest->server = serverid;
+	oldest->last_turn = PG_INT64_MIN;
+	oldest->paused_until = 0;
 	return oldest;
 }

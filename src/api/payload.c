@@ -3,13 +3,11 @@
  * api/payload.c
  *		From SQL arguments to the JSON body of a removal.
  *
- * Pure: what goes in decides what comes out, nothing is looked up and nothing
- * leaves.  Bad arguments come back as a Fault rather than as an error, since
- * dt_try_remove_tags_custom_fields() has to return them.
+ * Nothing is looked up and nothing is sent.  Bad arguments become a Fault and not an
+ * error, since dt_try_remove_tags_custom_fields() returns them.
  *
- * The rules are those of shared API.md: names go out exactly as given, phone
- * numbers as given once they are E.164, "tags" and "customFields" always,
- * "wabaNumber" only when there is one.
+ * The rules are those of API.md: names and E.164 numbers are sent exactly as given,
+ * "tags" and "customFields" always, "wabaNumber" only when there is one.
  *
  *-------------------------------------------------------------------------
  */
@@ -31,11 +29,11 @@ static Fault *read_names(const char *what, ArrayType *array,
 static void push_names(JsonbBuild *build, const char **names, int nnames);
 
 /*
- * Checks the arguments and lays them out in "removal", whose strings are
- * allocated in the current memory context.  NULL arrays and empty ones both
- * mean "nothing of this kind"; a NULL waba means "the server's".
+ * Checks the arguments and fills "removal", whose strings are allocated in the
+ * current memory context.  A NULL array means the same as an empty one; a NULL waba
+ * means the server's.
  *
- * Returns NULL when all is well, else the first thing that is wrong:
+ * Returns NULL if there is a removal, else the first thing that is wrong:
  * invalid_parameter_value, or null_value_not_allowed.
  */
 Fault *
@@ -79,8 +77,8 @@ payload_check(text *phone, ArrayType *tags, ArrayType *fields, text *waba,
 }
 
 /*
- * The request body (API.md, "Request").  "default_waba" stands in when the
- * removal has no waba of its own; NULL when there is no default.
+ * The request body (API.md, "Request").  "default_waba", or NULL, is used when the
+ * removal has no waba.
  */
 Jsonb *
 payload_jsonb(const Removal *removal, const char *default_waba)
@@ -105,15 +103,15 @@ payload_jsonb(const Removal *removal, const char *default_waba)
 }
 
 /*
- * The body as it goes over the wire: JSON text in UTF-8 (RFC 8259, section
- * 8.1), "length" bytes of it.  payload_check() has made sure that there is one.
+ * The body as it is sent: "length" bytes of JSON text in UTF-8 (RFC 8259, section
+ * 8.1).  payload_check() has checked that all of it can be converted.
  */
 char *
 payload_utf8(Jsonb *payload, size_t *length)
 {
 	char	   *json = JsonbToCString(NULL, &payload->root, VARSIZE(payload));
 
-	/* ASCII is UTF-8 already, also where the encoding has no conversion. */
+	/* ASCII needs no conversion; some encodings have none. */
 	if (!pg_is_ascii(json))
 		json = pg_server_to_any(json, strlen(json), PG_UTF8);
 	*length = strlen(json);
@@ -121,7 +119,7 @@ payload_utf8(Jsonb *payload, size_t *length)
 }
 
 /*
- * Does it name nothing to remove?
+ * Does the removal have no names?
  */
 bool
 payload_is_empty(const Removal *removal)
@@ -140,7 +138,7 @@ check_number(const char *what, text *number, const char **result)
 					  PHONE_E164_HINT);
 }
 
-/* Adds the number of elements to "count", without looking at them. */
+/* Checks the shape of an array, and adds the number of its elements to "count". */
 static Fault *
 check_array(const char *what, ArrayType *array, int *count)
 {
@@ -152,10 +150,8 @@ check_array(const char *what, ArrayType *array, int *count)
 }
 
 /*
- * The names of one kind, each once, in first-seen order.
- *
- * Looking each name up among those before it is quadratic, but there are at
- * most PAYLOAD_MAX_NAMES of them.
+ * Reads the names of one kind, each once, in first-seen order.  Each name is
+ * compared with all before it: there are at most PAYLOAD_MAX_NAMES.
  */
 static Fault *
 read_names(const char *what, ArrayType *array,
@@ -200,8 +196,7 @@ read_names(const char *what, ArrayType *array,
 }
 
 /*
- * The length of a string as JSON has it, without quotation marks: some
- * characters are escaped.
+ * The length of a string in JSON, without the quotation marks.
  */
 size_t
 payload_json_length(const char *string)
@@ -210,28 +205,17 @@ payload_json_length(const char *string)
 
 	for (const char *c = string; *c; c++)
 	{
-		switch (*c)
-		{
-			case '\b':
-			case '\f':
-			case '\n':
-			case '\r':
-			case '\t':
-			case '"':
-			case '\\':
-				length += strlen("\\n");
-				break;
-			default:
-				length += (unsigned char) *c < ' ' ? strlen("\\u0001") : 1;
-		}
+		if (strchr("\b\f\n\r\t\"\\", *c))
+			length += strlen("\\n");
+		else
+			length += (unsigned char) *c < ' ' ? strlen("\\u0001") : 1;
 	}
 	return length;
 }
 
 /*
- * Can the string be sent?  In a UTF-8 database it is UTF-8 already; in a
- * SQL_ASCII one it may be anything; in the others a character may have no
- * counterpart, or the encoding no conversion.
+ * Can the string be converted to UTF-8?  In a SQL_ASCII database it may be anything;
+ * in others a character may have no counterpart, or the encoding no conversion.
  */
 bool
 payload_has_utf8_form(const char *string, int length)

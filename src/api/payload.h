@@ -11,16 +11,13 @@
 #include "base/fault.h"
 #include "utils/array.h"
 
-/*
- * Names that one request may carry, tags and fields together (DESIGN.md).
- */
+/* Names that one request may have, tags and fields together (DESIGN.md). */
 #define PAYLOAD_MAX_NAMES 1000
 
 /*
- * Bytes that those names may have together, as JSON has them.  The API answers
- * with every name, and perhaps with what was wrong with it; an answer of more
- * than 1 MiB is not read (INBOX_MAX_BODY).  Names that could not come back must
- * not be sent.
+ * Bytes that they may have together in JSON.  The API repeats every name in its
+ * answer, perhaps with what was wrong with it, and an answer of more than 1 MiB is
+ * not read (INBOX_MAX_BODY).
  */
 #define PAYLOAD_MAX_BYTES (512 * 1024)
 

@@ -18,8 +18,8 @@
 #include "utils/wait_event.h"
 
 /*
- * The time in microseconds.  Only differences mean something, but within one
- * start of the machine all processes read the same clock.
+ * The time in microseconds, of which only differences mean something.  All processes
+ * read the same clock, until the machine is restarted.
  */
 int64
 clock_now(void)
@@ -31,8 +31,8 @@ clock_now(void)
 }
 
 /*
- * Sleeps for so many microseconds, if any.  A set latch does not end the sleep;
- * a cancel or a termination raises its error.
+ * Sleeps for so many microseconds; not at all if that is negative.  A set latch does
+ * not end the sleep; a cancel or a termination raises its error.
  */
 void
 clock_sleep(int64 microseconds)

@@ -3,10 +3,9 @@
  * base/fault.c
  *		What went wrong with one call, as jsonb and as an error.
  *
- * Every fault has one shape for SQL: an object with the keys "statusCode",
- * "error" and "message", after the API's own error bodies.  Where the API
- * answered with such an object its keys are kept and the missing ones are
- * filled in.
+ * SQL sees every fault as an object with the keys "statusCode", "error" and
+ * "message", as the API's own error bodies have them.  If the API answered with an
+ * object, its keys are kept and the missing ones are filled in.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,17 +17,57 @@
 #include "utils/fmgrprotos.h"
 #include "utils/numeric.h"
 
-static const char *condition_name(int sqlstate);
-static const char *reason_phrase(int status);
-static char *format(int format_errno, const char *fmt, va_list args)
+typedef struct CodeName
+{
+	int			code;
+	const char *name;
+} CodeName;
+
+/*
+ * What the API itself puts under "error" for a status (API.md; the phrases are
+ * those of RFC 9110 and RFC 8470), for the bodies that leave it out.
+ */
+static const CodeName reason_phrases[] = {
+	{400, "Bad Request"},
+	{401, "Unauthorized"},
+	{403, "Forbidden"},
+	{404, "Not Found"},
+	{408, "Request Timeout"},
+	{409, "Conflict"},
+	{422, "Unprocessable Entity"},
+	{425, "Too Early"},
+	{429, "Too Many Requests"},
+	{500, "Internal Server Error"},
+	{502, "Bad Gateway"},
+	{503, "Service Unavailable"},
+	{504, "Gateway Timeout"},
+};
+
+/*
+ * The names that PL/pgSQL's EXCEPTION clause has for SQLSTATEs (PostgreSQL
+ * documentation, appendix A): all that a fault without a reason phrase can have.
+ */
+static const CodeName condition_names[] = {
+	{ERRCODE_INVALID_PARAMETER_VALUE, "invalid_parameter_value"},
+	{ERRCODE_NULL_VALUE_NOT_ALLOWED, "null_value_not_allowed"},
+	{ERRCODE_UNDEFINED_OBJECT, "undefined_object"},
+	{ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "object_not_in_prerequisite_state"},
+	{ERRCODE_INSUFFICIENT_PRIVILEGE, "insufficient_privilege"},
+	{ERRCODE_SYSTEM_ERROR, "system_error"},
+	{ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION, "fdw_unable_to_establish_connection"},
+	{ERRCODE_FDW_UNABLE_TO_CREATE_REPLY, "fdw_unable_to_create_reply"},
+};
+
+static const char *name_of_code(const CodeName *names, int nnames, int code);
+static char *format_message(int format_errno, const char *fmt, va_list args)
 			pg_attribute_printf(2, 0);
 static void push_status(JsonbBuild *build, int status);
 static void push_members(JsonbBuild *build, Jsonb *object);
 
 /*
- * A fault without an answer from the API; the caller adds what else it knows.
- * "fmt" makes the primary message, where control characters become blanks; %m
- * is the errno of the call.
+ * Makes a fault; the caller adds the API's answer, if there is one.  "fmt" makes
+ * the primary message, in which control characters become blanks, so that it stays
+ * one line whatever a user or a server has put into it; %m is the caller's errno.
  */
 Fault *
 fault_make(int sqlstate, const char *fmt,...)
@@ -38,10 +77,9 @@ fault_make(int sqlstate, const char *fmt,...)
 	va_list		args;
 
 	va_start(args, fmt);
-	fault->message = format(save_errno, fmt, args);
+	fault->message = format_message(save_errno, fmt, args);
 	va_end(args);
 
-	/* One line, whatever a user or a server has put into it. */
 	for (char *c = fault->message; *c; c++)
 	{
 		if ((unsigned char) *c < ' ' || *c == 0x7f)
@@ -60,14 +98,14 @@ fault_hint(Fault *fault, const char *fmt,...)
 	va_list		args;
 
 	va_start(args, fmt);
-	fault->hint = format(0, fmt, args);
+	fault->hint = format_message(0, fmt, args);
 	va_end(args);
 	return fault;
 }
 
 /*
- * How much of a string to show, at most "limit" bytes, so that no character is
- * cut.  In a SQL_ASCII database we take it for UTF-8: the API's words are.
+ * How many bytes of a string to show, at most "limit", so that no character is cut.
+ * In a SQL_ASCII database the string counts as UTF-8, as the API's messages are.
  */
 int
 fault_cliplen(const char *string, int limit)
@@ -79,21 +117,26 @@ fault_cliplen(const char *string, int limit)
 }
 
 /*
- * The fault as dt_try_remove_tags_custom_fields() returns it, and as the
- * DETAIL of the error that dt_remove_tags_custom_fields() raises.
+ * The fault as dt_try_remove_tags_custom_fields() returns it, and as the DETAIL of
+ * the error that dt_remove_tags_custom_fields() raises.
  *
- * jsonb keeps the last of several values of a key: the API's words go over
- * ours, and the status that was received over everything.
+ * jsonb keeps the last of several values of a key: the API's values replace ours,
+ * and the status that was received replaces the one in the body.
  */
 Jsonb *
 fault_jsonb(const Fault *fault)
 {
 	JsonbBuild	build = {0};
-	const char *error = reason_phrase(fault->status);
+	const char *error = name_of_code(reason_phrases, lengthof(reason_phrases), fault->status);
+
+	if (error == NULL)
+		error = name_of_code(condition_names, lengthof(condition_names), fault->sqlstate);
+	if (error == NULL)
+		elog(ERROR, "no condition name for SQLSTATE %s", unpack_sql_state(fault->sqlstate));
 
 	jsonb_push(&build, WJB_BEGIN_OBJECT, NULL);
 	jsonb_push_string(&build, WJB_KEY, "error");
-	jsonb_push_string(&build, WJB_VALUE, error ? error : condition_name(fault->sqlstate));
+	jsonb_push_string(&build, WJB_VALUE, error);
 	jsonb_push_string(&build, WJB_KEY, "message");
 	jsonb_push_string(&build, WJB_VALUE, fault->message);
 	if (fault->body)
@@ -105,7 +148,7 @@ fault_jsonb(const Fault *fault)
 }
 
 /*
- * Raises the fault.  The one place where a call's errors leave.
+ * Raises the fault as an error.
  */
 void
 fault_raise(const Fault *fault)
@@ -120,78 +163,19 @@ fault_raise(const Fault *fault)
 	pg_unreachable();
 }
 
-/*
- * The name that PL/pgSQL's EXCEPTION clause has for a SQLSTATE (PostgreSQL
- * documentation, appendix A), for those of our faults that no HTTP status
- * gives a phrase to.
- */
 static const char *
-condition_name(int sqlstate)
+name_of_code(const CodeName *names, int nnames, int code)
 {
-	switch (sqlstate)
+	for (int i = 0; i < nnames; i++)
 	{
-		case ERRCODE_INVALID_PARAMETER_VALUE:
-			return "invalid_parameter_value";
-		case ERRCODE_NULL_VALUE_NOT_ALLOWED:
-			return "null_value_not_allowed";
-		case ERRCODE_UNDEFINED_OBJECT:
-			return "undefined_object";
-		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
-			return "object_not_in_prerequisite_state";
-		case ERRCODE_INSUFFICIENT_PRIVILEGE:
-			return "insufficient_privilege";
-		case ERRCODE_SYSTEM_ERROR:
-			return "system_error";
-		case ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION:
-			return "fdw_unable_to_establish_connection";
-		case ERRCODE_FDW_UNABLE_TO_CREATE_REPLY:
-			return "fdw_unable_to_create_reply";
-	}
-	elog(ERROR, "no condition name for SQLSTATE %s", unpack_sql_state(sqlstate));
-	return NULL;				/* keep compiler quiet */
-}
-
-/*
- * What the API itself puts under "error" for a status (API.md; the phrases
- * are those of RFC 9110 and RFC 8470), for the bodies that leave it out.
- */
-static const char *
-reason_phrase(int status)
-{
-	switch (status)
-	{
-		case 400:
-			return "Bad Request";
-		case 401:
-			return "Unauthorized";
-		case 403:
-			return "Forbidden";
-		case 404:
-			return "Not Found";
-		case 408:
-			return "Request Timeout";
-		case 409:
-			return "Conflict";
-		case 422:
-			return "Unprocessable Entity";
-		case 425:
-			return "Too Early";
-		case 429:
-			return "Too Many Requests";
-		case 500:
-			return "Internal Server Error";
-		case 502:
-			return "Bad Gateway";
-		case 503:
-			return "Service Unavailable";
-		case 504:
-			return "Gateway Timeout";
+		if (names[i].code == code)
+			return names[i].name;
 	}
 	return NULL;
 }
 
 static char *
-format(int format_errno, const char *fmt, va_list args)
+format_message(int format_errno, const char *fmt, va_list args)
 {
 	StringInfoData buf;
 
@@ -227,7 +211,7 @@ push_status(JsonbBuild *build, int status)
 	jsonb_push(build, WJB_VALUE, &value);
 }
 
-/* Copies the members of an object, but for nulls, which say nothing. */
+/* Copies the members of an object, without those that are null. */
 static void
 push_members(JsonbBuild *build, Jsonb *object)
 {

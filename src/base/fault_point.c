@@ -39,8 +39,8 @@ fault_point_init(void)
 
 /*
  * Kills the process, as a kernel short of memory would, if the setting names this
- * place and it has been passed often enough; or raises an error, as a disk that is
- * full would.
+ * place and the process has passed it as often as the other setting says; or raises
+ * an error, as a full disk would.
  */
 void
 fault_point(const char *name)

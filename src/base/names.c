@@ -3,9 +3,9 @@
  * base/names.c
  *		Lists of names: of tags, or of custom fields.
  *
- * Names are compared byte by byte: they are the customer's, and to DoubleTick
- * "Lead" is not "lead".  Looking through a short list is quick; a long one, for a
- * row of a user's table may have any number of names, is sorted first.
+ * Names are compared byte by byte: to DoubleTick, "Lead" is not "lead".  A row
+ * of a user's table may have 100,000 names, so a long list is searched by a hash
+ * table; for a short one, a loop is faster.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,19 +13,38 @@
 
 #include "base/names.h"
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "port/pg_bitutils.h"
 #include "utils/builtins.h"
 
-/* Names from which on it pays to sort them. */
+/* A list of fewer names is searched by a loop. */
 #define MANY_NAMES 32
 
-/* A list that is appended to has room for so many: a power of two. */
-#define ROOM(nnames) ((Size) pg_nextpower2_32(nnames))
+/* The number of names that a list that is appended to has room for. */
+#define CAPACITY(nnames) ((Size) pg_nextpower2_32(nnames))
 
-static int	compare_places(const void *a, const void *b);
-static int	filter(const char **names, int nnames, const char **others, int nothers, bool wanted);
-static const char **sort(const char **names, int nnames);
-static int	compare(const void *a, const void *b);
+typedef struct NameEntry
+{
+	const char *name;
+	uint32		hash;
+	char		status;
+} NameEntry;
+
+#define SH_PREFIX nameset
+#define SH_ELEMENT_TYPE NameEntry
+#define SH_KEY_TYPE const char *
+#define SH_KEY name
+#define SH_HASH_KEY(tb, key) hash_bytes((const unsigned char *) (key), strlen(key))
+#define SH_EQUAL(tb, a, b) (strcmp((a), (b)) == 0)
+#define SH_STORE_HASH
+#define SH_GET_HASH(tb, a) (a)->hash
+#define SH_SCOPE static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
+
+static int	select_names(const char **names, int nnames, const char **others, int nothers,
+						 bool wanted);
 
 /*
  * The elements of a text[] without nulls.
@@ -45,7 +64,8 @@ names_of_array(ArrayType *array, int *nnames)
 }
 
 /*
- * The names as a text[].  In one piece, for every row that is enqueued has two.
+ * The names as a text[].  Each removal has two of them; construct_array() and a
+ * text for each name would cost 600 instructions more for a removal of one name.
  */
 ArrayType *
 names_to_array(const char **names, int nnames)
@@ -87,39 +107,50 @@ names_alloc(int nnames)
 }
 
 /*
- * Appends copies of the others to names that are only appended to by this.
+ * Another list of the same strings; NULL for none.
+ */
+const char **
+names_copy(const char **names, int nnames)
+{
+	if (nnames == 0)
+		return NULL;
+	return memcpy(names_alloc(nnames), names, sizeof(char *) * nnames);
+}
+
+/*
+ * Appends copies of the others to names that are only appended to by this.  The
+ * longer list, if one is needed, and the strings are allocated as one piece: a
+ * statement may do this for very many customers.
  */
 void
 names_append_copy(const char ***names, int *nnames, const char **others, int nothers)
 {
 	int			total = *nnames + nothers;
-	Size		room = *nnames == 0 || (Size) total > ROOM(*nnames) ? sizeof(char *) * ROOM(total) : 0;
-	Size		size = room;
+	Size		list_size = 0;
+	Size		size = 0;
 	char	   *piece;
 
 	if (nothers == 0)
 		return;
+	if (*nnames == 0 || (Size) total > CAPACITY(*nnames))
+		list_size = sizeof(char *) * CAPACITY(total);
 	for (int i = 0; i < nothers; i++)
 		size += strlen(others[i]) + 1;
-
-	/* A longer list, if need be, and what it points to, in one. */
-	piece = MemoryContextAllocHuge(CurrentMemoryContext, size);
-	if (room > 0)
+	piece = MemoryContextAllocHuge(CurrentMemoryContext, list_size + size);
+	if (list_size > 0)
 	{
 		if (*nnames > 0)
 			memcpy(piece, *names, sizeof(char *) * *nnames);
 		*names = (const char **) piece;
-		piece += room;
+		piece += list_size;
 	}
-	for (int i = *nnames; i < total; i++)
+	for (int i = 0; i < nothers; i++)
 	{
-		const char *other = others[i - *nnames];
-		Size		length = strlen(other) + 1;
+		Size		length = strlen(others[i]) + 1;
 
-		(*names)[i] = memcpy(piece, other, length);
+		(*names)[(*nnames)++] = memcpy(piece, others[i], length);
 		piece += length;
 	}
-	*nnames = total;
 }
 
 /*
@@ -129,46 +160,25 @@ names_append_copy(const char ***names, int *nnames, const char **others, int not
 int
 names_distinct(const char **names, int nnames)
 {
-	const char ***places;
+	nameset_hash *seen = NULL;
 	int			nleft = 0;
 
-	if (nnames < MANY_NAMES)
+	if (nnames >= MANY_NAMES)
+		seen = nameset_create(CurrentMemoryContext, nnames, NULL);
+	for (int i = 0; i < nnames; i++)
 	{
-		for (int i = 0; i < nnames; i++)
-		{
-			if (!names_have(names, nleft, names[i]))
-				names[nleft++] = names[i];
-		}
-		return nleft;
-	}
+		bool		found;
 
-	places = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(char **) * nnames);
-	for (int i = 0; i < nnames; i++)
-		places[i] = &names[i];
-	qsort(places, nnames, sizeof(char **), compare_places);
-	for (int i = nnames - 1; i > 0; i--)
-	{
-		if (strcmp(*places[i - 1], *places[i]) == 0)
-			*places[i] = NULL;
-	}
-	for (int i = 0; i < nnames; i++)
-	{
-		if (names[i] != NULL)
+		if (seen)
+			(void) nameset_insert(seen, names[i], &found);
+		else
+			found = names_have(names, nleft, names[i]);
+		if (!found)
 			names[nleft++] = names[i];
 	}
-	pfree(places);
+	if (seen)
+		nameset_destroy(seen);
 	return nleft;
-}
-
-/* By name, and the same name by where it stands. */
-static int
-compare_places(const void *a, const void *b)
-{
-	const char **x = *(const char **const *) a;
-	const char **y = *(const char **const *) b;
-	int			order = strcmp(*x, *y);
-
-	return order != 0 ? order : (x > y) - (x < y);
 }
 
 /*
@@ -191,7 +201,7 @@ names_have(const char **names, int nnames, const char *name)
 int
 names_subtract(const char **names, int nnames, const char **others, int nothers)
 {
-	return filter(names, nnames, others, nothers, false);
+	return select_names(names, nnames, others, nothers, false);
 }
 
 /*
@@ -201,45 +211,34 @@ names_subtract(const char **names, int nnames, const char **others, int nothers)
 int
 names_intersect(const char **names, int nnames, const char **others, int nothers)
 {
-	return filter(names, nnames, others, nothers, true);
+	return select_names(names, nnames, others, nothers, true);
 }
 
 static int
-filter(const char **names, int nnames, const char **others, int nothers, bool wanted)
+select_names(const char **names, int nnames, const char **others, int nothers, bool wanted)
 {
-	bool		are_many = nnames >= MANY_NAMES && nothers >= MANY_NAMES;
-	const char **sorted = are_many ? sort(others, nothers) : NULL;
+	nameset_hash *set = NULL;
 	int			nleft = 0;
 
+	if (nnames >= MANY_NAMES && nothers >= MANY_NAMES)
+	{
+		set = nameset_create(CurrentMemoryContext, nothers, NULL);
+		for (int i = 0; i < nothers; i++)
+		{
+			bool		found;
+
+			(void) nameset_insert(set, others[i], &found);
+		}
+	}
 	for (int i = 0; i < nnames; i++)
 	{
-		bool		found;
+		bool		found = set ? nameset_lookup(set, names[i]) != NULL :
+		names_have(others, nothers, names[i]);
 
-		if (sorted)
-			found = bsearch(&names[i], sorted, nothers, sizeof(char *), compare) != NULL;
-		else
-			found = names_have(others, nothers, names[i]);
 		if (found == wanted)
 			names[nleft++] = names[i];
 	}
-	if (sorted)
-		pfree(sorted);
+	if (set)
+		nameset_destroy(set);
 	return nleft;
-}
-
-/* A sorted copy. */
-static const char **
-sort(const char **names, int nnames)
-{
-	const char **sorted = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(char *) * nnames);
-
-	memcpy(sorted, names, sizeof(char *) * nnames);
-	qsort(sorted, nnames, sizeof(char *), compare);
-	return sorted;
-}
-
-static int
-compare(const void *a, const void *b)
-{
-	return strcmp(*(const char *const *) a, *(const char *const *) b);
 }

@@ -13,6 +13,7 @@
 extern const char **names_of_array(ArrayType *array, int *nnames);
 extern ArrayType *names_to_array(const char **names, int nnames);
 extern const char **names_alloc(int nnames);
+extern const char **names_copy(const char **names, int nnames);
 extern void names_append_copy(const char ***names, int *nnames, const char **others, int nothers);
 extern int	names_distinct(const char **names, int nnames);
 extern bool names_have(const char **names, int nnames, const char *name);

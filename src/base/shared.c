@@ -3,8 +3,7 @@
  * base/shared.c
  *		What the processes of a cluster share, when the library is preloaded.
  *
- * Nothing in here points into a process, but for PGPROCs, which are shared
- * themselves.
+ * Nothing here points into the memory of one process; PGPROCs are shared, too.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,24 +22,24 @@ Shared	   *shared = NULL;
 static shmem_request_hook_type previous_request_hook = NULL;
 static shmem_startup_hook_type previous_startup_hook = NULL;
 
-static void request(void);
-static void startup(void);
+static void request_shared_memory(void);
+static void attach_shared_memory(void);
 static bool is_quiet(const SharedDatabase *database);
 
 /*
- * Asks for the memory.  Called while the postmaster loads the library.
+ * Asks for shared memory.  Called while the postmaster loads the library.
  */
 void
 shared_init(void)
 {
 	previous_request_hook = shmem_request_hook;
-	shmem_request_hook = request;
+	shmem_request_hook = request_shared_memory;
 	previous_startup_hook = shmem_startup_hook;
-	shmem_startup_hook = startup;
+	shmem_startup_hook = attach_shared_memory;
 }
 
 static void
-request(void)
+request_shared_memory(void)
 {
 	if (previous_request_hook)
 		previous_request_hook();
@@ -49,7 +48,7 @@ request(void)
 }
 
 static void
-startup(void)
+attach_shared_memory(void)
 {
 	bool		found;
 
@@ -67,8 +66,8 @@ startup(void)
 }
 
 /*
- * Locks all but the paces, and finds the entry of a database: shared_unlock()
- * when it has been changed.
+ * Locks all but the paces, and returns shared_find_database().  The caller calls
+ * shared_unlock() when it has read or changed the entry.
  */
 SharedDatabase *
 shared_lock_database(Oid oid, bool create)
@@ -84,8 +83,9 @@ shared_unlock(void)
 }
 
 /*
- * The entry of a database; NULL when there is none, or, if one was to be made,
- * no room.  The caller holds the lock, exclusively if one is to be made.
+ * The entry of a database; NULL when there is none.  With "create" it is made, and
+ * NULL means that all entries are in use.  The caller holds the lock, with "create"
+ * exclusively.
  */
 SharedDatabase *
 shared_find_database(Oid oid, bool create)
@@ -116,7 +116,7 @@ shared_find_database(Oid oid, bool create)
 	return unused;
 }
 
-/* May the entry be forgotten for the sake of another one? */
+/* May the entry be given to another database? */
 static bool
 is_quiet(const SharedDatabase *database)
 {

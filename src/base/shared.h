@@ -12,11 +12,11 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 
-/* Databases that have a queue with work, and servers with a pace. */
+/* How many databases may have work in their queues, and servers a pace. */
 #define SHARED_MAX_DATABASES 1024
 #define SHARED_MAX_PACES 1024
 
-/* Requests are counted in spans of so many seconds, over a minute. */
+/* Requests are counted in spans of so many seconds, for the last minute. */
 #define SHARED_SPAN 10
 #define SHARED_NSPANS 6
 
@@ -60,8 +60,8 @@ typedef struct SharedDatabase
 } SharedDatabase;
 
 /*
- * Nothing that may raise an error happens under the locks: a process that ends
- * takes the first one again, to say so, before PostgreSQL lets go of them.
+ * Nothing that may raise an error is done while one of the locks is held: a process
+ * that ends takes "lock" before PostgreSQL releases the locks that it holds.
  */
 typedef struct Shared
 {

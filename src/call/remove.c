@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * call/remove.c
- *		The functions that SQL calls: check, send, wait, return.
+ *		The functions that send a removal at once, and wait for the answer.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,14 +22,15 @@
 #include "utils/memutils.h"
 
 /*
- * Pause before a call is tried again, in microseconds: a random part of the
- * first, doubled with every try up to the last.  Small beside the default
- * budget of 10 s, so that a restart at the other side is outlived.
+ * Longest pauses before the second try and before late ones, in microseconds.  The
+ * pause is a random part of the first, doubled with each try up to the last.  They
+ * are short beside the default timeout of 10 s, so that a call outlasts a restart
+ * of the API.
  */
 #define FIRST_PAUSE (100 * INT64CONST(1000))
 #define LAST_PAUSE (2000 * INT64CONST(1000))
 
-/* libcurl counts in milliseconds, and may end a request this early, in µs. */
+/* libcurl may end a request this long before its timeout, in µs. */
 #define TIMER_SLACK 2000
 
 static Jsonb *run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **),
@@ -77,8 +78,8 @@ dt_try_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 }
 
 /*
- * Reads the four arguments, makes the call in a memory context of its own, and
- * raises or returns its fault.
+ * Checks the four arguments, and makes the call in a memory context of its own.
+ * "raise" says whether a fault is raised or returned.
  */
 static Jsonb *
 run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **), bool raise)
@@ -112,7 +113,7 @@ run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **), bo
 #undef ARGUMENT
 }
 
-/* A server's waba_number is added only when a request is sent. */
+/* Without the server's waba_number, which is added only when a request is sent. */
 static Fault *
 build_payload(const Removal *removal, Jsonb **result)
 {
@@ -121,8 +122,9 @@ build_payload(const Removal *removal, Jsonb **result)
 }
 
 /*
- * Sends a removal as the current role, again while that may help and the
- * server's option "timeout" lasts.  Waiting for "rate_limit" does not count.
+ * Sends a removal as the current role.  Tries again while that may help and the
+ * server's option "timeout" lasts; time spent waiting for "rate_limit" is not
+ * counted.
  */
 static Fault *
 call_api(const Removal *removal, Jsonb **result)
@@ -144,7 +146,7 @@ call_api(const Removal *removal, Jsonb **result)
 		int64		waited = 0;
 		int64		claimed_at;
 
-		/* While it waited for its turn, another session may have met a 429. */
+		/* Another session may get a 429 while this one waits for its turn. */
 		do
 		{
 			fault = wait_for_pause(&account, deadline + waited);
@@ -154,7 +156,7 @@ call_api(const Removal *removal, Jsonb **result)
 			claimed_at = clock_now();
 		} while (pace_paused(account.serverid) > 0);
 
-		/* After a wait, what was looked up before it may be no more. */
+		/* The definition may have changed during a wait. */
 		if (waited > 0 || tries > 1)
 			fault = account_get(setting_server, GetUserId(), &account);
 		if (fault)
@@ -167,7 +169,7 @@ call_api(const Removal *removal, Jsonb **result)
 			return NULL;
 		}
 
-		/* A try for which no time was left says less than the one before it. */
+		/* If no time was left for the last try, the one before it says more. */
 		if (previous && answer.again && answer.fault->status == 0 &&
 			clock_now() + TIMER_SLACK >= deadline)
 			return previous;
@@ -215,8 +217,8 @@ send_once(const Removal *removal, const Account *account, int64 claimed_at,
 }
 
 /*
- * After a 429 the whole server is paused.  A pause that outlasts the call is its
- * fault.
+ * Waits while the server is paused after a 429.  Returns a fault at once if the
+ * pause outlasts the call.
  */
 static Fault *
 wait_for_pause(const Account *account, int64 deadline)
@@ -229,7 +231,7 @@ wait_for_pause(const Account *account, int64 deadline)
 									   "server \"%s\" is paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429",
 									   setting_server, (pause + USECS_PER_SEC - 1) / USECS_PER_SEC);
 
-		/* Still the API's word, to whom it may be said again and again. */
+		/* The 429 is the API's, although another request got it. */
 		fault->status = 429;
 		return fault_hint(fault, "Lower the server's option \"rate_limit\".");
 	}
@@ -246,8 +248,8 @@ pause_before_retry(int tries)
 }
 
 /*
- * Would the next row of a bulk statement meet with the same?  These are raised
- * even by dt_try_remove_tags_custom_fields().
+ * Would every other row of a bulk statement get the same fault?  Then even
+ * dt_try_remove_tags_custom_fields() raises it.
  */
 static bool
 hits_every_row(const Fault *fault)
@@ -263,8 +265,8 @@ hits_every_row(const Fault *fault)
 }
 
 /*
- * A success as dt_try_remove_tags_custom_fields() returns it: the key that
- * marks what went wrong is not in it, whatever the API sent.
+ * A success as dt_try_remove_tags_custom_fields() returns it.  A fault is recognized
+ * by the key "statusCode", so it is taken out if the API sent it.
  */
 static Jsonb *
 without_status(Jsonb *body)

@@ -14,6 +14,7 @@
 #include "api/payload.h"
 #include "base/names.h"
 #include "drain/customer.h"
+#include "drain/outcome.h"
 #include "miscadmin.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
@@ -23,25 +24,27 @@
 /* Removals of a customer that are read at once: each has a name at least. */
 #define MAX_REMOVALS PAYLOAD_MAX_NAMES
 
-static void read_rows(Store *waiting, int64 customer, const QueueRow *only,
+static void read_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
 					  List **removals, List **keeps);
-static bool scan_rows(Store *waiting, int64 customer, const QueueRow *only, Snapshot snapshot,
-					  bool keeps_only, List **removals, List **keeps);
+static bool scan_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
+					  Snapshot snapshot, bool keeps_only, List **removals, List **keeps);
 static bool find_row(List *rows, int64 id, QueueRow *found);
 static bool have_other_customer(List *rows, const QueueRow *customer);
 static void take_back_names(DueRow *removal, List *keeps);
-static TimestampTz latest_due_at(List *rows);
+static bool is_too_old(const QueueRow *row, TimestampTz now, TimestampTz sending_since,
+					   double retry_for);
+static int64 longest_wait(List *rows, TimestampTz now);
 static void choose_rows_to_send(List *rows, Due *due);
 static size_t json_length(const DueRow *row);
 
 /*
  * Reads what waits for the customer of a row, and decides what is to be done with
- * it now.  False when that row is gone.  "retry_for" is in ms.  Everything is
- * allocated in the current memory context.
+ * it now.  False when that row is gone.  "sending_since" is the lane's, "retry_for"
+ * is in ms.  Everything is allocated in the current memory context.
  */
 bool
-customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now, double retry_for,
-			  Due *due)
+customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now,
+			  TimestampTz sending_since, double retry_for, Due *due)
 {
 	List	   *removals;
 	List	   *keeps;
@@ -49,12 +52,12 @@ customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now, double 
 	ListCell   *cell;
 
 	memset(due, 0, sizeof(Due));
-	read_rows(waiting, customer, NULL, &removals, &keeps);
+	read_rows(waiting, id, customer, NULL, &removals, &keeps);
 	if (!find_row(removals, id, &due->asked) && !find_row(keeps, id, &due->asked) &&
 		(list_length(removals) < MAX_REMOVALS || !store_find_waiting(waiting, id, &due->asked)))
 		return false;
 	if (have_other_customer(removals, &due->asked) || have_other_customer(keeps, &due->asked))
-		read_rows(waiting, customer, &due->asked, &removals, &keeps);
+		read_rows(waiting, id, customer, &due->asked, &removals, &keeps);
 	due->has_keeps = keeps != NIL;
 	foreach(cell, removals)
 	{
@@ -63,15 +66,15 @@ customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now, double 
 		take_back_names(removal, keeps);
 		if (removal->ntags == 0 && removal->nfields == 0)
 			due->kept = lappend(due->kept, removal);
-		else if ((double) (now - removal->row.enqueued_at) / 1000 >= retry_for)
+		else if (is_too_old(&removal->row, now, sending_since, retry_for))
 			due->expired = lappend(due->expired, removal);
 		else
 			live = lappend(live, removal);
 	}
 
 	/* While one of a customer's removals backs off, all of them do. */
-	due->due_at = latest_due_at(live);
-	if (due->due_at > now)
+	due->wait = longest_wait(live, now);
+	if (due->wait > 0)
 		due->later = live;
 	else if (live != NIL)
 		choose_rows_to_send(live, due);
@@ -83,20 +86,21 @@ customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now, double 
  * with this number, or of one of them.
  */
 static void
-read_rows(Store *waiting, int64 customer, const QueueRow *only, List **removals, List **keeps)
+read_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
+		  List **removals, List **keeps)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 
 	*removals = *keeps = NIL;
-	if (!scan_rows(waiting, customer, only, snapshot, false, removals, keeps))
-		(void) scan_rows(waiting, customer, only, snapshot, true, removals, keeps);
+	if (!scan_rows(waiting, id, customer, only, snapshot, false, removals, keeps))
+		(void) scan_rows(waiting, id, customer, only, snapshot, true, removals, keeps);
 	UnregisterSnapshot(snapshot);
 }
 
 /* In the index removals come before keeps.  False when it stopped before the keeps. */
 static bool
-scan_rows(Store *waiting, int64 customer, const QueueRow *only, Snapshot snapshot,
-		  bool keeps_only, List **removals, List **keeps)
+scan_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
+		  Snapshot snapshot, bool keeps_only, List **removals, List **keeps)
 {
 	ScanKeyData keys[2];
 	SysScanDesc scan;
@@ -106,7 +110,7 @@ scan_rows(Store *waiting, int64 customer, const QueueRow *only, Snapshot snapsho
 	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
 				Int64GetDatum(customer));
 	ScanKeyInit(&keys[1], WAITING_KEEP, BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(true));
-	scan = store_scan(waiting, BY_CUSTOMER, snapshot, keeps_only ? 2 : 1, keys);
+	scan = store_scan(waiting, RELATION_WAITING_CUSTOMER, snapshot, keeps_only ? 2 : 1, keys);
 	while (fits && HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		DueRow	   *row = palloc(sizeof(DueRow));
@@ -116,9 +120,10 @@ scan_rows(Store *waiting, int64 customer, const QueueRow *only, Snapshot snapsho
 			continue;
 		row->tags = names_of_array(row->row.tags, &row->ntags);
 		row->fields = names_of_array(row->row.fields, &row->nfields);
-		if (row->row.keep)
+		/* The marker rows of dt_retry() keep nothing, and there may be very many. */
+		if (row->row.keep && (row->ntags > 0 || row->nfields > 0 || row->row.id == id))
 			*keeps = lappend(*keeps, row);
-		else
+		else if (!row->row.keep)
 			*removals = lappend(*removals, row);
 		fits = row->row.keep || list_length(*removals) < MAX_REMOVALS;
 	}
@@ -174,15 +179,36 @@ take_back_names(DueRow *removal, List *keeps)
 	}
 }
 
-static TimestampTz
-latest_due_at(List *rows)
+/*
+ * A removal that was tried is given up at an age of "retry_for".  One that was not
+ * has merely stood in line since its lane began to send: this time does not count.
+ */
+static bool
+is_too_old(const QueueRow *row, TimestampTz now, TimestampTz sending_since, double retry_for)
 {
-	TimestampTz latest = DT_NOBEGIN;
+	TimestampTz until = row->attempts > 0 ? now : sending_since;
+
+	return (double) (until - row->enqueued_at) / 1000 >= retry_for;
+}
+
+/*
+ * Time until the last of the rows is due, in µs.  A row that wants to wait for
+ * longer than any backoff was given its time by a clock that was ahead: it is due.
+ */
+static int64
+longest_wait(List *rows, TimestampTz now)
+{
+	int64		longest = 0;
 	ListCell   *cell;
 
 	foreach(cell, rows)
-		latest = Max(latest, ((DueRow *) lfirst(cell))->row.due_at);
-	return latest;
+	{
+		int64		wait = ((DueRow *) lfirst(cell))->row.due_at - now;
+
+		if (wait <= OUTCOME_MAX_DELAY * 1000)
+			longest = Max(longest, wait);
+	}
+	return longest;
 }
 
 /*
@@ -253,7 +279,7 @@ customer_delete_keeps(Store *waiting, const QueueRow *customer)
 	InitDirtySnapshot(dirty);
 	ScanKeyInit(&key, WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
 				Int64GetDatum(customer->customer));
-	scan = store_scan(waiting, BY_CUSTOMER, &dirty, 1, &key);
+	scan = store_scan(waiting, RELATION_WAITING_CUSTOMER, &dirty, 1, &key);
 	while (HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		QueueRow   *row = palloc(sizeof(QueueRow));

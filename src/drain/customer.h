@@ -19,7 +19,11 @@ typedef struct DueRow
 	int			ntags;
 	const char **fields;
 	int			nfields;
-	bool		is_settled;		/* see settle_request() */
+
+	/* See settle_request(). */
+	bool		is_settled;
+	int64		next_at;		/* if not: when it may go again, by
+								 * clock_now() */
 } DueRow;
 
 /* What is to be done for one customer.  Each waiting removal is in one list. */
@@ -32,11 +36,11 @@ typedef struct Due
 	List	   *expired;		/* DueRow: older than retry_for */
 	List	   *kept;			/* DueRow: keeps have taken back every name */
 	bool		has_keeps;
-	TimestampTz due_at;			/* when "later" is due, if "send" is empty */
+	int64		wait;			/* µs until "later" is due, if "send" is empty */
 } Due;
 
 extern bool customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now,
-						  double retry_for, Due *due);
+						  TimestampTz sending_since, double retry_for, Due *due);
 extern int64 customer_delete_keeps(Store *waiting, const QueueRow *customer);
 
 #endif							/* DOUBLETICK_DRAIN_CUSTOMER_H */

@@ -28,6 +28,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+static void restart_horizon(Horizon *horizon);
 static int	read_rows(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
 					  int limit, QueueRow *found, int *nfound);
 static void note_ended(Horizon *horizon, Snapshot snapshot, int64 next);
@@ -53,6 +54,8 @@ discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int 
 	bool		more = false;
 
 	*nfound = 0;
+	if (store_last_id() < horizon->id)
+		restart_horizon(horizon);
 	note_ended(horizon, snapshot, next);
 	note_running(horizon, snapshot, next);
 	if (horizon->ended != NIL)
@@ -76,6 +79,23 @@ discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int 
 }
 
 /*
+ * Ids come again from below the horizon (TRUNCATE ... RESTART IDENTITY, setval()).
+ * Reads the table from its beginning, and expects any id of every transaction.
+ */
+static void
+restart_horizon(Horizon *horizon)
+{
+	ListCell   *cell;
+
+	horizon->id = 0;
+	horizon->unknown.rows_above = 0;
+	foreach(cell, horizon->running)
+		((XactRange *) lfirst(cell))->rows_above = 0;
+	list_free_deep(horizon->ended);
+	horizon->ended = NIL;
+}
+
+/*
  * Reads up to "limit" rows with ids above "from", which it moves, and not above
  * "to".  Appends them to "found": all of them, or those of the given transactions.
  * Returns how many it has read.
@@ -91,7 +111,7 @@ read_rows(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
 
 	ScanKeyInit(&keys[0], WAITING_ID, BTGreaterStrategyNumber, F_INT8GT, Int64GetDatum(*from));
 	ScanKeyInit(&keys[1], WAITING_ID, BTLessEqualStrategyNumber, F_INT8LE, Int64GetDatum(to));
-	scan = store_scan(waiting, BY_ID, snapshot, 2, keys);
+	scan = store_scan(waiting, RELATION_WAITING_PKEY, snapshot, 2, keys);
 	while (nread < limit && HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		QueueRow   *row = &found[*nfound];

@@ -243,6 +243,7 @@ static Turn *
 open_turn(Drain *drain)
 {
 	Turn	   *turn;
+	Store		hold;
 
 	MemoryContextReset(drain->turn_context);
 	MemoryContextSwitchTo(drain->turn_context);
@@ -255,10 +256,13 @@ open_turn(Drain *drain)
 	turn->drain_context = drain->context;
 	store_open(&turn->waiting, RELATION_WAITING);
 	store_open(&turn->settled, RELATION_SETTLED);
+	/* Checks it, since a hold may have to be recorded. */
+	store_open(&hold, RELATION_HOLD);
+	store_close(&hold);
 	turn->now = GetCurrentTimestamp();
 	turn->clock = clock_now();
 	turn->nrows_left = TURN_MAX_ROWS;
-	turn->deferred_until = DT_NOBEGIN;
+	turn->deadline = turn->clock + TURN_MAX_TIME;
 	return turn;
 }
 
@@ -276,7 +280,7 @@ finish_turn(Drain *drain, Turn *turn)
 		Lane	   *lane = request->lane;
 
 		settle_committed(request);
-		schedule_lane(turn->schedule, lane, turn->now, turn->clock);
+		schedule_lane(turn->schedule, lane, turn->clock);
 	}
 	drain->next_at = time_of_next_turn(drain);
 }
@@ -304,7 +308,7 @@ hold_after_error(Drain *drain, Turn *turn)
 		hold_lane(lane, fault, account_definition(lane_server(lane), lane->key.role));
 	commit_transaction(drain);
 	lane->not_before = clock_now() + ERROR_PAUSE;
-	schedule_lane(turn->schedule, lane, turn->now, turn->clock);
+	schedule_lane(turn->schedule, lane, turn->clock);
 	schedule_server(turn->schedule, lane->server, turn->clock);
 	drain->next_at = time_of_next_turn(drain);
 }
@@ -344,7 +348,7 @@ undo_turn(Drain *drain, Turn *turn)
 	for (int i = turn->ntaken - 1; i >= 0; i--)
 	{
 		lane_push_front(turn->taken[i].lane, turn->taken[i].position);
-		schedule_lane(turn->schedule, turn->taken[i].lane, turn->now, turn->clock);
+		schedule_lane(turn->schedule, turn->taken[i].lane, turn->clock);
 	}
 }
 
@@ -367,7 +371,8 @@ settle_answers(Turn *turn)
 {
 	Requests   *requests = turn->requests;
 
-	while (!dlist_is_empty(&requests->answered) && turn->nrows_left > 0)
+	while (!dlist_is_empty(&requests->answered) && turn->nrows_left > 0 &&
+		   clock_now() < turn->deadline)
 	{
 		Request    *request = dlist_container(Request, node,
 											  dlist_pop_head_node(&requests->answered));
@@ -427,7 +432,7 @@ search_rows(Drain *drain, Turn *turn)
 		lane_push(lane, position_of(row->id, row->customer));
 		if (row->keep && row->ord != row->id)	/* the marker row of dt_retry() */
 			lane_push(lane, position_of(row->ord, row->customer));
-		schedule_lane(turn->schedule, lane, turn->now, turn->clock);
+		schedule_lane(turn->schedule, lane, turn->clock);
 	}
 	turn->nrows_left -= nfound;
 	return nfound;
@@ -491,11 +496,13 @@ drain_idle_time(const Drain *drain, long longest)
  * never.
  */
 TimestampTz
-drain_next_due(const Drain *drain)
+drain_next_due(Drain *drain)
 {
-	if (drain->next_at == PG_INT64_MAX)
+	int64		next_due = schedule_next_due(&drain->schedule);
+
+	if (next_due == PG_INT64_MAX)
 		return DT_NOEND;
-	return GetCurrentTimestamp() + Max(drain->next_at - clock_now(), 0);
+	return GetCurrentTimestamp() + Max(next_due - clock_now(), 0);
 }
 
 /*

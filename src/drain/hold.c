@@ -98,11 +98,11 @@ hold_load(Turn *turn)
 	HeapTuple	tuple;
 
 	store_open(&hold, RELATION_HOLD);
-	scan = store_scan(&hold, BY_SERVER_AND_ROLE, SnapshotSelf, 0, NULL);
+	scan = store_scan(&hold, RELATION_HOLD_PKEY, SnapshotSelf, 0, NULL);
 	while (HeapTupleIsValid(tuple = store_next(scan)))
 	{
-		Datum		values[HOLD_NCOLUMNS];
-		bool		nulls[HOLD_NCOLUMNS];
+		Datum		values[HOLD_NCOLUMNS + STORE_DROPPED_COLUMNS];
+		bool		nulls[HOLD_NCOLUMNS + STORE_DROPPED_COLUMNS];
 		Lane	   *lane;
 
 		heap_deform_tuple(tuple, RelationGetDescr(hold.rel), values, nulls);
@@ -112,7 +112,7 @@ hold_load(Turn *turn)
 				   TextDatumGetCString(values[HOLD_DEFINITION - 1]));
 		lane->since = DatumGetTimestampTz(values[HOLD_SINCE - 1]);
 		lane->probe_at = DatumGetTimestampTz(values[HOLD_PROBE_AT - 1]);
-		schedule_lane(turn->schedule, lane, turn->now, turn->clock);
+		schedule_lane(turn->schedule, lane, turn->clock);
 	}
 	store_end_scan(scan);
 	store_close(&hold);
@@ -134,7 +134,19 @@ hold_allows(Lane *lane, const Fault *fault, TimestampTz now)
 	if (lane->held &&
 		strcmp(lane->definition, account_definition(lane_server(lane), lane->key.role)) != 0)
 		hold_lift(lane);
-	return !lane->held || (now >= lane->probe_at && lane->nrequests == 0);
+	return !lane->held || (hold_time_to_probe(lane, now) == 0 && lane->nrequests == 0);
+}
+
+/*
+ * Time until the next probe of a held lane, in µs.
+ */
+int64
+hold_time_to_probe(const Lane *lane, TimestampTz now)
+{
+	/* A clock that was ahead must not put the probe off for longer. */
+	if (lane->probe_at > now + PROBE_INTERVAL)
+		return 0;
+	return Max(lane->probe_at - now, 0);
 }
 
 /*
@@ -232,8 +244,8 @@ set_reason(Lane *lane, const char *reason, const char *definition)
 static void
 write_hold(const Lane *lane)
 {
-	Datum		values[HOLD_NCOLUMNS];
-	bool		nulls[HOLD_NCOLUMNS] = {false};
+	Datum		values[HOLD_NCOLUMNS + STORE_DROPPED_COLUMNS];
+	bool		nulls[HOLD_NCOLUMNS + STORE_DROPPED_COLUMNS] = {false};
 	Store		hold;
 
 	values[HOLD_SERVER - 1] = CStringGetTextDatum(lane_server(lane));
@@ -245,7 +257,7 @@ write_hold(const Lane *lane)
 
 	store_open(&hold, RELATION_HOLD);
 	delete_hold(&hold, lane);
-	store_insert(&hold, heap_form_tuple(RelationGetDescr(hold.rel), values, nulls));
+	store_insert(&hold, store_form_tuple(&hold, values, nulls, HOLD_NCOLUMNS));
 	store_close(&hold);
 }
 
@@ -260,7 +272,7 @@ delete_hold(Store *hold, const Lane *lane)
 	ScanKeyEntryInitialize(&keys[0], 0, HOLD_SERVER, BTEqualStrategyNumber, InvalidOid,
 						   C_COLLATION_OID, F_TEXTEQ, CStringGetTextDatum(lane_server(lane)));
 	ScanKeyInit(&keys[1], HOLD_ROLE, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(lane->key.role));
-	scan = store_scan(hold, BY_SERVER_AND_ROLE, SnapshotSelf, 2, keys);
+	scan = store_scan(hold, RELATION_HOLD_PKEY, SnapshotSelf, 2, keys);
 	while (HeapTupleIsValid(tuple = store_next(scan)))
 		(void) store_delete(hold, &tuple->t_self, true);
 	store_end_scan(scan);

@@ -13,6 +13,7 @@
 
 extern void hold_load(Turn *turn);
 extern bool hold_allows(Lane *lane, const Fault *fault, TimestampTz now);
+extern int64 hold_time_to_probe(const Lane *lane, TimestampTz now);
 extern void hold_lane(Lane *lane, const Fault *fault, const char *definition);
 extern void hold_note_probe(Lane *lane);
 extern void hold_lift(Lane *lane);

@@ -16,7 +16,6 @@
 
 #include "drain/lane.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 
 /* Positions that a new lane has room for; doubled when they are used up. */
 #define FIRST_CAPACITY 8
@@ -24,7 +23,7 @@
 typedef struct LaterRow
 {
 	pairingheap_node node;
-	TimestampTz when;
+	int64		when;
 	Position	row;
 } LaterRow;
 
@@ -96,7 +95,7 @@ enlarge_ring(Lane *lane)
  * Adds a row that is not to be looked at before a time.
  */
 void
-lane_push_later(Lane *lane, Position row, TimestampTz when)
+lane_push_later(Lane *lane, Position row, int64 when)
 {
 	LaterRow   *later = MemoryContextAlloc(lane->context, sizeof(LaterRow));
 
@@ -111,9 +110,9 @@ lane_push_later(Lane *lane, Position row, TimestampTz when)
  * whose time has come go before the others.
  */
 bool
-lane_pop(Lane *lane, TimestampTz now, Position *row)
+lane_pop(Lane *lane, int64 clock, Position *row)
 {
-	if (!pairingheap_is_empty(lane->later) && lane_next_due(lane) <= now)
+	if (!pairingheap_is_empty(lane->later) && lane_next_due(lane) <= clock)
 	{
 		LaterRow   *later = pairingheap_container(LaterRow, node,
 												  pairingheap_remove_first(lane->later));
@@ -132,13 +131,14 @@ lane_pop(Lane *lane, TimestampTz now, Position *row)
 }
 
 /*
- * When the first of the rows for later is due; DT_NOEND when there is none.
+ * When the first of the rows for later is due; PG_INT64_MAX when there is
+ * none.
  */
-TimestampTz
+int64
 lane_next_due(Lane *lane)
 {
 	if (pairingheap_is_empty(lane->later))
-		return DT_NOEND;
+		return PG_INT64_MAX;
 	return pairingheap_container(LaterRow, node, pairingheap_first(lane->later))->when;
 }
 
@@ -155,8 +155,8 @@ lane_count(const Lane *lane)
 static int
 compare_later(const pairingheap_node *a, const pairingheap_node *b, void *arg pg_attribute_unused())
 {
-	TimestampTz x = pairingheap_const_container(LaterRow, node, a)->when;
-	TimestampTz y = pairingheap_const_container(LaterRow, node, b)->when;
+	int64		x = pairingheap_const_container(LaterRow, node, a)->when;
+	int64		y = pairingheap_const_container(LaterRow, node, b)->when;
 
 	return (x < y) - (x > y);
 }

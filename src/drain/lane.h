@@ -19,7 +19,10 @@ typedef struct Position
 	int64		customer;		/* see store_customer() */
 } Position;
 
-/* What the lanes of one server share; times are by clock_now(). */
+/*
+ * What the lanes of one server share.  Times are by clock_now(), here and in
+ * lanes: a clock that is set back must not keep anything waiting.
+ */
 typedef struct Server
 {
 	NameData	name;			/* the key in Schedule.servers */
@@ -73,8 +76,11 @@ typedef struct Lane
 	dlist_node	line_node;		/* in the line, or in lanes_empty */
 	pairingheap_node timed_node;
 	int64		not_before;		/* not to be looked at before, since it is
-								 * held or its server paused; by clock_now() */
+								 * held or its server paused */
 	int64		next_at;		/* if LANE_TIMED: until when it waits */
+
+	TimestampTz sending_since;	/* since when nothing keeps it from sending;
+								 * 0: something does, or it was never served */
 
 	/* See hold.c. */
 	bool		held;
@@ -104,9 +110,9 @@ extern void lane_init(Lane *lane, MemoryContext context);
 extern void lane_free(Lane *lane);
 extern void lane_push(Lane *lane, Position row);
 extern void lane_push_front(Lane *lane, Position row);
-extern void lane_push_later(Lane *lane, Position row, TimestampTz when);
-extern bool lane_pop(Lane *lane, TimestampTz now, Position *row);
-extern TimestampTz lane_next_due(Lane *lane);
+extern void lane_push_later(Lane *lane, Position row, int64 when);
+extern bool lane_pop(Lane *lane, int64 clock, Position *row);
+extern int64 lane_next_due(Lane *lane);
 extern int64 lane_count(const Lane *lane);
 
 #endif							/* DOUBLETICK_DRAIN_LANE_H */

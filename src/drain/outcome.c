@@ -22,6 +22,9 @@
 /* Longest wait that a server may ask for by Retry-After, in seconds. */
 #define MAX_RETRY_AFTER (60 * 60)
 
+StaticAssertDecl(OUTCOME_MAX_DELAY == MAX_RETRY_AFTER * 1000 + LAST_BACKOFF,
+				 "a longer delay counts as a mistake of the clock");
+
 static Verdict verdict_of(const Facts *facts);
 static Verdict verdict_of_status(const Facts *facts);
 

@@ -10,6 +10,12 @@
 
 #include "api/http.h"
 
+/*
+ * Longest delay that an outcome can have, in ms: the longest Retry-After that is
+ * obeyed, and the longest backoff.
+ */
+#define OUTCOME_MAX_DELAY ((60 + 15) * 60 * INT64CONST(1000))
+
 /* What is known of a request that is over, and of one row that it carried. */
 typedef struct Facts
 {

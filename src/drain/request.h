@@ -37,7 +37,6 @@ typedef struct Request
 	HttpTransfer *transfer;		/* NULL before it has left */
 	int64		claimed_at;		/* clock_now() of its turn in the pace */
 	bool		is_sent;		/* does the pace know when it left? */
-	int64		pause;			/* µs for which its answer pauses the server */
 } Request;
 
 /*

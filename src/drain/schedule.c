@@ -25,6 +25,9 @@
 /* Lanes and servers that the hash tables are made for; they grow. */
 #define INITIAL_SIZE 16
 
+/* How often it is looked whether a held or paused lane may go on, in µs. */
+#define CHECK_INTERVAL USECS_PER_SEC
+
 static HTAB *create_table(MemoryContext context, const char *name, Size keysize, Size entrysize);
 static Server *find_server(Schedule *schedule, const NameData *name);
 static void enter_line(Schedule *schedule, Lane *lane);
@@ -104,10 +107,10 @@ find_server(Schedule *schedule, const NameData *name)
 
 /*
  * Places a lane by what waits in it.  Called after its rows, its requests in
- * flight or its "not_before" have changed.  "now" and "clock" are the same moment.
+ * flight or its "not_before" have changed.
  */
 void
-schedule_lane(Schedule *schedule, Lane *lane, TimestampTz now, int64 clock)
+schedule_lane(Schedule *schedule, Lane *lane, int64 clock)
 {
 	int64		next_at = lane->not_before;
 
@@ -123,11 +126,14 @@ schedule_lane(Schedule *schedule, Lane *lane, TimestampTz now, int64 clock)
 		return;
 	}
 	if (lane->nrows == 0)
-		next_at = Max(next_at, clock + Max(lane_next_due(lane) - now, 0));
+		next_at = Max(next_at, lane_next_due(lane));
 	if (next_at <= clock)
 		enter_line(schedule, lane);
 	else
 	{
+		/* What holds or pauses it may be mended before its time. */
+		if (lane->not_before > clock)
+			next_at = Min(next_at, clock + CHECK_INTERVAL);
 		lane->place = LANE_TIMED;
 		lane->next_at = next_at;
 		pairingheap_add(schedule->lanes_timed, &lane->timed_node);
@@ -258,6 +264,28 @@ schedule_next_at(Schedule *schedule)
 					  pairingheap_container(Lane, timed_node,
 											pairingheap_first(schedule->lanes_timed))->next_at);
 	return next_at;
+}
+
+/*
+ * When a row is due, by clock_now(); PG_INT64_MAX when none is, unless something
+ * new comes or a hold is mended.
+ */
+int64
+schedule_next_due(Schedule *schedule)
+{
+	HASH_SEQ_STATUS status;
+	Lane	   *lane;
+	int64		next_due = PG_INT64_MAX;
+
+	hash_seq_init(&status, schedule->lanes);
+	while ((lane = hash_seq_search(&status)) != NULL)
+	{
+		if (lane->nrows > 0)
+			next_due = Min(next_due, lane->not_before);
+		else if (lane->nlater > 0)
+			next_due = Min(next_due, Max(lane->not_before, lane_next_due(lane)));
+	}
+	return next_due;
 }
 
 /*

@@ -9,6 +9,7 @@
 #define DOUBLETICK_DRAIN_SCHEDULE_H
 
 #include "drain/lane.h"
+#include "datatype/timestamp.h"
 #include "utils/hsearch.h"
 
 typedef struct Schedule
@@ -25,13 +26,14 @@ typedef struct Schedule
 
 extern void schedule_init(Schedule *schedule, MemoryContext context);
 extern Lane *schedule_find_lane(Schedule *schedule, const char *server, Oid role);
-extern void schedule_lane(Schedule *schedule, Lane *lane, TimestampTz now, int64 clock);
+extern void schedule_lane(Schedule *schedule, Lane *lane, int64 clock);
 extern Lane *schedule_next_lane(Schedule *schedule, int64 clock);
 extern void schedule_server(Schedule *schedule, Server *server, int64 next_at);
 extern Lane *schedule_next_empty(Schedule *schedule);
 extern void schedule_remove_lane(Schedule *schedule, Lane *lane);
 extern bool schedule_has_line(const Schedule *schedule);
 extern int64 schedule_next_at(Schedule *schedule);
+extern int64 schedule_next_due(Schedule *schedule);
 extern int64 schedule_count(Schedule *schedule);
 
 #endif							/* DOUBLETICK_DRAIN_SCHEDULE_H */

@@ -22,11 +22,8 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-/* How long a customer is left alone whose rows somebody is cancelling, in µs. */
-#define CANCEL_INTERVAL (100 * INT64CONST(1000))
-
-/* How often the definitions of a held lane are looked at, in µs. */
-#define HOLD_INTERVAL USECS_PER_SEC
+/* When something is tried again that another process or request stands in the way of, in µs. */
+#define RETRY_INTERVAL (100 * INT64CONST(1000))
 
 /* A lane that is served, and by which account. */
 typedef struct Service
@@ -40,13 +37,14 @@ typedef struct Service
 static int64 serve_lane(Turn *turn, Lane *lane);
 static bool account_allows(Service *service);
 static int64 send_customers(Service *service);
+static int	share_of_server(Turn *turn, const Server *server);
 static bool send_customer(Service *service, Position position);
 static bool send_due(Service *service, Position position, const Due *due);
 static void place_unsent(Turn *turn, Lane *lane, Position position, const Due *due);
 static bool is_deferred(Turn *turn, Position position);
 static void defer_customer(Turn *turn, const Due *due);
 static bool settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error);
-static bool take_position(Turn *turn, TimestampTz until, Position *position);
+static bool take_position(Turn *turn, int64 until, Position *position);
 static bool read_unsent(Turn *turn, Position position, QueueRow *row);
 
 /*
@@ -66,7 +64,7 @@ send_from_lanes(Turn *turn)
 		turn->lane = lane;
 		next_at = serve_lane(turn, lane);
 		turn->lane = NULL;
-		schedule_lane(turn->schedule, lane, turn->now, turn->clock);
+		schedule_lane(turn->schedule, lane, turn->clock);
 		schedule_server(turn->schedule, lane->server, next_at);
 	}
 }
@@ -84,14 +82,17 @@ serve_lane(Turn *turn, Lane *lane)
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(lane->key.role)))
 	{
 		if (!settle_unsendable(turn, lane, 0, "role does not exist any more"))
-			lane->not_before = turn->clock + CANCEL_INTERVAL;
+			lane->not_before = turn->clock + RETRY_INTERVAL;
 		if (lane_count(lane) == 0)
 			hold_lift(lane);
 		return turn->clock;
 	}
 	if (!account_allows(&service))
 	{
-		lane->not_before = turn->clock + HOLD_INTERVAL;
+		/* Its probe may be due, but must wait for requests that are in flight. */
+		lane->not_before = turn->clock + Max(hold_time_to_probe(lane, turn->now),
+											 RETRY_INTERVAL);
+		lane->sending_since = 0;
 		return turn->clock;
 	}
 	paused = pace_paused(service.account.serverid);
@@ -101,6 +102,8 @@ serve_lane(Turn *turn, Lane *lane)
 		return turn->clock;
 	}
 	lane->not_before = 0;
+	if (lane->sending_since == 0 && !lane->held)
+		lane->sending_since = turn->now;
 	return send_customers(&service);
 }
 
@@ -112,8 +115,8 @@ account_allows(Service *service)
 	Lane	   *lane = service->lane;
 	Fault	   *fault = account_get(lane_server(lane), lane->key.role, &service->account);
 
-	/* Removals age while they are held, too. */
-	if (fault)
+	/* Removals age while they are held, but not without a server to say how long. */
+	if (fault && OidIsValid(service->account.serverid))
 		(void) settle_unsendable(turn, lane, service->account.retry_for, NULL);
 	if (!hold_allows(lane, fault, turn->now))
 		return false;
@@ -132,13 +135,14 @@ send_customers(Service *service)
 	Lane	   *lane = service->lane;
 	Server	   *server = lane->server;
 	const Account *account = &service->account;
-	int			nslots = lane->held ? 1 : account->max_connections - server->nrequests;
+	int			limit = Min(account->max_connections, share_of_server(turn, server));
+	int			nslots = lane->held ? 1 : limit - server->nrequests;
 	bool		has_turn = false;
 	int64		claimed_at = 0;
 	Position	position;
 
 	nslots = Min(nslots, http_capacity() - requests_in_flight(turn->requests));
-	while (nslots > 0 && take_position(turn, turn->now, &position))
+	while (nslots > 0 && take_position(turn, turn->clock, &position))
 	{
 		if (!has_turn)
 		{
@@ -160,7 +164,19 @@ send_customers(Service *service)
 	}
 	if (has_turn)
 		pace_return(account->serverid, account->rate_limit, claimed_at);
-	return server->nrequests < account->max_connections ? turn->clock : PG_INT64_MAX;
+	return server->nrequests < limit ? turn->clock : PG_INT64_MAX;
+}
+
+/*
+ * Requests that a server may have in flight for the process's sake: half of what
+ * other servers leave.  So a server that does not answer never takes the last slot.
+ */
+static int
+share_of_server(Turn *turn, const Server *server)
+{
+	int			nothers = requests_in_flight(turn->requests) - server->nrequests;
+
+	return Max((http_capacity() - nothers) / 2, 1);
 }
 
 /*
@@ -195,7 +211,7 @@ send_customer(Service *service, Position position)
 	}
 	if (!lock_partition(lane->key.role, position.customer))
 	{
-		lane_push_later(lane, position, turn->now + CANCEL_INTERVAL);
+		lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
 		return false;
 	}
 
@@ -204,6 +220,7 @@ send_customer(Service *service, Position position)
 									ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(context);
 	is_ready = customer_read(&turn->waiting, position.id, position.customer, turn->now,
+							 lane->sending_since ? lane->sending_since : turn->now,
 							 service->account.retry_for, &due) &&
 		send_due(service, position, &due);
 	MemoryContextSwitchTo(turn->context);
@@ -254,7 +271,7 @@ place_unsent(Turn *turn, Lane *lane, Position position, const Due *due)
 	{
 		defer_customer(turn, due);
 		if (!due->asked.keep)
-			lane_push_later(lane, position, due->due_at);
+			lane_push_later(lane, position, turn->deferred_until);
 	}
 	else if (list_length(due->expired) + list_length(due->kept) >= PAYLOAD_MAX_NAMES)
 	{
@@ -279,7 +296,7 @@ is_deferred(Turn *turn, Position position)
 {
 	QueueRow	row;
 
-	return turn->deferred_until != DT_NOBEGIN &&
+	return turn->deferred_until != 0 &&
 		turn->deferred.customer == position.customer &&
 		store_find_waiting(&turn->waiting, position.id, &row) &&
 		store_is_same_customer(&turn->deferred, &row);
@@ -294,7 +311,7 @@ defer_customer(Turn *turn, const Due *due)
 	turn->deferred.server = pstrdup(due->asked.server);
 	turn->deferred.phone = pstrdup(due->asked.phone);
 	turn->deferred.waba = due->asked.waba ? pstrdup(due->asked.waba) : NULL;
-	turn->deferred_until = due->due_at;
+	turn->deferred_until = turn->clock + due->wait;
 	MemoryContextSwitchTo(caller);
 }
 
@@ -306,7 +323,7 @@ defer_customer(Turn *turn, const Due *due)
 static bool
 settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 {
-	TimestampTz until = error ? DT_NOEND : turn->now;
+	int64		until = error ? PG_INT64_MAX : turn->clock;
 	Position	position;
 
 	while (take_position(turn, until, &position))
@@ -322,7 +339,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 		}
 		if (!lock_partition(row.role, row.customer))
 		{
-			lane_push_later(lane, position, turn->now + CANCEL_INTERVAL);
+			lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
 			if (error)
 				return false;	/* else the same row would come next */
 		}
@@ -338,9 +355,11 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 
 /* Takes the next position of the lane; false when there is none, or the turn is full. */
 static bool
-take_position(Turn *turn, TimestampTz until, Position *position)
+take_position(Turn *turn, int64 until, Position *position)
 {
 	CHECK_FOR_INTERRUPTS();
+	if (clock_now() >= turn->deadline)
+		turn->nrows_left = 0;
 	if (turn->nrows_left <= 0 || !lane_pop(turn->lane, until, position))
 		return false;
 	turn->nrows_left--;

@@ -28,10 +28,10 @@
 
 static Facts gather_facts(const Request *request, const HttpReply *reply, const Answer *answer);
 static bool settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
-					   const Answer *answer, TimestampTz due_at);
+					   const Answer *answer, int64 delay);
 static void settle_done(Turn *turn, const Request *request, const DueRow *due,
 						const QueueRow *row, Jsonb *answer);
-static void affect_lane(Request *request, const Outcome *outcome, const Answer *answer);
+static void affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay);
 
 /*
  * Settles the rows of a request that is over, or writes down what they wait for,
@@ -60,14 +60,13 @@ settle_request(Turn *turn, Request *request)
 
 		facts.age = (double) (turn->now - due->row.enqueued_at) / 1000;
 		own = outcome_of(&facts);
-		due->is_settled = settle_row(turn, request, due, &own, &answer, turn->now + delay * 1000);
+		due->is_settled = settle_row(turn, request, due, &own, &answer, delay);
 	}
 	turn->nrows_left -= list_length(request->due.send);
 	turn->tally.sent++;
 	if (request->due.has_keeps)
 		settle_keeps(turn, request->lane, &request->due.asked);
-	request->pause = outcome.pause ? delay * 1000 : 0;
-	affect_lane(request, &outcome, &answer);
+	affect_lane(request, &outcome, &answer, delay);
 }
 
 /*
@@ -85,15 +84,13 @@ settle_committed(Request *request)
 		const DueRow *due = lfirst(cell);
 		Position	position = position_of(due->row.id, due->row.customer);
 
-		if (!due->is_settled && due->row.due_at > GetCurrentTimestamp())
-			lane_push_later(lane, position, due->row.due_at);
+		if (!due->is_settled && due->next_at > 0)
+			lane_push_later(lane, position, due->next_at);
 		else if (!due->is_settled)
 			lane_push_front(lane, position);
 	}
 	foreach(cell, request->next)
 		lane_push_front(lane, *(Position *) lfirst(cell));
-	if (request->pause > 0)
-		pace_pause(request->serverid, request->pause);
 	request_free(request);
 }
 
@@ -120,11 +117,11 @@ gather_facts(const Request *request, const HttpReply *reply, const Answer *answe
 /* False when the row goes on waiting. */
 static bool
 settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
-		   const Answer *answer, TimestampTz due_at)
+		   const Answer *answer, int64 delay)
 {
 	QueueRow	row = due->row;
 
-	if (!store_is_still(&turn->waiting, &row) &&
+	if (!store_is_in_place(&turn->waiting, &row) &&
 		!store_find_waiting(&turn->waiting, row.id, &row))
 		return true;
 	row.http_status = answer->status;
@@ -147,8 +144,9 @@ settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 			return true;
 		case VERDICT_AGAIN:
 			/* No later than when it is given up. */
-			row.due_at = Min(due_at, row.enqueued_at + (int64) (request->retry_for * 1000));
-			due->row.due_at = row.due_at;
+			row.due_at = Min(turn->now + delay * 1000,
+							 row.enqueued_at + (int64) (request->retry_for * 1000));
+			due->next_at = turn->clock + (row.due_at - turn->now);
 			break;
 		case VERDICT_ALONE:
 			row.alone = true;
@@ -174,10 +172,13 @@ settle_done(Turn *turn, const Request *request, const DueRow *due, const QueueRo
 	turn->tally.errored += error != NULL;
 }
 
-/* What one answer means for the others of the lane. */
+/* What one answer means for the others of the lane, and of the server. */
 static void
-affect_lane(Request *request, const Outcome *outcome, const Answer *answer)
+affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay)
 {
+	if (outcome->pause)
+		pace_pause(request->serverid, delay * 1000);
+
 	if (outcome->verdict == VERDICT_HOLD)
 		hold_lane(request->lane, answer->fault, request->definition);
 	else if (answer->status != 0 && outcome->verdict != VERDICT_AGAIN)
@@ -248,5 +249,5 @@ settle_keeps(Turn *turn, Lane *lane, const QueueRow *customer)
 	int64		id = customer_delete_keeps(&turn->waiting, customer);
 
 	if (id != 0)
-		lane_push_later(lane, position_of(id, customer->customer), turn->now + KEEP_INTERVAL);
+		lane_push_later(lane, position_of(id, customer->customer), turn->clock + KEEP_INTERVAL);
 }

@@ -22,8 +22,9 @@ typedef struct Tally
 	int64		expired;		/* of the failed: for their age */
 } Tally;
 
-/* Rows that one transaction looks at, at the most. */
+/* Rows that one transaction looks at, and how long it lasts, in µs, at the most. */
 #define TURN_MAX_ROWS 1000
+#define TURN_MAX_TIME (200 * INT64CONST(1000))
 
 typedef struct Turn
 {
@@ -36,8 +37,10 @@ typedef struct Turn
 	Store		settled;		/* dt_settled, open */
 	TimestampTz now;			/* the same moment, by the time of day */
 	int64		clock;			/* and by clock_now() */
-	int			nrows_left;		/* bound of the transaction: rows that it may
-								 * yet look at */
+
+	/* Bounds of the transaction. */
+	int			nrows_left;		/* rows that it may yet look at */
+	int64		deadline;		/* when it is to end, by clock_now() */
 
 	/* What is worked on: an error holds the lane. */
 	Lane	   *lane;
@@ -53,7 +56,7 @@ typedef struct Turn
 
 	/* The last customer that was found to be due later, and when. */
 	QueueRow	deferred;
-	TimestampTz deferred_until; /* DT_NOBEGIN: there is none */
+	int64		deferred_until; /* by clock_now(); 0: there is none */
 } Turn;
 
 /* send.c */

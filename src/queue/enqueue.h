@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * queue/enqueue.h
- *		The door to the queue: removals and keeps come in, and some go back.
+ *		What users' transactions insert into the queue: removals and keeps.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,6 +9,7 @@
 #define DOUBLETICK_QUEUE_ENQUEUE_H
 
 #include "api/payload.h"
+#include "queue/store.h"
 
 /* Whose request it is, to where, and who caused it. */
 typedef struct Requester
@@ -18,14 +19,17 @@ typedef struct Requester
 	Oid			enqueued_by;
 } Requester;
 
-/* The queue, open to be changed. */
+/* The queue, open to insert into it. */
 typedef struct Queue Queue;
 
-extern Queue *queue_open(int64 ncustomers);
+extern Queue *queue_open(int64 nrows);
 extern void queue_close(Queue *queue);
 extern int64 queue_add_removal(Queue *queue, const Requester *requester, const Removal *removal);
 extern bool queue_may_have_waiting(Queue *queue, const Requester *requester, const Removal *names);
 extern void queue_add_keep(Queue *queue, const Requester *requester, Removal *names);
 extern int64 queue_add_failed(const Requester *requester, const Removal *removal, const char *error);
+
+extern void queue_make_row(QueueRow *row, const Requester *requester, const Removal *removal);
+extern void queue_check_writable(const char *command);
 
 #endif							/* DOUBLETICK_QUEUE_ENQUEUE_H */

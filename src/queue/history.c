@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * queue/history.c
- *		The history: rows that are settled.
+ *		The history: the rows of dt_settled.
  *
- * They come from the queue and keep its ids.  None is changed any more; some go
- * back, and the old ones go away.
+ * A row has the id that it had in the queue.  It is never updated: dt_retry()
+ * moves it back into the queue, or the drainer deletes it when it is old.
  *
  *-------------------------------------------------------------------------
  */
@@ -39,14 +39,14 @@ typedef enum SettledColumn
 } SettledColumn;
 
 /*
- * Enters a row into the history, settled now.  "answer" and "error" may be NULL.
+ * Inserts a row, settled now.  "answer" and "error" may be NULL.
  */
 void
 history_insert(Store *settled, const QueueRow *row, const char *state,
 			   Jsonb *answer, const char *error)
 {
-	Datum		values[SETTLED_NCOLUMNS];
-	bool		nulls[SETTLED_NCOLUMNS] = {false};
+	Datum		values[SETTLED_NCOLUMNS + STORE_DROPPED_COLUMNS];
+	bool		nulls[SETTLED_NCOLUMNS + STORE_DROPPED_COLUMNS] = {false};
 
 	values[SETTLED_ID - 1] = Int64GetDatum(row->id);
 	values[SETTLED_ENQUEUED_AT - 1] = TimestampTzGetDatum(row->enqueued_at);
@@ -66,26 +66,35 @@ history_insert(Store *settled, const QueueRow *row, const char *state,
 	nulls[SETTLED_ANSWER - 1] = answer == NULL;
 	store_set_text(values, nulls, SETTLED_ERROR, error);
 
-	store_insert(settled, heap_form_tuple(RelationGetDescr(settled->rel), values, nulls));
+	store_insert(settled, store_form_tuple(settled, values, nulls, SETTLED_NCOLUMNS));
 }
 
 /*
- * The settled row with this id, and its state.
+ * Finds the failed removal with this id, the last one that was settled, and reads it.
+ * False when there is none.  More than one row has an id when ids came again, after
+ * TRUNCATE ... RESTART IDENTITY, setval() or a restore.
  */
 bool
-history_find(Store *settled, int64 id, QueueRow *row, char **state)
+history_find_failed(Store *settled, int64 id, QueueRow *row)
 {
-	Datum		values[SETTLED_NCOLUMNS];
-	bool		nulls[SETTLED_NCOLUMNS];
+	TimestampTz latest = DT_NOBEGIN;
+	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	bool		found = store_find_by_id(settled, id, &scan, &tuple);
 
-	StaticAssertStmt((int) SETTLED_ID == (int) WAITING_ID, "both are the first column");
-	memset(row, 0, sizeof(QueueRow));
-	if (found)
+	ScanKeyInit(&key, SETTLED_ID, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+	scan = store_scan(settled, RELATION_SETTLED_ID, SnapshotSelf, 1, &key);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
 	{
+		Datum		values[SETTLED_NCOLUMNS + STORE_DROPPED_COLUMNS];
+		bool		nulls[SETTLED_NCOLUMNS + STORE_DROPPED_COLUMNS];
+
 		heap_deform_tuple(tuple, RelationGetDescr(settled->rel), values, nulls);
+		if (DatumGetTimestampTz(values[SETTLED_SETTLED_AT - 1]) < latest ||
+			strcmp(store_read_text(values[SETTLED_STATE - 1], false), STATE_FAILED) != 0)
+			continue;
+		latest = DatumGetTimestampTz(values[SETTLED_SETTLED_AT - 1]);
+		memset(row, 0, sizeof(QueueRow));
 		row->id = id;
 		row->enqueued_at = DatumGetTimestampTz(values[SETTLED_ENQUEUED_AT - 1]);
 		row->role = DatumGetObjectId(values[SETTLED_ROLE - 1]);
@@ -96,16 +105,15 @@ history_find(Store *settled, int64 id, QueueRow *row, char **state)
 		row->tags = DatumGetArrayTypePCopy(values[SETTLED_TAGS - 1]);
 		row->fields = DatumGetArrayTypePCopy(values[SETTLED_FIELDS - 1]);
 		row->tid = tuple->t_self;
-		*state = store_read_text(values[SETTLED_STATE - 1], false);
 	}
 	store_end_scan(scan);
-	return found;
+	return latest != DT_NOBEGIN;
 }
 
 /*
  * Deletes up to "limit" rows that were settled before a time, the oldest first,
- * and returns how many.  "from" is where the last call ended: the dead rows that
- * it has left are not walked over again.
+ * and returns how many it has looked at.  "from" is where the last call ended, so
+ * that the next one need not pass the dead rows that this one leaves.
  */
 int
 history_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)
@@ -119,12 +127,12 @@ history_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)
 				TimestampTzGetDatum(*from));
 	ScanKeyInit(&keys[1], SETTLED_SETTLED_AT, BTLessStrategyNumber, F_TIMESTAMPTZ_LT,
 				TimestampTzGetDatum(before));
-	scan = store_scan(settled, BY_SETTLED_AT, SnapshotSelf, 2, keys);
+	scan = store_scan(settled, RELATION_SETTLED_AT, SnapshotSelf, 2, keys);
 	while (npruned < limit && HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		bool		isnull;
 
-		/* dt_retry() may be at it; then it is no longer ours. */
+		/* Does nothing if dt_retry() is moving the row. */
 		(void) store_delete(settled, &tuple->t_self, false);
 		*from = DatumGetTimestampTz(heap_getattr(tuple, SETTLED_SETTLED_AT,
 												 RelationGetDescr(settled->rel), &isnull));

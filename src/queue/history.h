@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * queue/history.h
- *		The history: rows that are settled.
+ *		The history: the rows of dt_settled.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,7 +18,7 @@
 
 extern void history_insert(Store *settled, const QueueRow *row, const char *state,
 						   Jsonb *answer, const char *error);
-extern bool history_find(Store *settled, int64 id, QueueRow *row, char **state);
+extern bool history_find_failed(Store *settled, int64 id, QueueRow *row);
 extern int	history_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit);
 
 #endif							/* DOUBLETICK_QUEUE_HISTORY_H */

@@ -3,18 +3,18 @@
  * queue/locks.c
  *		Who may touch the queue's rows: locks that SQL cannot take.
  *
- * They are advisory locks of kinds that no SQL function reaches (those have 1
- * and 2 there), so PostgreSQL's lock manager lets go of them whatever ends a
- * session.  Three kinds:
+ * They are advisory locks with a fourth key field that no SQL function uses
+ * (those use 1 and 2), so PostgreSQL releases them whatever ends a session.
  *
- * - the drain: one session in a database at a time, for as long as it drains;
- * - a request: a customer's request is out or not yet settled.  Held by the
- *	 drainer across transactions, and looked for by who wants to cancel;
- * - a door: one of NPARTITIONS of each role, which a customer's rows pass on their way out.  The
- *	 drainer holds it while it picks a customer; who cancels shares it with
- *	 others until its transaction ends, so that what it has taken back, and not
- *	 yet committed, cannot leave.  Few doors, for who cancels a million rows must
- *	 not fill the lock table.
+ * - Drain lock: one session in a database drains its queue.  Held for as long as
+ *	 it does.
+ * - Customer lock: a request of the customer is out or not yet settled.  The
+ *	 drainer holds it across transactions; dt_cancel() tests it.
+ * - Partition lock: one of 256 of a role.  The drainer takes it exclusively while
+ *	 it picks a customer; dt_cancel() takes it in share mode until its transaction
+ *	 ends, so that what it took out of the queue cannot be sent before it commits.
+ *	 There are few, so that cancelling a million rows does not fill the lock table;
+ *	 and each role has its own, so that whoever does that holds up only himself.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,8 +26,8 @@
 #include "storage/lock.h"
 
 /*
- * Kinds of locks; dt_status looks for the second in pg_locks, which would show
- * one above 32767 as negative.
+ * The fourth key field.  dt_status looks for customer locks in pg_locks, which
+ * would show a number above 32767 as negative.
  */
 #define LOCK_DRAIN 21808
 #define LOCK_CUSTOMER 21809
@@ -35,14 +35,13 @@
 
 #define NPARTITIONS 256
 
-static bool acquire(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode,
-					bool session, bool wait);
-static void release(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode);
-static uint32 partition_of(int64 customer);
+static bool take_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode,
+							bool session, bool wait);
+static void drop_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode);
 
 /*
- * The customer of a row: server, role, phone and waba without a leading "+".
- * Two customers with one tag only keep each other waiting.
+ * What stands for a row's customer.  Two customers with the same tag only wait for
+ * each other.
  */
 CustomerTag
 customer_tag(const QueueRow *row)
@@ -56,72 +55,70 @@ customer_tag(const QueueRow *row)
 
 /*
  * Makes this session the one that drains this database's queue.  False when
- * another one is.
+ * another one does.
  */
 bool
 lock_drain(void)
 {
-	return acquire(0, 0, LOCK_DRAIN, ExclusiveLock, true, false);
+	return take_queue_lock(0, 0, LOCK_DRAIN, ExclusiveLock, true, false);
 }
 
 void
 unlock_drain(void)
 {
-	release(0, 0, LOCK_DRAIN, ExclusiveLock);
+	drop_queue_lock(0, 0, LOCK_DRAIN, ExclusiveLock);
 }
 
 /*
- * Takes the door of a customer until the transaction ends.  False when somebody
- * is taking something back there.
+ * Called by the drainer before it reads a customer's rows: takes the customer's
+ * partition lock until the transaction ends.  False when a transaction that is not
+ * over has cancelled something in that partition.
  */
 bool
 lock_partition(Oid role, int64 customer)
 {
-	return acquire(partition_of(customer), role, LOCK_PARTITION, ExclusiveLock, false, false);
-}
-
-static uint32
-partition_of(int64 customer)
-{
-	return (uint32) customer % NPARTITIONS;
+	return take_queue_lock((uint32) customer % NPARTITIONS, role, LOCK_PARTITION, ExclusiveLock,
+						   false, false);
 }
 
 /*
- * The customer, whose door is held, has a request out from now on.
+ * Called by the drainer, which holds the partition lock, before a request of the
+ * customer leaves.
  */
 void
 lock_customer(CustomerTag tag)
 {
-	(void) acquire(tag.server, tag.customer, LOCK_CUSTOMER, ExclusiveLock, true, true);
+	(void) take_queue_lock(tag.server, tag.customer, LOCK_CUSTOMER, ExclusiveLock, true, true);
 }
 
 /*
- * The customer's request is settled.
+ * Called by the drainer when the customer's request is settled.
  */
 void
 unlock_customer(CustomerTag tag)
 {
-	release(tag.server, tag.customer, LOCK_CUSTOMER, ExclusiveLock);
+	drop_queue_lock(tag.server, tag.customer, LOCK_CUSTOMER, ExclusiveLock);
 }
 
 /*
- * Keeps the customer's rows from leaving until the transaction ends.  False
- * when a request of it is out.
+ * Called by dt_cancel(): prevents the customer's rows from being sent until the
+ * transaction ends.  False when a request of the customer is out.
  */
 bool
 lock_against_sending(const QueueRow *row)
 {
 	CustomerTag tag = customer_tag(row);
 
-	(void) acquire(partition_of(row->customer), row->role, LOCK_PARTITION, ShareLock, false, true);
-	if (!acquire(tag.server, tag.customer, LOCK_CUSTOMER, ShareLock, true, false))
+	(void) take_queue_lock((uint32) row->customer % NPARTITIONS, row->role, LOCK_PARTITION,
+						   ShareLock, false, true);
+	if (!take_queue_lock(tag.server, tag.customer, LOCK_CUSTOMER, ShareLock, true, false))
 		return false;
-	release(tag.server, tag.customer, LOCK_CUSTOMER, ShareLock);
+	drop_queue_lock(tag.server, tag.customer, LOCK_CUSTOMER, ShareLock);
 	return true;
 }
 
 static bool
-acquire(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode, bool session, bool wait)
+take_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode, bool session, bool wait)
 {
 	LOCKTAG		tag;
 
@@ -130,7 +127,7 @@ acquire(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode, bool session, 
 }
 
 static void
-release(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode)
+drop_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode)
 {
 	LOCKTAG		tag;
 

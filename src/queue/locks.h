@@ -14,7 +14,7 @@
 typedef struct CustomerTag
 {
 	uint32		server;			/* hash of the server's name, as hashtext() */
-	uint32		customer;		/* half of store_customer() */
+	uint32		customer;		/* folded from store_customer()'s number */
 } CustomerTag;
 
 extern CustomerTag customer_tag(const QueueRow *row);

@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * queue/relations.c
- *		What the extension owns in this database.
+ *		Which relations the extension owns in this database.
  *
- * Tables and indexes are looked up by their names in the extension's schema, once
- * for as long as none of them changes.
+ * They are looked up by their names in the extension's schema.  The OIDs are
+ * cached until a relation among them changes.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,8 +13,6 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "catalog/index.h"
-#include "catalog/indexing.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "queue/relations.h"
@@ -22,7 +20,6 @@
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
 #include "utils/rel.h"
 
 static const char *const relation_names[NRELATIONS] = {
@@ -31,131 +28,134 @@ static const char *const relation_names[NRELATIONS] = {
 	[RELATION_WAITING_PKEY] = "dt_waiting_pkey",
 	[RELATION_WAITING_CUSTOMER] = "dt_waiting_customer",
 	[RELATION_SETTLED] = "dt_settled",
-	[RELATION_SETTLED_PKEY] = "dt_settled_pkey",
+	[RELATION_SETTLED_ID] = "dt_settled_id",
 	[RELATION_SETTLED_AT] = "dt_settled_settled_at",
 	[RELATION_HOLD] = "dt_hold",
 	[RELATION_HOLD_PKEY] = "dt_hold_pkey",
 };
 
 /*
- * Their OIDs.  They are good as long as no relation among them has changed since
- * the look-up began.
+ * The OIDs are valid if no relation among them has changed since their look-up
+ * began.
  */
 static Oid	relation_oids[NRELATIONS];
-static uint64 changes = 1;
-static uint64 known_at = 0;
+static uint64 nchanges = 1;
+static uint64 nchanges_at_look_up = 0;
 
-/* Where what is below lives; emptied when the OIDs are looked up anew. */
-static MemoryContext info_context = NULL;
-
-/* How to enter a tuple into an index of theirs; NULL: not known yet. */
-static IndexInfo *index_infos[NRELATIONS];
-
-static void raise_undefined(void) pg_attribute_noreturn();
-static bool exist(void);
-static bool find_objects(void);
-static Oid	extension_schema(void);
-static void forget_objects(Datum arg, Oid relid);
+static bool look_up_relations(void);
+static Oid	look_up_schema(void);
+static void count_relation_change(Datum arg, Oid relid);
 
 /*
- * Is the extension there, in this database, to stay until the transaction ends?
- * Whoever is about to drop it is waited for.  "waiting" is the OID of dt_waiting
- * at the last call, InvalidOid at the first: when the extension was dropped and
- * created again, it is not there any more.
+ * The OID of a relation of ours; InvalidOid for an index that was dropped.  Raises
+ * undefined_table when the extension, or a table of it, does not exist.
+ */
+Oid
+relation_oid(QueueRelation relation)
+{
+	if (!look_up_relations())
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("the tables of extension \"doubletick\" do not exist in this database")));
+	return relation_oids[relation];
+}
+
+const char *
+relation_name(QueueRelation relation)
+{
+	return relation_names[relation];
+}
+
+/*
+ * Locks a table of ours until the transaction ends and returns its OID, or
+ * InvalidOid when the extension does not exist.  Waits for a session that is
+ * about to drop it.
+ */
+Oid
+relation_lock(QueueRelation table)
+{
+	while (look_up_relations())
+	{
+		Oid			locked = relation_oids[table];
+
+		/* To take the lock processes what others have changed. */
+		LockRelationOid(locked, RowExclusiveLock);
+		if (look_up_relations() && relation_oids[table] == locked)
+			return locked;
+		UnlockRelationOid(locked, RowExclusiveLock);
+	}
+	return InvalidOid;
+}
+
+/*
+ * For a process that drains over many transactions: locks dt_waiting, and returns
+ * whether it still exists.  "waiting" is InvalidOid at the first call and is then
+ * set to the table's OID, which differs when the extension was dropped and created
+ * again.
  */
 bool
 relations_lock(Oid *waiting)
 {
-	while (exist())
-	{
-		Oid			found = relation_oids[RELATION_WAITING];
+	Oid			locked = relation_lock(RELATION_WAITING);
 
-		/* What others have committed is known when the lock is held. */
-		LockRelationOid(found, RowExclusiveLock);
-		if (known_at == changes)
-		{
-			if (!OidIsValid(*waiting))
-				*waiting = found;
-			return *waiting == found;
-		}
-		UnlockRelationOid(found, RowExclusiveLock);
-	}
-	return false;
+	if (!OidIsValid(*waiting))
+		*waiting = locked;
+	return OidIsValid(locked) && *waiting == locked;
 }
 
 /*
- * The OID of one of the extension's objects; undefined_table when the extension
- * is not there, or not whole.
+ * A number that differs from an earlier one when a relation of ours may have
+ * changed in between.  Call it after relation_oid() or relation_lock().
  */
-Oid
-relation_oid(QueueRelation object)
+uint64
+relations_generation(void)
 {
-	if (!exist())
-		raise_undefined();
-	return relation_oids[object];
+	return nchanges_at_look_up;
 }
 
-static void
-raise_undefined(void)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_TABLE),
-			 errmsg("the tables of extension \"doubletick\" do not exist in this database")));
-}
-
+/* False when the extension does not exist. */
 static bool
-exist(void)
+look_up_relations(void)
 {
-	return known_at == changes || find_objects();
-}
-
-/* Objects of the same names elsewhere are not ours: they lie in another schema. */
-static bool
-find_objects(void)
-{
-	uint64		now;
+	static bool is_registered = false;
+	uint64		nchanges_before = nchanges;
 	Oid			schema;
 
-	if (info_context == NULL)
-	{
-		info_context = AllocSetContextCreate(TopMemoryContext, "doubletick indexes",
-											 ALLOCSET_SMALL_SIZES);
-		CacheRegisterRelcacheCallback(forget_objects, (Datum) 0);
-	}
-	known_at = 0;
-	memset(index_infos, 0, sizeof(index_infos));
-	MemoryContextReset(info_context);
+	if (nchanges_at_look_up == nchanges)
+		return true;
+	if (!is_registered)
+		CacheRegisterRelcacheCallback(count_relation_change, (Datum) 0);
+	is_registered = true;
 
-	now = changes;
-	schema = extension_schema();
+	nchanges_at_look_up = 0;
+	schema = look_up_schema();
 	if (!OidIsValid(schema))
 		return false;
 	for (int i = 0; i < NRELATIONS; i++)
 	{
 		relation_oids[i] = get_relname_relid(relation_names[i], schema);
-		if (!OidIsValid(relation_oids[i]))
+		if (!OidIsValid(relation_oids[i]) &&
+			(i == RELATION_WAITING || i == RELATION_WAITING_ID ||
+			 i == RELATION_SETTLED || i == RELATION_HOLD))
 			return false;
 	}
-	known_at = now;
+	nchanges_at_look_up = nchanges_before;
 	return true;
 }
 
+/* The extension's schema. */
 static Oid
-extension_schema(void)
+look_up_schema(void)
 {
-	Oid			extension = get_extension_oid("doubletick", true);
 	Oid			schema = InvalidOid;
-	Relation	rel;
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	if (!OidIsValid(extension))
-		return InvalidOid;
-	rel = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(extension));
-	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum("doubletick"));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
@@ -165,35 +165,13 @@ extension_schema(void)
 }
 
 static void
-forget_objects(Datum arg pg_attribute_unused(), Oid relid)
+count_relation_change(Datum arg pg_attribute_unused(), Oid relid)
 {
 	if (!OidIsValid(relid))
-		changes++;
+		nchanges++;
 	for (int i = 0; i < NRELATIONS; i++)
 	{
 		if (relation_oids[i] == relid)
-			changes++;
+			nchanges++;
 	}
-}
-
-/*
- * How to enter a tuple into an index.  Kept for as long as the index is the same,
- * if it is ours.
- */
-IndexInfo *
-relation_index_info(Relation index)
-{
-	for (int i = 0; i < NRELATIONS; i++)
-	{
-		MemoryContext caller;
-
-		if (relation_oids[i] != RelationGetRelid(index))
-			continue;
-		caller = MemoryContextSwitchTo(info_context);
-		if (index_infos[i] == NULL)
-			index_infos[i] = BuildIndexInfo(index);
-		MemoryContextSwitchTo(caller);
-		return index_infos[i];
-	}
-	return BuildIndexInfo(index);
 }

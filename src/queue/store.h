@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * queue/store.h
- *		The queue's tables, row by row.
+ *		Opens the queue's tables; reads and writes rows of dt_waiting.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,17 +10,18 @@
 
 #include "access/genam.h"
 #include "access/htup.h"
+#include "catalog/indexing.h"
 #include "datatype/timestamp.h"
 #include "queue/relations.h"
 #include "utils/array.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
 
-/* Places of the indexes in Store. */
-#define BY_ID 0					/* of dt_waiting and dt_settled */
-#define BY_CUSTOMER 1
-#define BY_SETTLED_AT 1
-#define BY_SERVER_AND_ROLE 0
+/*
+ * Columns that somebody may have added to a table of ours and dropped again: arrays
+ * for heap_deform_tuple() and store_form_tuple() have room for them.
+ */
+#define STORE_DROPPED_COLUMNS 16
 
 /* Columns of dt_waiting. */
 typedef enum WaitingColumn
@@ -46,14 +47,14 @@ typedef enum WaitingColumn
 	WAITING_NCOLUMNS = WAITING_LAST_ERROR
 } WaitingColumn;
 
-/* A row of dt_waiting, or as much of it as dt_settled has. */
+/* A row of dt_waiting; of dt_settled, the columns that both have. */
 typedef struct QueueRow
 {
 	int64		id;
-	int64		ord;			/* what keeps are compared with; of
-								 * dt_retry()'s keep, the id of what was put
-								 * back */
-	int64		xact;			/* FullTransactionId of its maker */
+	int64		ord;			/* a keep takes back the removals whose ord is
+								 * below its id; in the marker row that
+								 * dt_retry() enters, the retried id */
+	int64		xact;			/* FullTransactionId that inserted it */
 	int64		customer;		/* see store_customer() */
 	TimestampTz enqueued_at;
 	TimestampTz due_at;
@@ -73,51 +74,41 @@ typedef struct QueueRow
 	Oid			filenode;		/* in which file of the table */
 } QueueRow;
 
-/* What our indexes have of a row of dt_waiting. */
-typedef struct WaitingKey
-{
-	int64		customer;
-	int64		id;
-	ItemPointerData tid;		/* where the row is, once it is in the table */
-	bool		keep;
-} WaitingKey;
-
-/* A table that is open, with its indexes: ours first, and perhaps others. */
+/* A table of ours, open to be read and written. */
 typedef struct Store
 {
 	Relation	rel;
-	Relation	indexes[8];
-	int			nindexes;
+	CatalogIndexState indexes;
+	bool		indexes_are_cached;
 } Store;
 
 extern void store_open(Store *store, QueueRelation table);
 extern void store_close(Store *store);
 
-extern int64 store_next_id(void);
+extern HeapTuple store_form_tuple(Store *store, Datum *values, bool *nulls, int ncolumns);
 extern void store_insert(Store *store, HeapTuple tuple);
-extern void store_insert_index_entries(Store *store, int from, HeapTuple tuple);
-extern WaitingKey store_key_of(const QueueRow *row);
-extern void store_insert_key(Store *waiting, int place, const WaitingKey *key);
-extern HeapTuple store_form_waiting(Store *waiting, const QueueRow *row);
-extern void store_insert_waiting(Store *waiting, const QueueRow *row);
-extern void store_update_waiting(Store *waiting, const QueueRow *row);
+extern void store_insert_slots(Store *store, TupleTableSlot **slots, int nslots);
 extern bool store_delete(Store *store, const ItemPointerData *tid, bool wait);
-
-extern SysScanDesc store_scan(Store *store, int index, Snapshot snapshot, int nkeys, ScanKey keys);
+extern SysScanDesc store_scan(Store *store, QueueRelation index, Snapshot snapshot, int nkeys,
+							  ScanKey keys);
 extern HeapTuple store_next(SysScanDesc scan);
 extern void store_end_scan(SysScanDesc scan);
-extern bool store_find_by_id(Store *store, int64 id, SysScanDesc *scan, HeapTuple *tuple);
 extern char *store_read_text(Datum value, bool isnull);
 extern void store_set_text(Datum *values, bool *nulls, int column, const char *string);
 
+extern int64 store_next_id(void);
+extern int64 store_last_id(void);
+extern HeapTuple store_form_waiting(Store *waiting, const QueueRow *row);
+extern void store_insert_waiting(Store *waiting, const QueueRow *row);
+extern void store_update_waiting(Store *waiting, const QueueRow *row);
 extern void store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row);
 extern void store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row);
 extern bool store_find_waiting(Store *waiting, int64 id, QueueRow *row);
-extern bool store_is_still(Store *waiting, const QueueRow *row);
+extern bool store_is_in_place(Store *waiting, const QueueRow *row);
+extern int64 store_count_waiting(Store *waiting);
+
 extern int64 store_customer(const char *server, Oid role, const char *phone,
 							const char *waba);
 extern bool store_is_same_customer(const QueueRow *row, const QueueRow *other);
-
-extern int64 store_count_waiting(Store *waiting);
 
 #endif							/* DOUBLETICK_QUEUE_STORE_H */

@@ -3,10 +3,9 @@
  * queue/wakeup.c
  *		Wakes the worker when a transaction that has enqueued something commits.
  *
- * A session that enqueues does only this for the worker: it notes in shared
- * memory that there is work, and sets the latch of the worker, or of the launcher
- * when there is none.  This runs after the commit, where no error may be raised, so
- * nothing here can raise one.
+ * Enqueueing sessions note in shared memory that there is work, and set the latch
+ * of the worker or, if there is none, of the launcher.  This runs after the commit,
+ * where no error may be raised, so nothing here can raise one.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,15 +17,15 @@
 #include "queue/wakeup.h"
 #include "storage/latch.h"
 
-static void xact_ended(XactEvent event, void *arg);
+static void wake_worker_at_xact_end(XactEvent event, void *arg);
 static void wake_worker(void);
 
 /* Must the worker be woken when this transaction commits? */
 static bool wake_at_commit = false;
 
 /*
- * Wakes the worker of this database when the transaction commits.  Called by
- * whatever enters a removal.  PREPARE wakes it, too: whoever then commits does not
+ * Wakes the worker of this database when the transaction commits.  Called when
+ * a row was enqueued.  PREPARE wakes it, too: whoever then commits does not
  * know what is in the transaction, but a worker that is there stays until it has
  * ended.
  */
@@ -38,13 +37,13 @@ wake_worker_at_commit(void)
 	if (shared == NULL)
 		return;
 	if (!registered)
-		RegisterXactCallback(xact_ended, NULL);
+		RegisterXactCallback(wake_worker_at_xact_end, NULL);
 	registered = true;
 	wake_at_commit = true;
 }
 
 static void
-xact_ended(XactEvent event, void *arg pg_attribute_unused())
+wake_worker_at_xact_end(XactEvent event, void *arg pg_attribute_unused())
 {
 	if (!wake_at_commit)
 		return;

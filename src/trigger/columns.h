@@ -17,9 +17,9 @@
 typedef enum ColumnKind
 {
 	COLUMN_TEXT,				/* has text's layout */
-	COLUMN_PADDED,				/* the same, with blanks at the end: char(n) */
+	COLUMN_PADDED,				/* the same, padded with blanks: char(n) */
 	COLUMN_OUTPUT,				/* by its type's output function */
-	COLUMN_ARRAY,				/* an array of one of these */
+	COLUMN_ARRAY,				/* an array of one of the above */
 	COLUMN_JSONB,
 	COLUMN_HSTORE
 } ColumnKind;
@@ -30,7 +30,7 @@ typedef struct Column
 	bool		byval;			/* of its type */
 	int16		len;
 	ColumnKind	kind;
-	bool		keys;			/* of a jsonb object, are the keys names? */
+	bool		keys;			/* are keys of a jsonb object names? */
 	FmgrInfo	function;		/* COLUMN_OUTPUT: its output function;
 								 * COLUMN_HSTORE: akeys() */
 	ColumnKind	elem_kind;		/* of an array's elements */
@@ -46,10 +46,10 @@ typedef struct Columns
 	Column		fields;
 	Column		waba;
 	AttrNumber	last;			/* the largest attno of these */
-	Oid			table;			/* known for its key alone */
+	Oid			table;			/* this and the rest: at statement level */
 	int			nkey;
-	Column	   *key;			/* what tells the table's rows apart */
-	AttrNumber	last_key;
+	Column	   *key;			/* columns that tell the rows apart */
+	AttrNumber	last_key;		/* the largest attno of these */
 } Columns;
 
 extern void column_find_number(Column *column, Relation rel, const char *name, const char *what,
@@ -58,8 +58,9 @@ extern void column_find_names(Column *column, Relation rel, const char *name, co
 							  bool keys, MemoryContext context);
 extern void columns_find_key(Columns *columns, Relation rel, MemoryContext context);
 extern bool columns_equal(const Columns *columns, TupleTableSlot *old, TupleTableSlot *new);
-extern void columns_read_customer(Columns *columns, TupleTableSlot *slot, Removal *row);
 extern uint32 columns_hash_key(const Columns *columns, TupleTableSlot *slot);
+extern Removal *columns_read_row(Columns *columns, TupleTableSlot *slot, Removal *row);
+extern void columns_read_customer(Columns *columns, TupleTableSlot *slot, Removal *row);
 extern void columns_read_names(Columns *columns, TupleTableSlot *slot, Removal *row);
 
 #endif							/* DOUBLETICK_TRIGGER_COLUMNS_H */

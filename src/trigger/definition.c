@@ -3,16 +3,16 @@
  * trigger/definition.c
  *		What a trigger's definition says, checked and looked up.
  *
- * Once per trigger, table and statement, for nothing of it can change while a
- * statement runs.  PostgreSQL does not ask a trigger function what it can do when
- * a trigger is created, so what is wrong is raised when it first fires; and
- * whichever event that is, the whole definition is looked at.
+ * This is done once per trigger, table and statement: a definition cannot change
+ * while a statement runs.  PostgreSQL does not let a trigger function check a
+ * definition when the trigger is created, so errors are raised when it first
+ * fires.  Whichever event that is, the whole definition is checked.
  *
- * The request is the table owner's, as a foreign key's check is: what the session
- * has set, and who updates, has no part in it.  The clone of a trigger on a
- * partition belongs to the table that the trigger was created on, which may have
- * another owner: else a row that moves between partitions would be lost by one
- * role and gained by another.
+ * The request belongs to the table's owner, as a foreign key's check does; the
+ * session's settings and the updating role do not matter.  A partition's clone of
+ * a trigger uses the owner of the table that the trigger was created on.  If it
+ * used the partition's own, a row that moves between partitions of two owners
+ * would be lost by one role and gained by another.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,7 +29,7 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
-/* Where requests go unless the trigger's last argument says otherwise. */
+/* The server of triggers whose last argument names none. */
 #define DEFAULT_SERVER "doubletick"
 
 /* A trigger's arguments. */
@@ -43,18 +43,17 @@ enum
 	NARGUMENTS
 };
 
-static Definition *look_up(const TriggerData *data, MemoryContext context);
+static Definition *read_definition(const TriggerData *data, MemoryContext context);
 static void check_events(const TriggerData *data);
 static void check_transition_tables(const Trigger *trigger);
 static void check_arguments(const Trigger *trigger);
-static const char *argument(const Trigger *trigger, int n);
-static void refuse(const Trigger *trigger, const char *problem, const char *hint)
-			pg_attribute_noreturn();
-static Oid	owner_of(const TriggerData *data);
-static bool find_parent(Oid trigger, Oid *parent, Oid *relation);
+static const char *get_argument(const Trigger *trigger, int n);
+static void refuse_definition(const Trigger *trigger, const char *problem,
+							  const char *hint) pg_attribute_noreturn();
+static Oid	find_owner(const TriggerData *data);
 
 /*
- * The definition of the trigger that calls; raises what is wrong with it.
+ * The definition of the trigger that has fired.  Raises an error if it is wrong.
  */
 Definition *
 definition_get(FunctionCallInfo fcinfo)
@@ -65,29 +64,30 @@ definition_get(FunctionCallInfo fcinfo)
 				 errmsg("function \"%s\" was not called by trigger manager",
 						"dt_remove_tags_custom_fields_trigger")));
 	if (fcinfo->flinfo->fn_extra == NULL)
-		fcinfo->flinfo->fn_extra = look_up((TriggerData *) fcinfo->context,
-										   fcinfo->flinfo->fn_mcxt);
+		fcinfo->flinfo->fn_extra = read_definition((TriggerData *) fcinfo->context,
+												   fcinfo->flinfo->fn_mcxt);
 	return fcinfo->flinfo->fn_extra;
 }
 
 static Definition *
-look_up(const TriggerData *data, MemoryContext context)
+read_definition(const TriggerData *data, MemoryContext context)
 {
 	const Trigger *trigger = data->tg_trigger;
 	Relation	rel = data->tg_relation;
 	Definition *definition = MemoryContextAllocZero(context, sizeof(Definition));
 	Columns    *columns = &definition->columns;
+	const char *server = get_argument(trigger, ARGUMENT_SERVER);
 
 	check_events(data);
 	check_arguments(trigger);
 
-	column_find_number(&columns->phone, rel, argument(trigger, ARGUMENT_PHONE),
+	column_find_number(&columns->phone, rel, get_argument(trigger, ARGUMENT_PHONE),
 					   "phone", context);
-	column_find_names(&columns->tags, rel, argument(trigger, ARGUMENT_TAGS),
+	column_find_names(&columns->tags, rel, get_argument(trigger, ARGUMENT_TAGS),
 					  "tags", false, context);
-	column_find_names(&columns->fields, rel, argument(trigger, ARGUMENT_FIELDS),
+	column_find_names(&columns->fields, rel, get_argument(trigger, ARGUMENT_FIELDS),
 					  "custom fields", true, context);
-	column_find_number(&columns->waba, rel, argument(trigger, ARGUMENT_WABA),
+	column_find_number(&columns->waba, rel, get_argument(trigger, ARGUMENT_WABA),
 					   "waba", context);
 	columns->last = Max(Max(columns->phone.attno, columns->tags.attno),
 						Max(columns->fields.attno, columns->waba.attno));
@@ -95,9 +95,8 @@ look_up(const TriggerData *data, MemoryContext context)
 		columns_find_key(columns, rel, context);
 
 	definition->requester.server =
-		MemoryContextStrdup(context, *argument(trigger, ARGUMENT_SERVER) == '\0' ?
-							DEFAULT_SERVER : argument(trigger, ARGUMENT_SERVER));
-	definition->requester.role = owner_of(data);
+		MemoryContextStrdup(context, *server == '\0' ? DEFAULT_SERVER : server);
+	definition->requester.role = find_owner(data);
 	return definition;
 }
 
@@ -108,13 +107,19 @@ check_events(const TriggerData *data)
 	int16		type = trigger->tgtype;
 
 	if (!TRIGGER_FOR_AFTER(type) || TRIGGER_FOR_TRUNCATE(type))
-		refuse(trigger, "must fire after INSERT, UPDATE or DELETE",
-			   "Write AFTER INSERT OR UPDATE OR DELETE.");
+		refuse_definition(trigger, "must fire after INSERT, UPDATE or DELETE",
+						  "Write AFTER INSERT OR UPDATE OR DELETE.");
+	if (trigger->tgnattr > 0)
+		refuse_definition(trigger, "is limited to some columns",
+						  "Write UPDATE without OF: the trigger must see a row whenever it moves or its key changes.");
+	if (trigger->tgqual)
+		refuse_definition(trigger, "has a WHEN condition",
+						  "Leave WHEN out: the trigger must see a row whenever it moves or its key changes.");
 	if (!TRIGGER_FOR_ROW(type))
 		check_transition_tables(trigger);
 	else if (TRIGGER_FOR_DELETE(type) && !TRIGGER_FOR_INSERT(type))
-		refuse(trigger, "fires for each row on DELETE, but not on INSERT",
-			   "A row that moves to another partition is deleted and inserted: write AFTER INSERT OR UPDATE OR DELETE.");
+		refuse_definition(trigger, "fires for each row on DELETE, but not on INSERT",
+						  "A row that moves to another partition is deleted and inserted: write AFTER INSERT OR UPDATE OR DELETE.");
 }
 
 static void
@@ -123,11 +128,11 @@ check_transition_tables(const Trigger *trigger)
 	int16		type = trigger->tgtype;
 
 	if ((TRIGGER_FOR_INSERT(type) || TRIGGER_FOR_UPDATE(type)) && trigger->tgnewtable == NULL)
-		refuse(trigger, "fires for each statement, but has no NEW TABLE",
-			   "Write REFERENCING NEW TABLE AS new for INSERT, OLD TABLE AS old NEW TABLE AS new for UPDATE.");
+		refuse_definition(trigger, "fires for each statement, but has no NEW TABLE",
+						  "Write REFERENCING NEW TABLE AS new for INSERT, OLD TABLE AS old NEW TABLE AS new for UPDATE.");
 	if ((TRIGGER_FOR_DELETE(type) || TRIGGER_FOR_UPDATE(type)) && trigger->tgoldtable == NULL)
-		refuse(trigger, "fires for each statement, but has no OLD TABLE",
-			   "Write REFERENCING OLD TABLE AS old for DELETE, OLD TABLE AS old NEW TABLE AS new for UPDATE.");
+		refuse_definition(trigger, "fires for each statement, but has no OLD TABLE",
+						  "Write REFERENCING OLD TABLE AS old for DELETE, OLD TABLE AS old NEW TABLE AS new for UPDATE.");
 }
 
 static void
@@ -136,23 +141,24 @@ check_arguments(const Trigger *trigger)
 	const char *hint = "They name the columns of the phone, the tags, the custom fields and the waba, and a server; '' names none.";
 
 	if (trigger->tgnargs > NARGUMENTS)
-		refuse(trigger, "has too many arguments", hint);
-	if (*argument(trigger, ARGUMENT_PHONE) == '\0')
-		refuse(trigger, "names no column of the phone", hint);
-	if (*argument(trigger, ARGUMENT_TAGS) == '\0' && *argument(trigger, ARGUMENT_FIELDS) == '\0')
-		refuse(trigger, "names no column of tags or custom fields", hint);
-	if (strlen(argument(trigger, ARGUMENT_SERVER)) >= NAMEDATALEN)
-		refuse(trigger, "names a server that cannot be", "A server's name has at most 63 bytes.");
+		refuse_definition(trigger, "has too many arguments", hint);
+	if (*get_argument(trigger, ARGUMENT_PHONE) == '\0')
+		refuse_definition(trigger, "names no column of the phone", hint);
+	if (*get_argument(trigger, ARGUMENT_TAGS) == '\0' && *get_argument(trigger, ARGUMENT_FIELDS) == '\0')
+		refuse_definition(trigger, "names no column of tags or custom fields", hint);
+	if (strlen(get_argument(trigger, ARGUMENT_SERVER)) >= NAMEDATALEN)
+		refuse_definition(trigger, "names a server whose name is too long",
+						  "A server's name has at most 63 bytes.");
 }
 
 static const char *
-argument(const Trigger *trigger, int n)
+get_argument(const Trigger *trigger, int n)
 {
 	return n < trigger->tgnargs ? trigger->tgargs[n] : "";
 }
 
 static void
-refuse(const Trigger *trigger, const char *problem, const char *hint)
+refuse_definition(const Trigger *trigger, const char *problem, const char *hint)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
@@ -160,51 +166,45 @@ refuse(const Trigger *trigger, const char *problem, const char *hint)
 			 errhint("%s", hint)));
 }
 
-/* Of the table that the trigger was created on. */
+/* The owner of the table that the trigger was created on. */
 static Oid
-owner_of(const TriggerData *data)
+find_owner(const TriggerData *data)
 {
 	Oid			owner = data->tg_relation->rd_rel->relowner;
-	Oid			id = data->tg_trigger->tgoid;
-	Oid			relation = InvalidOid;
+	Oid			table = RelationGetRelid(data->tg_relation);
+	Oid			trigger = data->tg_trigger->tgoid;
+	Relation	rel;
 	HeapTuple	tuple;
 
 	if (!data->tg_trigger->tgisclone)
 		return owner;
-	while (find_parent(id, &id, &relation))
-		 /* up */ ;
-	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relation));
+
+	/* From a clone to the trigger that it is a clone of. */
+	rel = table_open(TriggerRelationId, AccessShareLock);
+	while (OidIsValid(trigger))
+	{
+		ScanKeyData key;
+		SysScanDesc scan;
+
+		ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+					ObjectIdGetDatum(trigger));
+		scan = systable_beginscan(rel, TriggerOidIndexId, true, NULL, 1, &key);
+		trigger = InvalidOid;
+		tuple = systable_getnext(scan);
+		if (HeapTupleIsValid(tuple))
+		{
+			table = ((Form_pg_trigger) GETSTRUCT(tuple))->tgrelid;
+			trigger = ((Form_pg_trigger) GETSTRUCT(tuple))->tgparentid;
+		}
+		systable_endscan(scan);
+	}
+	table_close(rel, AccessShareLock);
+
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
 	if (HeapTupleIsValid(tuple))
 	{
 		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 		ReleaseSysCache(tuple);
 	}
 	return owner;
-}
-
-/* The trigger that this one is a clone of, if it is, and its own table. */
-static bool
-find_parent(Oid trigger, Oid *parent, Oid *relation)
-{
-	Relation	rel = table_open(TriggerRelationId, AccessShareLock);
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		found = false;
-
-	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(trigger));
-	scan = systable_beginscan(rel, TriggerOidIndexId, true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-	{
-		Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
-
-		*relation = form->tgrelid;
-		*parent = form->tgparentid;
-		found = OidIsValid(form->tgparentid);
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return found;
 }

@@ -10,14 +10,13 @@
 
 #include "queue/enqueue.h"
 
-extern void difference_row(const Requester *requester, Removal *old, uint32 old_row,
-					   const Removal *new, uint32 new_row, Removal *lost);
+extern void difference_row(const Requester *requester, const Removal *old, uint32 old_row,
+						   const Removal *new, uint32 new_row, Removal *lost);
 extern bool difference_may_keep(Queue *queue, const Requester *requester, const Removal *now);
 extern void difference_keep(Queue *queue, const Requester *requester, Removal *now);
 extern void difference_remove(Queue *queue, const Requester *requester, Removal *lost);
 extern bool difference_is_same_customer(const Removal *row, const Removal *other);
 extern void difference_subtract(Removal *names, const Removal *others);
-extern void difference_intersect(Removal *names, const Removal *others);
-extern Removal difference_copy(const Removal *names);
+extern Removal difference_intersection(const Removal *names, const Removal *others);
 
 #endif							/* DOUBLETICK_TRIGGER_DIFFERENCE_H */

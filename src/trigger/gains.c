@@ -3,25 +3,28 @@
  * trigger/gains.c
  *		What this transaction's rows have gained so far.
  *
- * A name that one row of a customer loses and another gains, in one transaction,
- * has not gone.  If the loss comes first, the removal waits in the queue, and a
- * keep takes it back.  If the gain comes first, there is nothing yet to take
- * back: so it is counted here, and covers the losses that follow.
+ * A name that one row of a customer loses and another row gains, in one
+ * transaction, must not be removed.  If the loss comes first, its removal waits
+ * in the queue, and a keep takes it back.  If the gain comes first, there is
+ * nothing to take back yet: so the gain is counted here, and suppresses the
+ * removals of later losses.
  *
- * A gain lasts until its own row loses the name again, however many other rows
- * lose it meanwhile: so it is known of each gain which row it is of.  Rows are
- * told apart by a number that the caller has for them (a hash of 32 bits, which
- * need only tell those of one customer and name apart).
+ * A gain lasts until the row that gained the name loses it again, however many
+ * other rows lose it meanwhile.  So each gain is known with its row.  Callers
+ * give rows numbers of 32 bits (hashes), which need only tell rows of the same
+ * customer and name apart.
  *
- * A removal may be owed for a gain: since the gain took back one that waited, or
- * covered a loss.  It is entered when the last gain of the name has gone.
+ * A gain that has suppressed a removal, or has taken back one that waited, is
+ * marked so: when the last gain of that name goes away, the removal must be
+ * entered after all.
  *
- * Gains are known by a hash of 64 bits over customer and name.  Two that meet by
- * chance could hide a removal, once in millions of the largest transactions.  A
- * gain takes 16 bytes, 32 at worst, and inside a savepoint another 16: about as
- * much as PostgreSQL's own list of the rows that a trigger is to fire for.  It
- * goes when the transaction ends; what a savepoint has added goes when that is
- * rolled back.
+ * Gains are found by a hash of 64 bits over customer and name.  Two that collide
+ * could hide a removal, once in millions of the largest transactions.
+ *
+ * A gain takes 41 bytes until the transaction ends, and each change of it inside
+ * a savepoint another 24.  When memory runs out inside a savepoint, rolling back
+ * to it must leave the gains as they were before.  dynahash promises that an
+ * insertion that fails leaves its table intact; simplehash does not.
  *
  *-------------------------------------------------------------------------
  */
@@ -31,120 +34,61 @@
 #include "base/phone.h"
 #include "common/hashfn.h"
 #include "trigger/gains.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+typedef struct GainState
+{
+	uint32		row;			/* counted in this entry alone; 0: none */
+	uint32		count:31,		/* rows that have gained the name */
+				suppressed:1;	/* a removal, to be entered when count is 0 */
+} GainState;
+
 /*
- * A customer's name, and how many rows have gained it; or that and a row, and how
- * often that one has.  The first row needs no entry of its own: nearly always it
- * is the only one.
+ * A customer's name, and how many rows have gained it.  The first of these rows
+ * stands in "row", for nearly always it is the only one; each further row has an
+ * entry of its own, found by name and row, with the number of its gains.
  */
 typedef struct Gain
 {
 	uint64		key;
-	uint32		row;			/* counted here alone; 0: none */
-	uint32		count:30,
-				owed:1,			/* is a removal to be entered at 0? */
-				status:1;
+	GainState	state;
 } Gain;
 
-#define SH_PREFIX gain
-#define SH_ELEMENT_TYPE Gain
-#define SH_KEY_TYPE uint64
-#define SH_KEY key
-#define SH_HASH_KEY(tb, key) ((uint32) (key))
-#define SH_EQUAL(tb, a, b) ((a) == (b))
-#define SH_SCOPE static inline
-#define SH_USE_NONDEFAULT_ALLOCATOR
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
-
-/* What a gain was before a subtransaction changed it. */
+/* A gain's state before a subtransaction changed it. */
 typedef struct Undo
 {
-	uint64		key;
-	uint32		row;
-	uint32		count:30,
-				owed:1;
+	Gain	   *gain;			/* entries of dynahash do not move */
+	GainState	state;
+	SubTransactionId subxact;
 } Undo;
 
-/* A subtransaction that has changed something: its part of the list of undos. */
-typedef struct Level
-{
-	SubTransactionId id;
-	size_t		start;
-} Level;
+static HTAB *gains;				/* NULL: this transaction has none */
+static Undo *undos;				/* the latest last */
+static size_t nundos;
+static size_t undos_capacity;
 
-/* All of it, while this transaction has any. */
-typedef struct Memory
-{
-	MemoryContext context;		/* NULL: there is nothing */
-	gain_hash  *gains;
-	Undo	   *undos;			/* of subtransactions, in order of time */
-	size_t		nundos;
-	size_t		undos_capacity;
-	Level	   *levels;			/* the innermost last */
-	size_t		nlevels;
-	size_t		levels_capacity;
-} Memory;
+/* What is done with a name of a row; returns whether the name stays listed. */
+typedef bool (*NameAction) (uint64 key, uint32 row);
 
-static Memory memory;
-
-/* Leaves some of a row's names, and returns how many. */
-typedef int (*Filter) (uint64 customer, const char **names, int nnames, uint32 row);
-
-static void start(void);
-static void add(uint64 customer, const char **names, int nnames, uint32 row);
-static Gain *find_or_make(uint64 key);
-static void filter(const Requester *requester, Removal *names, uint32 row, Filter leave);
-static int	take(uint64 customer, const char **names, int nnames, uint32 row);
-static bool take_one(Gain *gain, uint32 row);
-static void owe(uint64 customer, const char **names, int nnames);
-static void owe_one(Gain *gain);
-static int	cover(uint64 customer, const char **names, int nnames, uint32 row);
-static Gain *find(uint64 key);
-static uint64 customer_key(const Requester *requester, const Removal *names);
-static uint64 name_key(uint64 customer, const char *name);
-static uint64 row_key(uint64 key, uint32 row);
-static void note_undo(const Gain *gain);
-static void *grow(void *list, size_t *capacity, size_t size);
-static void push_level(SubTransactionId id);
+static void create_gains(void);
+static uint32 hash_gain_key(const void *key, Size size);
+static void for_each_name(const Requester *requester, Removal *names, uint32 row,
+						  NameAction action);
+static int	for_each_in_list(uint64 customer, const char **names, int nnames, uint32 row,
+							 NameAction action);
+static bool record_name(uint64 key, uint32 row);
+static Gain *count_gain(uint64 key);
+static bool withdraw_name(uint64 key, uint32 row);
+static bool withdraw_gain(Gain *gain, uint32 row);
+static bool note_suppressed_name(uint64 key, uint32 row);
+static void note_suppressed(Gain *gain);
+static bool withhold_name(uint64 key, uint32 row);
+static Gain *find_gain(uint64 key);
+static void note_undo(Gain *gain);
 static void end_transaction(XactEvent event, void *arg);
 static void end_subtransaction(SubXactEvent event, SubTransactionId id,
 							   SubTransactionId parent, void *arg);
-static void undo(const Level *level);
-static void merge(SubTransactionId parent);
-
-/*
- * A savepoint may end an error for want of memory, and what was gained before it is
- * still there: a table that cannot grow must be as it was.
- */
-static inline void *
-gain_allocate(gain_hash *gains, Size size)
-{
-	void	   *data = MemoryContextAllocExtended(gains->ctx, size, MCXT_ALLOC_HUGE |
-												  MCXT_ALLOC_ZERO | MCXT_ALLOC_NO_OOM);
-
-	if (data == NULL)
-	{
-		gain_compute_parameters(gains, gains->size / 2);
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory"),
-				 errdetail("Failed on request of size %zu in memory context \"%s\".",
-						   size, gains->ctx->name)));
-	}
-	return data;
-}
-
-static inline void
-gain_free(gain_hash *gains pg_attribute_unused(), void *data)
-{
-	pfree(data);
-}
-
-/* Tags and fields have names apart. */
-#define FIELDS_OF(customer) (~(customer))
 
 /*
  * Has anything been gained so far?
@@ -152,31 +96,27 @@ gain_free(gain_hash *gains pg_attribute_unused(), void *data)
 bool
 gains_any(void)
 {
-	return memory.context != NULL;
+	return gains != NULL;
 }
 
 /*
  * A row has gained these names, each of which it did not have before.
  */
 void
-gains_record(const Requester *requester, const Removal *gained, uint32 row)
+gains_record(const Requester *requester, Removal *gained, uint32 row)
 {
-	uint64		customer;
-
 	if (payload_is_empty(gained))
 		return;
 	if (!gains_any())
-		start();
-	customer = customer_key(requester, gained);
-	add(customer, gained->tags, gained->ntags, row);
-	add(FIELDS_OF(customer), gained->fields, gained->nfields, row);
+		create_gains();
+	for_each_name(requester, gained, row, record_name);
 }
 
 static void
-start(void)
+create_gains(void)
 {
 	static bool registered = false;
-	MemoryContext context;
+	HASHCTL		control = {0};
 
 	if (!registered)
 	{
@@ -184,299 +124,242 @@ start(void)
 		RegisterSubXactCallback(end_subtransaction, NULL);
 		registered = true;
 	}
-	memset(&memory, 0, sizeof(memory));
-	context = AllocSetContextCreate(TopTransactionContext, "doubletick gains",
-									ALLOCSET_DEFAULT_SIZES);
-	memory.gains = gain_create(context, 64, NULL);
-	memory.context = context;
+	undos = NULL;
+	nundos = undos_capacity = 0;
+	control.keysize = sizeof(uint64);
+	control.entrysize = sizeof(Gain);
+	control.hash = hash_gain_key;
+	control.hcxt = TopTransactionContext;
+	gains = hash_create("doubletick gains", 64, &control,
+						HASH_ELEM | HASH_BLOBS | HASH_FUNCTION | HASH_CONTEXT);
 }
 
+/* A key is a hash already: hashing it again costs 40 instructions for each name. */
+static uint32
+hash_gain_key(const void *key, Size size pg_attribute_unused())
+{
+	return (uint32) *(const uint64 *) key;
+}
+
+/* Tags and fields of the same name are different. */
 static void
-add(uint64 customer, const char **names, int nnames, uint32 row)
-{
-	for (int i = 0; i < nnames; i++)
-	{
-		uint64		key = name_key(customer, names[i]);
-		Gain	   *gain = find_or_make(key);
-
-		note_undo(gain);
-		gain->count++;
-		if (gain->row == 0)
-			gain->row = row;
-		else
-		{
-			gain = find_or_make(row_key(key, row));
-			note_undo(gain);
-			gain->count++;
-		}
-	}
-}
-
-static Gain *
-find_or_make(uint64 key)
-{
-	bool		found;
-	Gain	   *gain = gain_insert(memory.gains, key, &found);
-
-	if (!found)
-	{
-		gain->count = 0;
-		gain->row = 0;
-		gain->owed = false;
-	}
-	return gain;
-}
-
-/*
- * Takes what a row has gained of these names out of the count, and leaves just
- * that: the row is about to be known by another number.  Something must have been
- * gained.
- */
-void
-gains_withdraw(const Requester *requester, Removal *names, uint32 row)
-{
-	Assert(gains_any());
-	filter(requester, names, row, take);
-}
-
-static void
-filter(const Requester *requester, Removal *names, uint32 row, Filter leave)
+for_each_name(const Requester *requester, Removal *names, uint32 row, NameAction action)
 {
 	uint64		customer;
 
 	if (payload_is_empty(names))
 		return;
-	customer = customer_key(requester, names);
-	names->ntags = leave(customer, names->tags, names->ntags, row);
-	names->nfields = leave(FIELDS_OF(customer), names->fields, names->nfields, row);
+	customer = hash_bytes_extended((const unsigned char *) requester->server,
+								   strlen(requester->server), requester->role);
+	customer = phone_hash(names->waba, phone_hash(names->phone, customer));
+	names->ntags = for_each_in_list(customer, names->tags, names->ntags, row, action);
+	names->nfields = for_each_in_list(~customer, names->fields, names->nfields, row, action);
 }
 
+/* Returns how many names are left in the list. */
 static int
-take(uint64 customer, const char **names, int nnames, uint32 row)
-{
-	int			ntaken = 0;
-
-	for (int i = 0; i < nnames; i++)
-	{
-		Gain	   *gain = find(name_key(customer, names[i]));
-
-		if (gain && take_one(gain, row))
-			names[ntaken++] = names[i];
-	}
-	return ntaken;
-}
-
-/* A name's gain by a row; false when the row has not gained it. */
-static bool
-take_one(Gain *gain, uint32 row)
-{
-	Gain	   *own = NULL;
-
-	if (gain->row != row)
-	{
-		if (gain->row == 0 || gain->count > 1)
-			own = find(row_key(gain->key, row));
-		if (own == NULL)
-			return false;
-		note_undo(own);
-		own->count--;
-	}
-	note_undo(gain);
-	gain->count--;
-	if (own == NULL)
-		gain->row = 0;
-	return true;
-}
-
-/*
- * Removals of these names would have been entered, but for what was gained.  Names
- * that were not gained may be among them.
- */
-void
-gains_note_suppressed(const Requester *requester, const Removal *names)
-{
-	uint64		customer;
-
-	if (!gains_any() || payload_is_empty(names))
-		return;
-	customer = customer_key(requester, names);
-	owe(customer, names->tags, names->ntags);
-	owe(FIELDS_OF(customer), names->fields, names->nfields);
-}
-
-static void
-owe(uint64 customer, const char **names, int nnames)
-{
-	for (int i = 0; i < nnames; i++)
-	{
-		Gain	   *gain = find(name_key(customer, names[i]));
-
-		if (gain)
-			owe_one(gain);
-	}
-}
-
-static void
-owe_one(Gain *gain)
-{
-	if (gain->owed)
-		return;
-	note_undo(gain);
-	gain->owed = true;
-}
-
-/*
- * Leaves of the names that a row has lost those whose removal is to be entered.
- */
-void
-gains_withhold_lost(const Requester *requester, Removal *lost, uint32 row)
-{
-	if (gains_any())
-		filter(requester, lost, row, cover);
-}
-
-static int
-cover(uint64 customer, const char **names, int nnames, uint32 row)
+for_each_in_list(uint64 customer, const char **names, int nnames, uint32 row, NameAction action)
 {
 	int			nleft = 0;
 
 	for (int i = 0; i < nnames; i++)
 	{
-		Gain	   *gain = find(name_key(customer, names[i]));
-
-		if (gain == NULL)
+		if (action(hash_bytes_extended((const unsigned char *) names[i], strlen(names[i]), customer),
+				   row))
 			names[nleft++] = names[i];
-		else if (!take_one(gain, row))
-			owe_one(gain);
-		else if (gain->count == 0 && gain->owed)
-		{
-			gain->owed = false;
-			names[nleft++] = names[i];
-		}
 	}
 	return nleft;
 }
 
-/* NULL when no row has it now. */
+static bool
+record_name(uint64 key, uint32 row)
+{
+	Gain	   *gain = count_gain(key);
+
+	if (gain->state.row == 0)
+		gain->state.row = row;
+	else
+		(void) count_gain(hash_combine64(key, row));
+	return true;
+}
+
 static Gain *
-find(uint64 key)
+count_gain(uint64 key)
 {
-	Gain	   *gain = gain_lookup(memory.gains, key);
+	bool		found;
+	Gain	   *gain = hash_search(gains, &key, HASH_ENTER, &found);
 
-	return gain && gain->count > 0 ? gain : NULL;
+	if (!found)
+		memset(&gain->state, 0, sizeof(GainState));
+	note_undo(gain);
+	gain->state.count++;
+	return gain;
 }
 
-static uint64
-customer_key(const Requester *requester, const Removal *names)
+/*
+ * A row changes its number, and with it the gains that it has of these names.
+ * Uses the names up.
+ */
+void
+gains_renumber(const Requester *requester, Removal *names, uint32 from, uint32 to)
 {
-	uint64		key = hash_bytes_extended((const unsigned char *) requester->server,
-										  strlen(requester->server), requester->role);
-
-	return phone_hash(names->waba, phone_hash(names->phone, key));
+	for_each_name(requester, names, from, withdraw_name);
+	gains_record(requester, names, to);
 }
 
-static uint64
-name_key(uint64 customer, const char *name)
+/* Leaves the names that the row has gained. */
+static bool
+withdraw_name(uint64 key, uint32 row)
 {
-	return hash_bytes_extended((const unsigned char *) name, strlen(name), customer);
+	Gain	   *gain = find_gain(key);
+
+	return gain && withdraw_gain(gain, row);
 }
 
-static uint64
-row_key(uint64 key, uint32 row)
+/* Takes a row's gain out of the count; false when the row has none. */
+static bool
+withdraw_gain(Gain *gain, uint32 row)
 {
-	return hash_combine64(key, row);
+	if (gain->state.row == row)
+	{
+		note_undo(gain);
+		gain->state.row = 0;
+	}
+	else
+	{
+		Gain	   *own = NULL;
+
+		if (gain->state.row == 0 || gain->state.count > 1)
+			own = find_gain(hash_combine64(gain->key, row));
+		if (own == NULL)
+			return false;
+		note_undo(own);
+		own->state.count--;
+		note_undo(gain);
+	}
+	gain->state.count--;
+	return true;
 }
 
-/* Called before a gain is changed. */
+/*
+ * Removals of these names have been taken back, or were not entered.  If a row
+ * has gained such a name, the removal is due when the last of these rows loses
+ * it.  Names that no row has gained may be among them.
+ */
+void
+gains_note_suppressed(const Requester *requester, Removal *names)
+{
+	if (gains_any())
+		for_each_name(requester, names, GAINS_ANY_ROW, note_suppressed_name);
+}
+
+static bool
+note_suppressed_name(uint64 key, uint32 row pg_attribute_unused())
+{
+	Gain	   *gain = find_gain(key);
+
+	if (gain)
+		note_suppressed(gain);
+	return true;
+}
+
 static void
-note_undo(const Gain *gain)
+note_suppressed(Gain *gain)
 {
-	SubTransactionId id = GetCurrentSubTransactionId();
-	Undo	   *last;
-
-	if (id == TopSubTransactionId)
+	if (gain->state.suppressed)
 		return;
-	if (memory.nlevels == 0 || memory.levels[memory.nlevels - 1].id != id)
-		push_level(id);
-	if (memory.nundos == memory.undos_capacity)
-		memory.undos = grow(memory.undos, &memory.undos_capacity, sizeof(Undo));
-	last = &memory.undos[memory.nundos++];
-	last->key = gain->key;
-	last->count = gain->count;
-	last->row = gain->row;
-	last->owed = gain->owed;
+	note_undo(gain);
+	gain->state.suppressed = true;
 }
 
-/* A longer list, NULL at first; when memory runs out, the old one stays. */
-static void *
-grow(void *list, size_t *capacity, size_t size)
+/*
+ * A row has lost these names: leaves those whose removal is to be entered.
+ */
+void
+gains_withhold_lost(const Requester *requester, Removal *lost, uint32 row)
 {
-	size_t		longer = Max(2 * *capacity, 16);
-
-	list = list == NULL ? MemoryContextAlloc(memory.context, size * longer) :
-		repalloc_huge(list, size * longer);
-	*capacity = longer;
-	return list;
+	if (gains_any())
+		for_each_name(requester, lost, row, withhold_name);
 }
 
+static bool
+withhold_name(uint64 key, uint32 row)
+{
+	Gain	   *gain = find_gain(key);
+
+	if (gain == NULL)
+		return true;
+	if (!withdraw_gain(gain, row))
+	{
+		note_suppressed(gain);
+		return false;
+	}
+	if (gain->state.count > 0 || !gain->state.suppressed)
+		return false;
+	gain->state.suppressed = false;
+	return true;
+}
+
+/* NULL when no row has gained it, or each has lost it again. */
+static Gain *
+find_gain(uint64 key)
+{
+	Gain	   *gain = hash_search(gains, &key, HASH_FIND, NULL);
+
+	return gain && gain->state.count > 0 ? gain : NULL;
+}
+
+/*
+ * Called before a gain is changed.  If memory runs out here, the gain is as it
+ * was.
+ */
 static void
-push_level(SubTransactionId id)
+note_undo(Gain *gain)
 {
-	Level	   *level;
+	SubTransactionId subxact = GetCurrentSubTransactionId();
+	Undo	   *undo;
 
-	if (memory.nlevels == memory.levels_capacity)
-		memory.levels = grow(memory.levels, &memory.levels_capacity, sizeof(Level));
-	level = &memory.levels[memory.nlevels++];
-	level->id = id;
-	level->start = memory.nundos;
+	if (subxact == TopSubTransactionId)
+		return;
+	if (nundos == undos_capacity)
+	{
+		size_t		capacity = Max(2 * undos_capacity, 16);
+
+		undos = undos ? repalloc_huge(undos, sizeof(Undo) * capacity) :
+			MemoryContextAlloc(TopTransactionContext, sizeof(Undo) * capacity);
+		undos_capacity = capacity;
+	}
+	undo = &undos[nundos++];
+	undo->gain = gain;
+	undo->state = gain->state;
+	undo->subxact = subxact;
 }
 
-/* The memory itself goes with the transaction's. */
+/* The memory itself goes with TopTransactionContext. */
 static void
 end_transaction(XactEvent event, void *arg pg_attribute_unused())
 {
 	if (event != XACT_EVENT_PRE_COMMIT && event != XACT_EVENT_PRE_PREPARE &&
 		event != XACT_EVENT_PARALLEL_PRE_COMMIT)
-		memory.context = NULL;
+		gains = NULL;
 }
 
+/*
+ * A subtransaction's id is greater than its parent's, and less than those of its
+ * children.  So what it and its children have changed is at the end of the list,
+ * under no lesser id, and stays there when it commits into its parent.
+ */
 static void
 end_subtransaction(SubXactEvent event, SubTransactionId id, SubTransactionId parent,
 				   void *arg pg_attribute_unused())
 {
-	if (memory.context == NULL || memory.nlevels == 0 ||
-		memory.levels[memory.nlevels - 1].id != id)
+	if (gains == NULL)
 		return;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
-		undo(&memory.levels[--memory.nlevels]);
-	else if (event == SUBXACT_EVENT_COMMIT_SUB)
-		merge(parent);
-}
-
-static void
-undo(const Level *level)
-{
-	while (memory.nundos > level->start)
 	{
-		const Undo *last = &memory.undos[--memory.nundos];
-		Gain	   *gain = gain_lookup(memory.gains, last->key);
-
-		gain->count = last->count;
-		gain->row = last->row;
-		gain->owed = last->owed;
+		for (; nundos > 0 && undos[nundos - 1].subxact >= id; nundos--)
+			undos[nundos - 1].gain->state = undos[nundos - 1].state;
 	}
-}
-
-/* What the innermost has changed is now as if its parent had. */
-static void
-merge(SubTransactionId parent)
-{
-	Level	   *level = &memory.levels[memory.nlevels - 1];
-
-	if (parent == TopSubTransactionId)
-		memory.nlevels = memory.nundos = 0;
-	else if (memory.nlevels > 1 && level[-1].id == parent)
-		memory.nlevels--;
-	else
-		level->id = parent;
+	else if (event == SUBXACT_EVENT_COMMIT_SUB && parent == TopSubTransactionId)
+		nundos = 0;
 }

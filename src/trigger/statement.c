@@ -3,19 +3,21 @@
  * trigger/statement.c
  *		The trigger at statement level.
  *
- * What counts is what the statement's old and new rows say of a customer, however
- * many rows that are: lost is what old rows have and no new row has.
+ * The statement's old and new rows are compared customer by customer, however
+ * many rows a customer has: lost are the names that old rows have and no new row
+ * has.
  *
- * An UPDATE's two tables have a row's old and new in the same place, unless a
- * trigger of a partition has dropped what moved there; then there are more old
- * ones.  Two in the same place that say the same are skipped, and of the others
- * what is lost is collected: only customers that have lost something, or for which
- * something may wait, take memory, about 200 bytes each.  A second pass over the
- * new rows takes out what others have; it is saved where there are none.
+ * In the two transition tables of an UPDATE, the old and the new version of a row
+ * stand at the same position, unless a trigger of a partition has dropped rows
+ * that were moved there; then there are fewer new rows.  Pairs that are equal are
+ * skipped.  Of the others, what is lost is collected: only customers that have
+ * lost something, or for which a removal may wait, take memory, about 200 bytes
+ * each.  A second pass over the new rows takes out the names that other rows of
+ * the customer have; it is left out where it could find nothing.
  *
- * What rows have gained (gains.c) goes by their key, for a row in a transition
- * table has no place.  An UPDATE may give a row the key that another is about to
- * leave: so whoever changes its key has a number of its own until all are done.
+ * Rows in a transition table have no place, so for gains.c their numbers are
+ * hashes of their keys.  An UPDATE may give a row the key that another row is yet
+ * to give up (see TEMPORARY_NUMBER).
  *
  *-------------------------------------------------------------------------
  */
@@ -23,7 +25,6 @@
 
 #include "base/names.h"
 #include "base/phone.h"
-#include "common/hashfn.h"
 #include "executor/executor.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
@@ -34,42 +35,48 @@
 #include "utils/rel.h"
 #include "utils/tuplestore.h"
 
-/* Bytes that customers may take before those of an INSERT or a DELETE are entered. */
+/*
+ * An INSERT or DELETE has only one of the tables.  When its customers take so
+ * many bytes, they are entered: a name that two portions have is removed once
+ * anyway, and to keep it twice does no harm.
+ */
 #define MOST_MEMORY (64 * 1024 * 1024)
 
-/* Names lost by a customer from which on what is there is put by. */
+/*
+ * A customer that has lost fewer names has each new row's names taken out at
+ * once.  With more lost names that would take too long, since the customer may
+ * have any number of new rows: their names are collected and taken out together.
+ */
 #define MANY_NAMES 32
 
 /*
- * A row's number while others may have yet to leave the one that it is to have; no
- * row's own, but by chance.
+ * Temporary row number for a row that changes its key, so that it cannot collide
+ * with a row that still holds that key.  Another row has this number only by
+ * chance.
  */
-#define BETWEEN(number) Max((number) ^ 0x5bd1e995, GAINS_ANY_ROW)
+#define TEMPORARY_NUMBER(number) Max((number) ^ 0x5bd1e995, GAINS_ANY_ROW)
 
-/* A customer that has lost something, or for which something may wait. */
+/* A customer that has lost something, or for which a removal may wait. */
 typedef struct Customer
 {
+	Removal		lost;			/* first: CustomerEntry points to it */
+	Removal    *remaining;		/* names of new rows, to be taken out; or NULL */
+	Removal    *kept;			/* names that the customer has; or NULL */
 	dlist_node	node;
-	Removal		lost;			/* names of each row, and then each once */
-	Removal    *there;			/* what has been put by; NULL: nothing */
-	Removal    *kept;			/* NULL: nothing */
 } Customer;
 
 typedef struct CustomerEntry
 {
-	const Removal *number;		/* "lost" of a Customer, for its phone and
-								 * waba */
+	const Removal *number;		/* a Customer's phone and waba */
 	uint32		hash;
 	char		status;
 } CustomerEntry;
-
-static uint32 hash_customer(const Removal *number);
 
 #define SH_PREFIX customers
 #define SH_ELEMENT_TYPE CustomerEntry
 #define SH_KEY_TYPE const Removal *
 #define SH_KEY number
-#define SH_HASH_KEY(tb, key) hash_customer(key)
+#define SH_HASH_KEY(tb, key) ((uint32) phone_hash((key)->phone, 0))
 #define SH_EQUAL(tb, a, b) difference_is_same_customer((a), (b))
 #define SH_STORE_HASH
 #define SH_GET_HASH(tb, a) (a)->hash
@@ -78,22 +85,24 @@ static uint32 hash_customer(const Removal *number);
 #define SH_DEFINE
 #include "lib/simplehash.h"
 
-/* A statement at work. */
+/* One firing of the trigger. */
 typedef struct Statement
 {
-	Definition *definition;
+	Columns    *columns;
+	const Requester *requester;
 	MemoryContext context;		/* of the queue */
 	MemoryContext customers_context;
 	MemoryContext row_context;	/* of the row at hand */
 	customers_hash *customers;
-	dlist_head	order;			/* the same, the first seen first */
+	dlist_head	order;			/* of the customers, by first appearance */
 	Queue	   *queue;			/* NULL: not needed so far */
 	int64		nrows;			/* at most, that are entered */
-	bool		look_again;		/* may a new row have what another has lost? */
-	bool		any_between;	/* may a row's number be one between two? */
+	bool		in_portions;	/* may customers be entered before the end? */
+	bool		needs_second_pass;	/* may a new row have what another lost? */
+	bool		has_temporary_numbers;
 } Statement;
 
-/* A transition table being read. */
+/* A transition table that is read. */
 typedef struct Rows
 {
 	Tuplestorestate *store;
@@ -101,191 +110,76 @@ typedef struct Rows
 	TupleTableSlot *slot;
 } Rows;
 
-static void start(Statement *statement, Definition *definition, int64 nrows);
-static void forget(Statement *statement);
-static void finish(Statement *statement);
-static void update(Statement *statement, Rows *old, Rows *new);
-static void add_pairs(Statement *statement, Rows *old, Rows *new);
-static void settle_numbers(Statement *statement, Rows *old, Rows *new);
-static bool is_same_row(Statement *statement, Rows *old, Rows *new);
-static void enter_in_portions(Statement *statement, Rows *old, Rows *new);
-static Rows rows_open(const TriggerData *data, Tuplestorestate *store);
+static Rows *rows_open(const TriggerData *data, Tuplestorestate *store);
 static bool rows_next(Rows *rows);
 static void rows_rewind(Rows *rows);
 static void rows_close(Rows *rows);
-static void add(Statement *statement, Rows *old, Rows *new);
-static Queue *queue_of(Statement *statement);
-static Removal *read_row(Statement *statement, Rows *rows, Removal *row);
-static uint32 row_number(Statement *statement, Rows *rows);
-static Customer *customer_for(Statement *statement, const Removal *number, bool *is_first);
-static Customer *make_customer(const Removal *number);
-static void append_to(Statement *statement, const Customer *customer, Removal **names,
-					  const Removal *others);
-static void append(Statement *statement, Removal *names, const Removal *others);
-static void look_again(Statement *statement, Rows *new);
-static void take_out(Statement *statement, Customer *customer, const Removal *names);
-static void subtract(Statement *statement, Customer *customer, const Removal *names);
-static void enter(Statement *statement);
+static void compare_tables(Statement *statement, Rows *old, Rows *new);
+static void compare_row(Statement *statement, TupleTableSlot *old, TupleTableSlot *new);
+static bool is_row_unchanged(Columns *columns, TupleTableSlot *old, TupleTableSlot *new);
+static uint32 number_by_key(const Columns *columns, TupleTableSlot *slot);
+static Queue *open_queue(Statement *statement);
+static void replace_temporary_numbers(Statement *statement, Rows *old, Rows *new);
+static void reset_customers(Statement *statement);
+static Customer *get_customer(Statement *statement, const Removal *number, bool *is_first);
+static void append_names(Statement *statement, Removal *names, const Removal *others);
+static void append_to_optional(Statement *statement, const Customer *customer, Removal **names,
+							   const Removal *others);
+static void take_out_remaining(Statement *statement, Rows *new);
+static void subtract_remaining(Statement *statement, Customer *customer, const Removal *names);
+static void enter_customers(Statement *statement);
 static void enter_customer(Statement *statement, Customer *customer);
-static Customer *customer_of(const Removal *lost);
+static void make_distinct(Removal *names);
 
 /*
- * A trigger for each statement has fired: enters what its customers have lost,
- * and keeps what they have.
+ * A trigger for each statement has fired: enters into the queue what its
+ * customers have lost, and keeps what they have.
  */
 void
 statement_fired(Definition *definition, const TriggerData *data)
 {
-	Statement	statement;
-	Rows		old;
-	Rows		new;
+	Statement	statement = {0};
+	Rows	   *old = rows_open(data, data->tg_oldtable);
+	Rows	   *new = rows_open(data, data->tg_newtable);
 
-	if (data->tg_oldtable)
-		old = rows_open(data, data->tg_oldtable);
-	if (data->tg_newtable)
-		new = rows_open(data, data->tg_newtable);
-	start(&statement, definition,
-		  tuplestore_tuple_count(data->tg_oldtable ? data->tg_oldtable : data->tg_newtable));
-	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
-		enter_in_portions(&statement, NULL, &new);
-	else if (TRIGGER_FIRED_BY_DELETE(data->tg_event))
-		enter_in_portions(&statement, &old, NULL);
-	else
-		update(&statement, &old, &new);
-	finish(&statement);
-	if (data->tg_oldtable)
-		rows_close(&old);
-	if (data->tg_newtable)
-		rows_close(&new);
-}
-
-static void
-start(Statement *statement, Definition *definition, int64 nrows)
-{
-	memset(statement, 0, sizeof(Statement));
-	statement->definition = definition;
-	statement->nrows = nrows;
-	statement->context = AllocSetContextCreate(CurrentMemoryContext, "doubletick statement",
-											   ALLOCSET_DEFAULT_SIZES);
-	statement->row_context = AllocSetContextCreate(statement->context, "doubletick row",
-												   ALLOCSET_DEFAULT_SIZES);
-	/* Packed: nothing of it is freed before all of it is. */
-	statement->customers_context = GenerationContextCreate(statement->context,
-														   "doubletick customers",
-														   ALLOCSET_DEFAULT_SIZES);
-	forget(statement);
-}
-
-/* Of all customers. */
-static void
-forget(Statement *statement)
-{
-	MemoryContextReset(statement->customers_context);
-	statement->customers = customers_create(statement->customers_context, 64, NULL);
-	dlist_init(&statement->order);
-}
-
-static void
-finish(Statement *statement)
-{
-	if (statement->queue)
-		queue_close(statement->queue);
-	MemoryContextDelete(statement->context);
-}
-
-static void
-update(Statement *statement, Rows *old, Rows *new)
-{
-	if (tuplestore_tuple_count(old->store) == tuplestore_tuple_count(new->store))
-		add_pairs(statement, old, new);
-	else
-	{
-		while (rows_next(old))
-			add(statement, old, NULL);
-		while (rows_next(new))
-			add(statement, NULL, new);
-	}
-	if (statement->look_again && statement->customers->members > 0)
-		look_again(statement, new);
-	enter(statement);
-}
-
-static void
-add_pairs(Statement *statement, Rows *old, Rows *new)
-{
-	while (rows_next(old) && rows_next(new))
-	{
-		if (is_same_row(statement, old, new))
-			statement->look_again = true;
-		else
-			add(statement, old, new);
-	}
-	if (statement->any_between && gains_any())
-		settle_numbers(statement, old, new);
-}
-
-/* All rows have left their old numbers. */
-static void
-settle_numbers(Statement *statement, Rows *old, Rows *new)
-{
-	const Requester *requester = &statement->definition->requester;
-
-	rows_rewind(old);
-	rows_rewind(new);
-	while (rows_next(old) && rows_next(new))
-	{
-		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
-		uint32		number = row_number(statement, new);
-		Removal		names;
-
-		if (number != row_number(statement, old))
-		{
-			read_row(statement, new, &names);
-			gains_withdraw(requester, &names, BETWEEN(number));
-			gains_record(requester, &names, number);
-		}
-		MemoryContextSwitchTo(caller);
-		MemoryContextReset(statement->row_context);
-	}
-}
-
-/* Where rows have gained something, their keys matter, too. */
-static bool
-is_same_row(Statement *statement, Rows *old, Rows *new)
-{
-	return columns_equal(&statement->definition->columns, old->slot, new->slot) &&
-		(!gains_any() || row_number(statement, old) == row_number(statement, new));
+	statement.columns = &definition->columns;
+	statement.requester = &definition->requester;
+	statement.in_portions = old == NULL || new == NULL;
+	statement.nrows = tuplestore_tuple_count(old ? old->store : new->store);
+	statement.context = AllocSetContextCreate(CurrentMemoryContext, "doubletick statement",
+											  ALLOCSET_DEFAULT_SIZES);
+	statement.row_context = AllocSetContextCreate(statement.context, "doubletick row",
+												  ALLOCSET_DEFAULT_SIZES);
+	/* Packed: all of it is freed at once. */
+	statement.customers_context = GenerationContextCreate(statement.context,
+														  "doubletick customers",
+														  ALLOCSET_DEFAULT_SIZES);
+	reset_customers(&statement);
+	compare_tables(&statement, old, new);
+	enter_customers(&statement);
+	if (statement.queue)
+		queue_close(statement.queue);
+	MemoryContextDelete(statement.context);
+	rows_close(old);
+	rows_close(new);
 }
 
 /*
- * Of an INSERT or a DELETE, which has but one of the tables.  What two portions
- * have is removed once anyway, and to keep twice does no harm.
+ * NULL where the event has no such table.  Each trigger reads the table by a
+ * pointer of its own.
  */
-static void
-enter_in_portions(Statement *statement, Rows *old, Rows *new)
-{
-	while (rows_next(old ? old : new))
-	{
-		add(statement, old, new);
-		if (MemoryContextMemAllocated(statement->customers_context, true) >= MOST_MEMORY)
-		{
-			enter(statement);
-			forget(statement);
-		}
-	}
-	enter(statement);
-}
-
-/* Other triggers read the same table, each from a place of its own. */
-static Rows
+static Rows *
 rows_open(const TriggerData *data, Tuplestorestate *store)
 {
-	Rows		rows;
+	Rows	   *rows;
 
-	rows.store = store;
-	rows.pointer = tuplestore_alloc_read_pointer(store, EXEC_FLAG_REWIND);
-	rows.slot = MakeSingleTupleTableSlot(RelationGetDescr(data->tg_relation), &TTSOpsMinimalTuple);
-	rows_rewind(&rows);
+	if (store == NULL)
+		return NULL;
+	rows = palloc(sizeof(Rows));
+	rows->store = store;
+	rows->pointer = tuplestore_alloc_read_pointer(store, EXEC_FLAG_REWIND);
+	rows->slot = MakeSingleTupleTableSlot(RelationGetDescr(data->tg_relation), &TTSOpsMinimalTuple);
+	rows_rewind(rows);
 	return rows;
 }
 
@@ -307,49 +201,102 @@ rows_rewind(Rows *rows)
 static void
 rows_close(Rows *rows)
 {
-	ExecDropSingleTupleTableSlot(rows->slot);
+	if (rows)
+		ExecDropSingleTupleTableSlot(rows->slot);
 }
 
-/* Adds what a row said and says, NULL where there is none. */
+/* Collects what each customer has lost and is to keep. */
 static void
-add(Statement *statement, Rows *old, Rows *new)
+compare_tables(Statement *statement, Rows *old, Rows *new)
 {
-	const Requester *requester = &statement->definition->requester;
+	if (old && new &&
+		tuplestore_tuple_count(old->store) == tuplestore_tuple_count(new->store))
+	{
+		while (rows_next(old) && rows_next(new))
+		{
+			if (is_row_unchanged(statement->columns, old->slot, new->slot))
+				statement->needs_second_pass = true;
+			else
+				compare_row(statement, old->slot, new->slot);
+		}
+		if (statement->has_temporary_numbers && gains_any())
+			replace_temporary_numbers(statement, old, new);
+	}
+	else
+	{
+		while (old && rows_next(old))
+			compare_row(statement, old->slot, NULL);
+		while (new && rows_next(new))
+			compare_row(statement, NULL, new->slot);
+	}
+	if (old && new && statement->needs_second_pass && statement->customers->members > 0)
+		take_out_remaining(statement, new);
+}
+
+/*
+ * Collects what one row's customers have lost and are to keep.  "old" and "new"
+ * are the versions of the row; NULL where there is none.
+ */
+static void
+compare_row(Statement *statement, TupleTableSlot *old, TupleTableSlot *new)
+{
+	Columns    *columns = statement->columns;
+	const Requester *requester = statement->requester;
 	MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 	Removal		had;
 	Removal		has = {0};
 	Removal		lost;
-	uint32		old_row = row_number(statement, old);
-	uint32		new_row = row_number(statement, new);
+	uint32		old_row = number_by_key(columns, old);
+	uint32		new_row = number_by_key(columns, new);
 	bool		is_first = false;
 
 	if (old && new && old_row != new_row)
 	{
-		new_row = BETWEEN(new_row);
-		statement->any_between = true;
+		new_row = TEMPORARY_NUMBER(new_row);
+		statement->has_temporary_numbers = true;
 	}
-	difference_row(requester, read_row(statement, old, &had), old_row,
-			   read_row(statement, new, &has), new_row, &lost);
+	difference_row(requester, columns_read_row(columns, old, &had), old_row,
+				   columns_read_row(columns, new, &has), new_row, &lost);
 	if (!payload_is_empty(&lost))
-	{
-		Customer   *customer = customer_for(statement, &lost, &is_first);
-
-		append(statement, &customer->lost, &lost);
-	}
+		append_names(statement, &get_customer(statement, &lost, &is_first)->lost, &lost);
 	if (!payload_is_empty(&has) && !(is_first && difference_is_same_customer(&lost, &has)))
-		statement->look_again = true;
-	if (difference_may_keep(queue_of(statement), requester, &has))
+		statement->needs_second_pass = true;
+	if (difference_may_keep(open_queue(statement), requester, &has))
 	{
-		Customer   *customer = customer_for(statement, &has, &is_first);
+		Customer   *customer = get_customer(statement, &has, &is_first);
 
-		append_to(statement, customer, &customer->kept, &has);
+		append_to_optional(statement, customer, &customer->kept, &has);
 	}
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(statement->row_context);
+	if (statement->in_portions &&
+		MemoryContextMemAllocated(statement->customers_context, true) >= MOST_MEMORY)
+	{
+		enter_customers(statement);
+		reset_customers(statement);
+	}
 }
 
+/* Once rows have gained something, a changed key is a change, too. */
+static bool
+is_row_unchanged(Columns *columns, TupleTableSlot *old, TupleTableSlot *new)
+{
+	return columns_equal(columns, old, new) &&
+		(!gains_any() || number_by_key(columns, old) == number_by_key(columns, new));
+}
+
+/* The row's number for gains.c. */
+static uint32
+number_by_key(const Columns *columns, TupleTableSlot *slot)
+{
+	if (slot == NULL)
+		return GAINS_ANY_ROW;
+	return Max(columns_hash_key(columns, slot), GAINS_ANY_ROW);
+}
+
+/* Called when a row is the first that needs the queue. */
 static Queue *
-queue_of(Statement *statement)
+open_queue(Statement *statement)
 {
 	MemoryContext caller = MemoryContextSwitchTo(statement->context);
 
@@ -359,29 +306,39 @@ queue_of(Statement *statement)
 	return statement->queue;
 }
 
-static Removal *
-read_row(Statement *statement, Rows *rows, Removal *row)
+/* All rows have given up their old keys: gives those that changed their own. */
+static void
+replace_temporary_numbers(Statement *statement, Rows *old, Rows *new)
 {
-	Columns    *columns = &statement->definition->columns;
+	Columns    *columns = statement->columns;
 
-	if (rows == NULL)
-		return NULL;
-	columns_read_customer(columns, rows->slot, row);
-	columns_read_names(columns, rows->slot, row);
-	return row;
+	rows_rewind(old);
+	rows_rewind(new);
+	while (rows_next(old) && rows_next(new))
+	{
+		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
+		uint32		number = number_by_key(columns, new->slot);
+		Removal		names;
+
+		if (number != number_by_key(columns, old->slot))
+			gains_renumber(statement->requester, columns_read_row(columns, new->slot, &names),
+						   TEMPORARY_NUMBER(number), number);
+		MemoryContextSwitchTo(caller);
+		MemoryContextReset(statement->row_context);
+	}
 }
 
-/* By its key. */
-static uint32
-row_number(Statement *statement, Rows *rows)
+static void
+reset_customers(Statement *statement)
 {
-	if (rows == NULL)
-		return GAINS_ANY_ROW;
-	return Max(columns_hash_key(&statement->definition->columns, rows->slot), GAINS_ANY_ROW);
+	MemoryContextReset(statement->customers_context);
+	statement->customers = customers_create(statement->customers_context, 64, NULL);
+	dlist_init(&statement->order);
 }
 
+/* The customer with this phone and waba; a new one when it is the first. */
 static Customer *
-customer_for(Statement *statement, const Removal *number, bool *is_first)
+get_customer(Statement *statement, const Removal *number, bool *is_first)
 {
 	MemoryContext caller = MemoryContextSwitchTo(statement->customers_context);
 	bool		found;
@@ -389,48 +346,21 @@ customer_for(Statement *statement, const Removal *number, bool *is_first)
 
 	if (!found)
 	{
-		Customer   *customer = make_customer(number);
+		Customer   *customer = palloc0(sizeof(Customer));
 
-		dlist_push_tail(&statement->order, &customer->node);
+		customer->lost.phone = pstrdup(number->phone);
+		if (number->waba)
+			customer->lost.waba = pstrdup(number->waba);
 		entry->number = &customer->lost;
+		dlist_push_tail(&statement->order, &customer->node);
 	}
 	*is_first = !found;
 	MemoryContextSwitchTo(caller);
-	return customer_of(entry->number);
-}
-
-/* With its numbers in one piece: there may be very many. */
-static Customer *
-make_customer(const Removal *number)
-{
-	Size		phone_size = strlen(number->phone) + 1;
-	Size		waba_size = number->waba ? strlen(number->waba) + 1 : 0;
-	Customer   *customer = palloc_extended(sizeof(Customer) + phone_size + waba_size,
-										   MCXT_ALLOC_HUGE);
-	char	   *phone = (char *) (customer + 1);
-
-	memset(customer, 0, sizeof(Customer));
-	customer->lost.phone = memcpy(phone, number->phone, phone_size);
-	if (number->waba)
-		customer->lost.waba = memcpy(phone + phone_size, number->waba, waba_size);
-	return customer;
-}
-
-/* To a list that few customers have. */
-static void
-append_to(Statement *statement, const Customer *customer, Removal **names, const Removal *others)
-{
-	if (*names == NULL)
-	{
-		*names = MemoryContextAllocZero(statement->customers_context, sizeof(Removal));
-		(*names)->phone = customer->lost.phone;
-		(*names)->waba = customer->lost.waba;
-	}
-	append(statement, *names, others);
+	return (Customer *) entry->number;
 }
 
 static void
-append(Statement *statement, Removal *names, const Removal *others)
+append_names(Statement *statement, Removal *names, const Removal *others)
 {
 	MemoryContext caller = MemoryContextSwitchTo(statement->customers_context);
 
@@ -439,12 +369,24 @@ append(Statement *statement, Removal *names, const Removal *others)
 	MemoryContextSwitchTo(caller);
 }
 
-/* Takes out of what was lost what new rows have. */
+/* Few customers have these lists: they are made when they are needed. */
 static void
-look_again(Statement *statement, Rows *new)
+append_to_optional(Statement *statement, const Customer *customer, Removal **names,
+				   const Removal *others)
 {
-	Columns    *columns = &statement->definition->columns;
+	if (*names == NULL)
+	{
+		*names = MemoryContextAllocZero(statement->customers_context, sizeof(Removal));
+		(*names)->phone = customer->lost.phone;
+		(*names)->waba = customer->lost.waba;
+	}
+	append_names(statement, *names, others);
+}
 
+/* The second pass: takes the names that new rows have out of what was lost. */
+static void
+take_out_remaining(Statement *statement, Rows *new)
+{
 	rows_rewind(new);
 	while (rows_next(new))
 	{
@@ -452,46 +394,39 @@ look_again(Statement *statement, Rows *new)
 		CustomerEntry *entry = NULL;
 		Removal		row;
 
-		columns_read_customer(columns, new->slot, &row);
+		columns_read_customer(statement->columns, new->slot, &row);
 		if (row.phone)
 			entry = customers_lookup(statement->customers, &row);
 		if (entry)
 		{
-			columns_read_names(columns, new->slot, &row);
-			take_out(statement, customer_of(entry->number), &row);
+			Customer   *customer = (Customer *) entry->number;
+
+			columns_read_names(statement->columns, new->slot, &row);
+			if (customer->lost.ntags + customer->lost.nfields < MANY_NAMES)
+				subtract_remaining(statement, customer, &row);
+			else
+				append_to_optional(statement, customer, &customer->remaining, &row);
 		}
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
 }
 
-/* Much is put by, and taken out at once: any number of rows may have it. */
+/* A removal that is not entered for a name that was gained is noted. */
 static void
-take_out(Statement *statement, Customer *customer, const Removal *names)
-{
-	if (customer->lost.ntags + customer->lost.nfields < MANY_NAMES)
-		subtract(statement, customer, names);
-	else
-		append_to(statement, customer, &customer->there, names);
-}
-
-/* Where what is there still was gained, a removal is owed when it goes. */
-static void
-subtract(Statement *statement, Customer *customer, const Removal *names)
+subtract_remaining(Statement *statement, Customer *customer, const Removal *names)
 {
 	if (gains_any())
 	{
-		Removal		there = difference_copy(names);
+		Removal		suppressed = difference_intersection(names, &customer->lost);
 
-		difference_intersect(&there, &customer->lost);
-		gains_note_suppressed(&statement->definition->requester, &there);
+		gains_note_suppressed(statement->requester, &suppressed);
 	}
 	difference_subtract(&customer->lost, names);
 }
 
-/* Enters what is kept and what was lost. */
 static void
-enter(Statement *statement)
+enter_customers(Statement *statement)
 {
 	dlist_iter	iter;
 
@@ -506,34 +441,25 @@ enter(Statement *statement)
 	}
 }
 
+/* Keeps first: a removal must not be taken back by a keep of the same statement. */
 static void
 enter_customer(Statement *statement, Customer *customer)
 {
-	const Requester *requester = &statement->definition->requester;
-	Removal    *lost = &customer->lost;
-	Removal    *kept = customer->kept;
-
-	if (kept)
+	if (customer->kept)
 	{
-		kept->ntags = names_distinct(kept->tags, kept->ntags);
-		kept->nfields = names_distinct(kept->fields, kept->nfields);
-		difference_keep(queue_of(statement), requester, kept);
+		make_distinct(customer->kept);
+		difference_keep(open_queue(statement), statement->requester, customer->kept);
 	}
-	lost->ntags = names_distinct(lost->tags, lost->ntags);
-	lost->nfields = names_distinct(lost->fields, lost->nfields);
-	if (customer->there)
-		subtract(statement, customer, customer->there);
-	difference_remove(queue_of(statement), requester, lost);
+	make_distinct(&customer->lost);
+	if (customer->remaining)
+		subtract_remaining(statement, customer, customer->remaining);
+	difference_remove(open_queue(statement), statement->requester, &customer->lost);
 }
 
-static Customer *
-customer_of(const Removal *lost)
+/* Several rows may have appended the same name. */
+static void
+make_distinct(Removal *names)
 {
-	return (Customer *) ((char *) unconstify(Removal *, lost) - offsetof(Customer, lost));
-}
-
-static uint32
-hash_customer(const Removal *number)
-{
-	return (uint32) phone_hash(number->phone, 0);
+	names->ntags = names_distinct(names->tags, names->ntags);
+	names->nfields = names_distinct(names->fields, names->nfields);
 }

@@ -347,7 +347,6 @@ subtest 'rules' => sub {
 
 subtest 'answers that are held' => sub {
 	my ($one, $two) = ('1234567', '1234568');
-	my $true = JSON::PP::true;
 	my $waits = sub { !IO::Select->new($_[0])->can_read(0) };
 	my $status_of = sub { ((read_until($_[0]))[0] =~ m{^HTTP/1\.1 (\d+)})[0] };
 	my $sent_to = sub { connected(request(removal(phone => $_[0]))) };
@@ -356,8 +355,8 @@ subtest 'answers that are held' => sub {
 	is($sb->release, 0, 'and so none is released');
 
 	$sb->customer($one, ['lead'], []);
-	$sb->rule("+$one", { hold => $true });
-	$sb->rule($two, { hold => $true, status => 503, times => 1 });
+	$sb->hold("+$one");
+	$sb->hold($two, { status => 503, times => 1 });
 	$sb->release($one);
 	my ($first, $second, $other) = map { $sent_to->($_) } $one, "+$one", $two;
 	$sb->await_held(3);
@@ -388,7 +387,7 @@ subtest 'answers that are held' => sub {
 	$sb->clear_rules($one);
 	is($status_of->($later), 201, 'without a rule for the phone none is held');
 
-	$sb->rule('*', { hold => $true });
+	$sb->hold('*');
 	my @held = map { $sent_to->("999$_") } 1000 .. 1063;
 	$sb->await_held(64);
 	is($sb->release, 64, 'all are released');
@@ -398,13 +397,13 @@ subtest 'answers that are held' => sub {
 	$sb->clear_rules;
 	is($status_of->($_), 201, 'without rules none is held') foreach @held;
 
-	$sb->rule('*', { hold => $true, fault => 'reset', delay_ms => 1 });
+	$sb->hold('*', { fault => 'reset', delay_ms => 1 });
 	my $broken = $sent_to->($one);
 	$sb->await_held(1);
 	$sb->release;
 	is((read_until($broken))[1], 'reset', 'a fault happens when it is released');
 
-	$sb->rule('*', { hold => $true });
+	$sb->hold('*');
 	my $tls = open my $pipe, '-|', 'curl', '-q', '-sS', '--max-time', $patience, '--cacert', $sb->ca_file,
 	  '-H', 'Authorization: ' . $sb->key, '-H', 'Content-Type: application/json',
 	  '--data', $json->encode(removal()), $sb->url('https') . $path;
@@ -422,7 +421,7 @@ subtest 'answers that are held' => sub {
 	is($sb->held . $sb->release, '00', 'nor is its answer held');
 
 	my $ending = Sandbox->start;
-	$ending->rule('*', { hold => $true });
+	$ending->hold('*');
 	$other = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $ending->port('http')) or die;
 	syswrite $other, request(removal());
 	$ending->await_held(1);

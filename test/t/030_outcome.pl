@@ -5,13 +5,18 @@
 use strict;
 use warnings;
 
+use File::Basename qw(dirname);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+use lib dirname(__FILE__);
+use Calls qw(is_testing_build);
+
 my $node = PostgreSQL::Test::Cluster->new('outcome');
 $node->init;
 $node->start;
+plan skip_all => 'the library is built without TESTING=1' unless is_testing_build($node);
 $node->safe_psql('postgres', <<'SQL');
 CREATE FUNCTION outcome(result int, status int, is_object bool, no_route bool, retry_after bigint,
 	coalesced bool, attempts int, age float8, retry_for float8)

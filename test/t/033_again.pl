@@ -1,6 +1,6 @@
 
-# What goes out again, and when: backoff, Retry-After, the pause of a server, the
-# age at which a row is given up, and the pace.
+# What is sent again, and when: backoff, Retry-After, the pause of a server, the age
+# at which a row is given up, and the rate limit.
 
 use strict;
 use warnings;
@@ -16,15 +16,14 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-my $queue = Queue->new;
-my $sb = $queue->sandbox;
+open_queue();
 my $phone = '919876543210';
 
-# A second over a plain connection, so that the journal tells them apart.
-$queue->server('second', base_url => $sb->http);
-$queue->server('brief', timeout => '300ms');
-$queue->server('closed', base_url => 'https://127.0.0.1:' . closed_port());
-$queue->server('narrow', max_connections => '1');
+# The server "second" has a plain connection, by which the journal tells the two apart.
+$calls->server('second', base_url => $sb->http);
+$calls->server('brief', timeout => '1s');
+$calls->server('closed', base_url => 'https://127.0.0.1:' . closed_port());
+$calls->server('narrow', max_connections => '1');
 
 # A port that nobody listens on.
 sub closed_port
@@ -39,10 +38,10 @@ sub epoch
 {
 	my ($column, $id) = @_;
 
-	return $queue->sql("SELECT extract(epoch FROM $column) FROM dt_waiting WHERE id = $id");
+	return $calls->sql("SELECT extract(epoch FROM $column) FROM dt_waiting WHERE id = $id");
 }
 
-# Faults that pass: a row waits, and is done another time.
+# After a fault that may pass, a row waits, and is done another time.
 sub goes_again
 {
 	my @faults = (
@@ -55,211 +54,224 @@ sub goes_again
 	my @phones = map { 14155550100 + $_ } 0 .. $#faults;
 	my @ids;
 
-	$queue->fresh;
+	fresh();
 	$sb->customer($phones[0], ['lead']);
 	foreach my $n (0 .. $#faults)
 	{
 		$sb->rule($phones[$n], $faults[$n][1]);
-		push @ids, $queue->enqueue($phones[$n], ['lead'], undef, server => $faults[$n][4]);
+		push @ids, enqueue($phones[$n], ['lead'], undef, server => $faults[$n][4]);
 	}
-	my $begin = $queue->sql('SELECT extract(epoch FROM clock_timestamp())');
-	like($queue->process, qr/queue: 0 done, 0 failed, 10 left/, 'faults: CALL returns');
+	my $begin = $calls->sql('SELECT extract(epoch FROM clock_timestamp())');
+	like(drain(), qr/queue: 0 done, 0 failed, 10 left/, 'faults: the rows wait, and the CALL returns');
 	foreach my $n (0 .. $#faults)
 	{
 		my ($name, undef, $says, $status, $server) = @{ $faults[$n] };
-		my $row = $queue->waiting($ids[$n]);
-		my @requests = $queue->requests($phones[$n]);
+		my $row = waiting($ids[$n]);
+		my @requests = requests($phones[$n]);
 
 		like($row->{last_error}, $says, "$name: the error");
 		is($row->{http_status}, $status, "$name: the status");
 
-		# It may have been due again while others were under way.  And libcurl
-		# sends again by itself what a kept connection broke off without a byte.
+		# It may have been due again before the CALL returned. And libcurl itself sends
+		# again what a kept connection broke off without a byte.
 		cmp_ok($row->{attempts}, '>=', 1, "$name: attempts");
-		cmp_ok($row->{attempts}, $name eq 'reset' ? '<=' : '==', scalar @requests, "$name: as many as requests")
+		cmp_ok($row->{attempts}, $name eq 'reset' ? '<=' : '==', scalar @requests, "$name: one for each request")
 		  unless $name eq 'a closed port';
-		cmp_ok(epoch('due_at', $ids[$n]), '>', @requests ? $requests[-1]{at} : $begin, "$name: is due later");
+		cmp_ok(epoch('due_at', $ids[$n]), '>', @requests ? $requests[-1]{at} : $begin, "$name: it is due later");
 	}
-	like($queue->status('brief')->{last_error}, qr/did not answer in time/, 'faults: dt_status shows the last');
+	like(status('brief')->{last_error}, qr/did not answer in time/, 'faults: dt_status shows the last one');
 
-	# A closed port stays closed.
-	$queue->sql("ALTER SERVER closed OPTIONS (SET base_url '" . $sb->https . "')");
+	# Nobody will listen on the closed port.
+	$calls->sql("ALTER SERVER closed OPTIONS (SET base_url '" . $sb->https . "')");
 	$sb->clear_rules;
-	$queue->settle;
-	is($queue->states(@ids), join(' ', ('done') x @ids), 'faults: all is done in the end');
-	is($queue->settled($ids[0])->{attempts}, scalar(my @all = $queue->requests($phones[0])), 'faults: every request is counted');
-	is($queue->settled($ids[0])->{error}, undef, 'faults: no error is left');
-	is($queue->settled($ids[0])->{http_status}, 201, 'faults: the status is the last');
-	$queue->sql("ALTER SERVER closed OPTIONS (SET base_url 'https://127.0.0.1:" . closed_port() . "')");
+	settle();
+	is(states(@ids), join(' ', ('done') x @ids), 'faults: all are done in the end');
+	is(settled($ids[0])->{attempts}, scalar(my @all = requests($phones[0])), 'faults: every request is counted');
+	is(settled($ids[0])->{error}, undef, 'faults: no error is left');
+	is(settled($ids[0])->{http_status}, 201, 'faults: the status is that of the last request');
+	$calls->sql("ALTER SERVER closed OPTIONS (SET base_url 'https://127.0.0.1:" . closed_port() . "')");
 	return;
 }
 
-# Rows of one customer wait together, also one that comes later.
+# Rows of one customer wait together, also one that is enqueued later.
 sub customer_waits
 {
-	$queue->fresh;
+	fresh();
 	$sb->rule($phone, { status => 503, retry_after => '600', times => 1 });
-	my @ids = map { $queue->enqueue($phone, [$_]) } 1, 2;
-	$queue->process;
-	push @ids, $queue->enqueue("+$phone", [3]);
-	$queue->process;
-	is(scalar @{ $sb->journal }, 1, 'a customer backs off: nothing overtakes');
-	is(join(' ', map { $queue->waiting($_)->{attempts} } @ids), '1 1 0', 'a customer backs off: attempts');
-	$queue->settle;
-	is(join(', ', map { join '+', @{ $_->{body}{tags} } } @{ $sb->journal }), '1+2, 1+2+3', 'a customer backs off: and goes together');
+	my @ids = map { enqueue($phone, [$_]) } 1, 2;
+	drain();
+	push @ids, enqueue("+$phone", [3]);
+	drain();
+	is(scalar @{ $sb->journal }, 1, 'a customer backs off: no row overtakes the others');
+	is(join(' ', map { waiting($_)->{attempts} } @ids), '1 1 0', 'a customer backs off: attempts');
+	settle();
+	is(join(', ', map { join '+', @{ $_->{body}{tags} } } @{ $sb->journal }), '1+2, 1+2+3', 'a customer backs off: then all go together');
 	return;
 }
 
-# The server says when; a 503 says so for one request alone.
+# The API says how long to wait; after a 503 only that one request waits.
 sub retry_after
 {
-	$queue->fresh;
+	fresh();
 	$sb->rule('14155550101', { status => 503, retry_after => '600', times => 1 });
 	$sb->rule('14155550102', { status => 503, retry_after => { date_in => 600 }, times => 1 });
 	$sb->rule('14155550103', { status => 503, retry_after => '86400', times => 1 });
-	my @ids = map { $queue->enqueue("1415555010$_", ['lead'], undef, server => 'narrow') } 1 .. 4;
-	like($queue->process, qr/queue: 1 done, 0 failed, 3 left/, 'Retry-After: the others of the server go on');
-	my %delay = map { $_ => epoch('due_at', $ids[ $_ - 1 ]) - ($queue->requests("1415555010$_"))[0]{at} } 1 .. 3;
+	my @ids = map { enqueue("1415555010$_", ['lead'], undef, server => 'narrow') } 1 .. 4;
+	like(drain(), qr/queue: 1 done, 0 failed, 3 left/, 'Retry-After: the server\'s other requests go on');
+	my %delay = map { $_ => epoch('due_at', $ids[ $_ - 1 ]) - (requests("1415555010$_"))[0]{at} } 1 .. 3;
 	within($delay{1}, 600, 'Retry-After: seconds');
 	within($delay{2}, 600, 'Retry-After: a date');
 	within($delay{3}, 3600, 'Retry-After: an hour at most');
-	$queue->process;
-	is(scalar @{ $sb->journal }, 4, 'Retry-After: not before');
-	$queue->settle;
-	is($queue->states(@ids), 'done done done done', 'Retry-After: all is done in the end');
+	drain();
+	is(scalar @{ $sb->journal }, 4, 'Retry-After: nothing is sent before');
+	settle();
+	is(states(@ids), 'done done done done', 'Retry-After: all are done in the end');
 	return;
 }
 
-# At least as many seconds, and with the jitter of a first retry not many more;
-# a date has whole seconds.
+# At least so many seconds, less one since a date has whole seconds; and with the
+# jitter of a first retry not many more.
 sub within
 {
 	my ($got, $expected, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 
 	cmp_ok($got, '>=', $expected - 1.01, "$name: not before");
-	cmp_ok($got, '<=', $expected + 30, "$name: and not long after");
+	cmp_ok($got, '<=', $expected + 30, "$name: nor long after");
 	return;
 }
 
-# A 429 is about all that goes to that server.
+# A 429 pauses all requests to that server.
 sub pause
 {
-	$queue->fresh;
+	fresh();
 	$sb->rule('14155550101', { status => 429, retry_after => '600', times => 1 });
-	my @paused = map { $queue->enqueue("1415555010$_", ['lead'], undef, server => 'narrow') } 1 .. 4;
-	my @others = map { $queue->enqueue("1415555010$_", ['lead'], undef, server => 'second') } 5 .. 8;
-	my $messages = $queue->process(before => 'CALL dt_process_queue()');
-	like($messages, qr/queue: 4 done, 0 failed, 4 left.*queue: 0 done, 0 failed, 4 left/s, '429: both CALLs of a session return');
-	is($queue->states(@paused), 'waiting waiting waiting waiting', '429: the whole server is paused');
-	is(join(' ', map { $queue->waiting($_)->{attempts} } @paused), '1 0 0 0', '429: only what was sent is counted');
-	is($queue->states(@others), 'done done done done', '429: another server is not');
-	is(scalar(my @requests = grep { $_->{listener} eq 'https' } @{ $sb->journal }), 1, '429: one request was the last');
+	my @paused = map { enqueue("1415555010$_", ['lead'], undef, server => 'narrow') } 1 .. 4;
+	my @others = map { enqueue("1415555010$_", ['lead'], undef, server => 'second') } 5 .. 8;
+	my $messages = drain(before => 'CALL dt_process_queue()');
+	like($messages, qr/queue: 4 done, 0 failed, 4 left.*queue: 0 done, 0 failed, 4 left/s, '429: this CALL and the next one return');
+	is(states(@paused), 'waiting waiting waiting waiting', '429: the whole server is paused');
+	is(join(' ', map { waiting($_)->{attempts} } @paused), '1 0 0 0', '429: only the request that was sent is an attempt');
+	is(states(@others), 'done done done done', '429: another server is not paused');
+	is(scalar(my @requests = grep { $_->{listener} eq 'https' } @{ $sb->journal }), 1, '429: no request followed');
 	within(epoch('due_at', $paused[0]) - $requests[0]{at}, 600, '429: Retry-After');
-	$queue->settle;
+	settle();
 	return;
 }
 
-# Calls of the same session honour the pause, and calls start one.
+# A pause holds for direct calls of the session, too; and a direct call starts one.
 sub calls_are_paused
 {
-	$queue->fresh;
+	fresh();
 	$sb->rule($phone, { status => 429, retry_after => '600', times => 1 });
-	$queue->enqueue($phone, ['lead']);
-	my ($refused) = $queue->session('CALL dt_process_queue()', removal('14155550101', ['lead']));
+	enqueue($phone, ['lead']);
+	my ($refused) = $calls->session('CALL dt_process_queue()', removal('14155550101', ['lead']));
 	is($refused->{sqlstate}, '53400', 'paused: a call is refused');
-	like($refused->{message}, qr/^server "doubletick" is paused for another \d+ s/, 'paused: and says for how long');
-	is($refused->{detail}{statusCode}, 429, 'paused: with the status that paused it');
-	is(scalar @{ $sb->journal }, 1, 'paused: and without a request');
+	like($refused->{message}, qr/^server "doubletick" is paused for another \d+ s/, 'paused: the message says for how long');
+	is($refused->{detail}{statusCode}, 429, 'paused: the DETAIL has the status that paused it');
+	is(scalar @{ $sb->journal }, 1, 'paused: nothing is sent');
 
-	$queue->fresh;
+	fresh();
 	$sb->rule($phone, { status => 429, retry_after => '600', times => 1 });
-	my ($first, $second, $other, $well) = $queue->session(attempt($phone, ['lead']), attempt('14155550101', ['lead']),
+	my ($first, $second, $other, $well) = $calls->session(attempt($phone, ['lead']), attempt('14155550101', ['lead']),
 		"SELECT set_config('doubletick.server', 'second', false)", removal('14155550101', ['lead']));
-	is($first->{value}{statusCode}, 429, 'a call is told to wait');
+	is($first->{value}{statusCode}, 429, 'a call gets a 429');
 	is($second->{value}{error}, 'Too Many Requests', 'so the next one is refused');
-	ok(exists $well->{value}{tags}, 'but not to another server');
-	is(scalar @{ $sb->journal }, 2, 'each sent once');
+	ok(exists $well->{value}{tags}, 'but not one to another server');
+	is(scalar @{ $sb->journal }, 2, 'each of the others is sent once');
 
-	# A pause that is shorter than the timeout is waited for.
-	$queue->fresh;
-	$queue->server('patient', timeout => '500ms');
-	$sb->rule($phone, { status => 429, retry_after => '2', times => 1 });
-	($other, $first, $second) = $queue->session("SELECT set_config('doubletick.server', 'patient', false)", attempt($phone, ['lead']),
+	# A call waits for the end of a pause that is shorter than its timeout.
+	fresh();
+	$calls->server('patient', timeout => '2s');
+	$sb->rule($phone, { status => 429, retry_after => '4', times => 1 });
+	($other, $first, $second) = $calls->session("SELECT set_config('doubletick.server', 'patient', false)", attempt($phone, ['lead']),
 		"ALTER SERVER patient OPTIONS (SET timeout '20s')", removal('14155550101', ['lead']));
-	is($first->{value}{statusCode}, 429, 'a short pause: begins');
-	ok(exists $second->{value}{tags}, 'a short pause: ends');
+	is($first->{value}{statusCode}, 429, 'a short pause begins');
+	ok(exists $second->{value}{tags}, 'a short pause ends');
 	my @journal = @{ $sb->journal };
-	cmp_ok($journal[1]{at} - $journal[0]{at}, '>=', 1.99, 'a short pause: and is waited for');
+	cmp_ok($journal[1]{at} - $journal[0]{at}, '>=', 3.99, 'the second call has waited for that');
 	return;
 }
 
-# Rows that are older than retry_for.
+# Rows that are older than retry_for are given up.
 sub given_up
 {
-	my $aged = "UPDATE dt_waiting SET enqueued_at = enqueued_at - interval '%s', due_at = due_at - interval '%s' WHERE id IN (%s)";
-	my @ids = map { $queue->enqueue("1415555010$_", ['lead']) } 1 .. 4;
-
-	$queue->fresh;
-	@ids = map { $queue->enqueue("1415555010$_", ['lead']) } 1 .. 4;
-	$queue->sql(sprintf $aged, '73 hours', '73 hours', join ',', @ids[ 0 .. 2 ]);
-	$queue->sql("UPDATE dt_waiting SET attempts = 5, last_error = 'it was so', http_status = 500 WHERE id = $ids[1]");
-	my $messages = $queue->process;
+	fresh();
+	$sb->rule('14155550102', { status => 500 });
+	my @ids = (undef, enqueue('14155550102', ['lead']));
+	foreach my $attempt (1 .. 5)
+	{
+		drain();
+		time_passes('1 hour');
+	}
+	my $sent = @{ $sb->journal };
+	@ids[ 0, 2, 3 ] = map { enqueue("1415555010$_", ['lead']) } 1, 3, 4;
+	time_passes('73 hours', @ids[ 0 .. 2 ]);
+	my $messages = drain();
 	is(join(' ', $messages =~ /^WARNING:  (.*)/mg), 'gave up 3 removals for their age', 'given up: one warning for all');
-	like($messages, qr/queue: 1 done, 3 failed, 0 left/, 'given up: failed');
-	is($queue->states(@ids), 'failed failed failed done', 'given up: those, and not the young one');
-	is(scalar @{ $sb->journal }, 1, 'given up: nothing of them is sent');
-	like($queue->settled($ids[0])->{error}, qr/given up for its age, after 0 attempts$/, 'given up: and why');
-	like($queue->settled($ids[1])->{error}, qr/given up for its age, after 5 attempts: it was so$/, 'given up: with what was last');
-	is($queue->settled($ids[1])->{attempts}, 5, 'given up: attempts');
-	unlike($queue->process, qr/WARNING/, 'given up: warned of once');
+	like($messages, qr/queue: 1 done, 3 failed, 0 left/, 'given up: they fail');
+	is(states(@ids), 'failed failed failed done', 'given up: those, and not the young one');
+	is(scalar @{ $sb->journal }, $sent + 1, 'given up: none of them is sent');
+	like(settled($ids[0])->{error}, qr/given up for its age, after 0 attempts$/, 'given up: the error says why');
+	my $attempts = settled($ids[1])->{attempts};
+	cmp_ok($attempts, '>=', 5, 'given up: attempts');
+	like(settled($ids[1])->{error}, qr/given up for its age, after $attempts attempts: .* HTTP status 500/, 'given up: the error says what was wrong before');
+	unlike(drain(), qr/WARNING/, 'given up: one warning, and not another one');
 
-	# The option counts, also for rows that wait; and dt_retry begins anew.
-	$queue->fresh;
-	my $id = $queue->enqueue($phone, ['lead'], undef, server => 'second');
-	$queue->sql(sprintf $aged, '2 hours', '2 hours', $id);
-	$queue->sql("ALTER SERVER second OPTIONS (ADD retry_for '1h')");
-	like($queue->process, qr/gave up 1 removal for its age/, 'given up: by the option as it is now');
-	is($queue->sql("SELECT dt_retry($id)"), 't', 'given up: retried');
-	like($queue->process, qr/queue: 1 done, 0 failed, 0 left/, 'given up: and done');
-	$queue->sql('ALTER SERVER second OPTIONS (DROP retry_for)');
+	# The option counts as it is now, also for rows that wait; dt_retry begins anew.
+	fresh();
+	my $id = enqueue($phone, ['lead'], undef, server => 'second');
+	time_passes('2 hours', $id);
+	$calls->sql("ALTER SERVER second OPTIONS (ADD retry_for '1h')");
+	like(drain(), qr/gave up 1 removal for its age/, 'given up: by the option as it is now');
+	is($calls->sql("SELECT dt_retry($id)"), 't', 'given up: can be retried');
+	like(drain(), qr/queue: 1 done, 0 failed, 0 left/, 'given up: and is done then');
 
-	# It is never due later than it is given up.
-	$queue->fresh;
+	# A row is never due later than it is given up.
+	fresh();
 	$sb->rule($phone, { status => 503, retry_after => '3600' });
-	$id = $queue->enqueue($phone, ['lead']);
-	$queue->sql(sprintf $aged, '71 hours 30 minutes', '0', $id);
-	$queue->process;
-	is($queue->sql("SELECT attempts || ' ' || (due_at - enqueued_at) FROM dt_waiting WHERE id = $id"), '1 3 days',
-		'given up: it waits no longer than that');
+	$id = enqueue($phone, ['lead']);
+	time_passes('71 hours 30 minutes', $id);
+	drain();
+	is($calls->sql("SELECT attempts || ' ' || (due_at - enqueued_at) FROM dt_waiting WHERE id = $id"), '1 3 days',
+		'given up: no row waits beyond its age');
 
-	# And then it is given up, by the CALL that is still there.
-	$queue->fresh;
+	# It is given up by a CALL that is still under way then. Five seconds are left to send it.
+	fresh();
 	$sb->rule('14155550101', { status => 503, retry_after => '3600' });
-	$sb->rule('14155550102', { delay_ms => 4000 });
-	@ids = map { $queue->enqueue("1415555010$_", ['lead']) } 1, 2;
-	$queue->sql(sprintf $aged, '71 hours 59 minutes 58 seconds', '0', $ids[0]);
-	like($queue->process, qr/gave up 1 removal for its age.*queue: 1 done, 1 failed, 0 left/s, 'given up: as soon as it is that old');
-	is($queue->states(@ids), 'failed done', 'given up: that one');
+	$sb->hold('14155550102');
+	@ids = map { enqueue("1415555010$_", ['lead']) } 1, 2;
+	time_passes('71 hours 59 minutes 55 seconds', $ids[0]);
+	my $drain = start_drain();
+	$sb->await_held(1);
+	eventually(sub { states($ids[0]) eq 'failed' }, 'given up: as soon as it is that old');
+	is(scalar(my @requests = requests('14155550101')), 1, 'given up: after one request');
+	is(states($ids[1]), 'waiting', 'given up: while another request is out');
+	$sb->release;
+	like(await_drain($drain), qr/gave up 1 removal for its age.*queue: 1 done, 1 failed, 0 left/s, 'given up: and counted');
 
-	# One that is too old when its answer comes is given up, too.
-	$queue->fresh;
-	$queue->sql("ALTER SERVER second OPTIONS (ADD retry_for '1s')");
-	$sb->rule($phone, { status => 503, delay_ms => 1500 });
-	$id = $queue->enqueue($phone, ['lead'], undef, server => 'second');
-	like($queue->process, qr/gave up 1 removal for its age.*queue: 0 done, 1 failed, 0 left/s, 'given up: with the last answer');
-	like($queue->settled($id)->{error}, qr/HTTP status 503/, 'given up: which is its error');
-	$queue->sql('ALTER SERVER second OPTIONS (DROP retry_for)');
+	# A row that is too old when the answer comes is given up, too. Five seconds are left to send it.
+	fresh();
+	$sb->hold($phone, { status => 503 });
+	$id = enqueue($phone, ['lead'], undef, server => 'second');
+	time_passes('59 minutes 55 seconds', $id);
+	$drain = start_drain();
+	$sb->await_held(1);
+	eventually(sub { $calls->sql("SELECT now() - enqueued_at > '1 hour' FROM dt_waiting WHERE id = $id") eq 't' }, 'given up: its time is over while it is out');
+	$sb->release;
+	like(await_drain($drain), qr/gave up 1 removal for its age.*queue: 0 done, 1 failed, 0 left/s, 'given up: with the last answer');
+	like(settled($id)->{error}, qr/HTTP status 503/, 'given up: which is its error');
+	$calls->sql('ALTER SERVER second OPTIONS (DROP retry_for)');
 
-	# Of one customer the old row is given up, once, while the young one waits.
-	$queue->fresh;
+	# Of two rows of a customer only the old one is given up; the young one goes on waiting.
+	fresh();
 	$sb->rule($phone, { status => 503, retry_after => '600', times => 1 });
-	@ids = map { $queue->enqueue($phone, [$_]) } 1, 2;
-	$queue->process;
-	$queue->sql(sprintf $aged, '73 hours', '73 hours', $ids[0]);
-	like($queue->process, qr/gave up 1 removal for its age.*queue: 0 done, 1 failed, 1 left/s, 'given up: counted once');
-	is($queue->states(@ids), 'failed waiting', 'given up: the old one alone');
-	is($queue->waiting($ids[1])->{attempts}, 1, 'given up: and the other goes on waiting');
+	@ids = map { enqueue($phone, [$_]) } 1, 2;
+	drain();
+	time_passes('73 hours', $ids[0]);
+	like(drain(), qr/gave up 1 removal for its age.*queue: 0 done, 1 failed, 1 left/s, 'given up: counted once');
+	is(states(@ids), 'failed waiting', 'given up: the old one alone');
+	is(waiting($ids[1])->{attempts}, 1, 'given up: the other one goes on waiting');
 	return;
 }
 
@@ -271,24 +283,24 @@ sub most_in_a_second
 	return max(map { my $begin = $_; scalar grep { $_ >= $begin && $_ < $begin + 1 } @times } @times);
 }
 
-# Two servers, each at its own pace, in one CALL.
+# Two servers, each with its own rate limit, in one CALL.
 sub pace
 {
 	my %rate = (https => 20, http => 100);
 	my %count = (https => 60, http => 300);
 
-	$queue->fresh;
-	$queue->server('paced_https', rate_limit => $rate{https});
-	$queue->server('paced_http', base_url => $sb->http, rate_limit => $rate{http});
-	$queue->enqueue_many('14155550000', $count{$_}, server => "paced_$_") foreach sort keys %count;
-	like($queue->process, qr/queue: 360 done/, 'at a pace: done');
+	fresh();
+	$calls->server('paced_https', rate_limit => $rate{https});
+	$calls->server('paced_http', base_url => $sb->http, rate_limit => $rate{http});
+	enqueue_many('14155550000', $count{$_}, server => "paced_$_") foreach sort keys %count;
+	like(drain(), qr/queue: 360 done/, 'rate limits: done');
 	foreach my $listener (sort keys %rate)
 	{
 		my @times = map { $_->{at} } grep { $_->{listener} eq $listener } @{ $sb->journal };
 
 		is(scalar @times, $count{$listener}, "rate $rate{$listener}: all sent");
-		cmp_ok(most_in_a_second(@times), '<=', $rate{$listener} + 1, "rate $rate{$listener}: no second has more");
-		cmp_ok((@times - 1) / (max(@times) - min(@times)), '>=', 0.8 * $rate{$listener}, "rate $rate{$listener}: and not much less");
+		cmp_ok(most_in_a_second(@times), '<=', $rate{$listener} + 1, "rate $rate{$listener}: never more in a second");
+		cmp_ok((@times - 1) / (max(@times) - min(@times)), '>=', 0.8 * $rate{$listener}, "rate $rate{$listener}: nor much less");
 	}
 	return;
 }

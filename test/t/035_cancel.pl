@@ -1,6 +1,6 @@
 
 # What takes a waiting removal back, and what sends it again: dt_cancel, dt_retry,
-# and keeps, which are names that a customer has again.
+# and keeps, which say that a customer has names again.
 
 use strict;
 use warnings;
@@ -11,121 +11,124 @@ use Test::More;
 
 use lib dirname(__FILE__);
 use Calls;
-use Door;
+use Queue;
 
-open_door(conf => 'max_prepared_transactions = 10');
+open_queue(conf => 'max_prepared_transactions = 10');
 
 sub cancelled
 {
 	my %phones = map { $_ => new_phone() } qw(waiting other hanging again same statement);
 
-	# Waits: true, and once.
-	my $id = $calls->sql(enqueue($phones{waiting}, ['lead']));
-	is($calls->sql("SELECT dt_cancel($id)"), 't', 'what waits is cancelled');
-	is($calls->sql("SELECT dt_cancel($id)"), 'f', 'but once');
+	# A removal that waits: true, and once.
+	my $id = enqueue($phones{waiting}, ['lead']);
+	is($calls->sql("SELECT dt_cancel($id)"), 't', 'a waiting removal is cancelled');
+	is($calls->sql("SELECT dt_cancel($id)"), 'f', 'but not twice');
 	is($calls->sql("SELECT state, attempts, http_status IS NULL FROM dt_history WHERE id = $id"), 'cancelled|0|t', 'the history says so');
-	is($calls->sql("SELECT dt_retry($id)"), 'f', 'what was cancelled cannot be retried');
+	is($calls->sql("SELECT dt_retry($id)"), 'f', 'a cancelled removal cannot be retried');
 	is($calls->sql("SELECT dt_cancel(NULL) IS NULL"), 't', 'NULL is strict');
-	is($calls->sql("SELECT dt_cancel(9223372036854775807), dt_cancel(-1)"), 'f|f', 'ids that are not there');
+	is($calls->sql("SELECT dt_cancel(9223372036854775807), dt_cancel(-1)"), 'f|f', 'ids that do not exist');
 
-	# Whose: that of the row's role.
-	$id = as('app', enqueue($phones{other}, ['lead']));
+	# Only who has the row's role may cancel.
+	$id = as('app', enqueueing($phones{other}, ['lead']));
 	is(as($_, "SELECT dt_cancel($id)"), 'f', "$_ may not cancel") foreach qw(other stranger);
 	drain();
-	is_received($phones{other}, 'lead', 'and it goes');
-	is($calls->sql("SELECT dt_cancel($id)"), 'f', 'what is done is not cancelled');
-	$id = as('app', enqueue($phones{other}, ['vip']));
-	is(as('member', "SELECT dt_cancel($id)"), 't', 'a member may');
+	is_received($phones{other}, 'lead', 'so that it is sent');
+	is($calls->sql("SELECT dt_cancel($id)"), 'f', 'what is done cannot be cancelled');
+	$id = as('app', enqueueing($phones{other}, ['vip']));
+	is(as('member', "SELECT dt_cancel($id)"), 't', 'a member of the role may');
 
-	# In flight: false, and so it is.
-	$sb->rule($phones{hanging}, { fault => 'hang' });
-	$id = $calls->sql(enqueue($phones{hanging}, ['lead']));
-	my @draining = draining();
-	eventually(sub { received($phones{hanging}) }, 'a request is out');
-	is($calls->sql("SELECT dt_cancel($id)"), 'f', 'what is in flight is not cancelled');
-	is($calls->sql("SELECT in_flight FROM dt_status"), '1', 'dt_status knows of it');
-	my $next = $calls->sql(enqueue($phones{hanging}, ['next']));
-	is($calls->sql("SELECT dt_cancel($next)"), 'f', 'nor, for now, what waits behind it');
-	break_off(@draining);
-	is($calls->sql("SELECT dt_cancel($next)"), 't', 'which is, when nothing is in flight any more');
+	# A request that is out: false.
+	$sb->hold($phones{hanging});
+	$id = enqueue($phones{hanging}, ['lead']);
+	my $drain = start_drain();
+	$sb->await_held(1);
+	is($calls->sql("SELECT dt_cancel($id)"), 'f', 'a removal in flight cannot be cancelled');
+	is($calls->sql("SELECT in_flight FROM dt_status"), '1', 'dt_status counts it as in flight');
+	my $next = enqueue($phones{hanging}, ['next']);
+	is($calls->sql("SELECT dt_cancel($next)"), 'f', 'nor, for now, can another one of the customer');
+	break_off($drain);
+	is($calls->sql("SELECT dt_cancel($next)"), 't', 'that one can, when nothing is in flight any more');
 	$sb->clear_rules;
 	drain();
-	is(state_of($id), 'done', 'the one that was in flight goes again');
-	is_received($phones{hanging}, 'lead lead', 'alone');
+	is(states($id), 'done', 'the one that was in flight is sent again');
+	is_received($phones{hanging}, 'lead lead', 'without the cancelled one');
 
-	# Attempted before: out, but false.
+	# A removal that was sent before: it is taken out, but the result is false.
 	$sb->rule($phones{again}, { status => 503, retry_after => '3000' });
-	$id = $calls->sql(enqueue($phones{again}, ['lead']));
+	$id = enqueue($phones{again}, ['lead']);
 	drain();
-	is(state_of($id), 'waiting', 'one that waits to be tried again');
+	is(states($id), 'waiting', 'a removal waits to be sent again');
 	is($calls->sql("SELECT attempts, http_status, last_error IS NOT NULL, due_at > now() + interval '40 min'
-		FROM dt_queue WHERE id = $id"), '1|503|t|t', 'as dt_queue says');
-	is($calls->sql("SELECT dt_cancel($id)"), 'f', 'has left before');
-	is($calls->sql("SELECT state, attempts FROM dt_history WHERE id = $id"), 'cancelled|1', 'but is taken out');
+		FROM dt_queue WHERE id = $id"), '1|503|t|t', 'dt_queue shows the last request');
+	is($calls->sql("SELECT dt_cancel($id)"), 'f', 'dt_cancel is false, since it has left before');
+	is($calls->sql("SELECT state, attempts FROM dt_history WHERE id = $id"), 'cancelled|1', 'but takes it out');
 	$sb->clear_rules;
 	drain();
-	is_received($phones{again}, 'lead', 'and does not go again');
+	is_received($phones{again}, 'lead', 'it is not sent again');
 
-	# In the transaction, and in the statement, of the enqueueing.
-	is($calls->sql('BEGIN; ' . enqueue($phones{same}, ['lead']) . " AS id \\gset\nSELECT dt_cancel(:id);\nCOMMIT"), 't',
+	# Enqueued and cancelled by one transaction, and by one statement.
+	is($calls->sql('BEGIN; ' . enqueueing($phones{same}, ['lead']) . " AS id \\gset\nSELECT dt_cancel(:id);\nCOMMIT"), 't',
 		'cancelled by the same transaction');
-	is($calls->sql('SELECT dt_cancel(' . enqueue($phones{statement}, ['lead']) =~ s/SELECT //r . ')'), 't', 'cancelled by the same statement');
+	is($calls->sql('SELECT dt_cancel(' . enqueueing($phones{statement}, ['lead']) =~ s/SELECT //r . ')'), 't', 'cancelled by the same statement');
 	drain();
 	is_received($phones{$_}, '', "cancelled and never sent: $_") foreach qw(waiting same statement);
 	return;
 }
 
-# A cancel that is not committed yet keeps its row from leaving.
+# A row is not sent while a transaction that cancels it may still commit.
 sub cancel_undecided
 {
 	my %phones = map { $_ => new_phone() } qw(committed rolled savepoint prepared error);
-	my %ids = map { $_ => $calls->sql(enqueue($phones{$_}, ['lead'])) } sort keys %phones;
+	my %ids = map { $_ => enqueue($phones{$_}, ['lead']) } sort keys %phones;
 	my @sessions = map { $node->background_psql('postgres') } 1 .. 2;
 
-	is($sessions[0]->query_safe("BEGIN; SELECT dt_cancel($ids{committed})"), 't', 'cancelled, not committed');
-	is($sessions[1]->query_safe("BEGIN; SELECT dt_cancel($ids{rolled})"), 't', 'another');
-	is($calls->sql("BEGIN; SAVEPOINT s; SELECT dt_cancel($ids{savepoint}); ROLLBACK TO s; COMMIT"), 't', 'one in a savepoint that is undone');
-	is($calls->sql("BEGIN; SELECT dt_cancel($ids{prepared}); PREPARE TRANSACTION 'cancel'"), 't', 'one is prepared');
+	is($sessions[0]->query_safe("BEGIN; SELECT dt_cancel($ids{committed})"), 't', 'one is cancelled, not committed');
+	is($sessions[1]->query_safe("BEGIN; SELECT dt_cancel($ids{rolled})"), 't', 'so is another');
+	is($calls->sql("BEGIN; SAVEPOINT s; SELECT dt_cancel($ids{savepoint}); ROLLBACK TO s; COMMIT"), 't', 'one is cancelled in a savepoint that is rolled back');
+	is($calls->sql("BEGIN; SELECT dt_cancel($ids{prepared}); PREPARE TRANSACTION 'cancel'"), 't', 'one by a prepared transaction');
 	drain();
-	is_received($phones{$_}, '', "does not leave: $_") foreach qw(committed rolled prepared);
-	is_received($phones{savepoint}, 'lead', 'one that was undone leaves');
+	is_received($phones{$_}, '', "is not sent: $_") foreach qw(committed rolled prepared);
+	is_received($phones{savepoint}, 'lead', 'the one of the savepoint is sent');
 
 	$sessions[0]->query_safe('COMMIT');
 	$sessions[1]->query_safe('ROLLBACK');
 	$calls->sql("COMMIT PREPARED 'cancel'");
 	drain();
-	is_received($phones{$_}, '', "never leaves: $_") foreach qw(committed prepared);
-	is_received($phones{rolled}, 'lead', 'leaves when the cancel is rolled back');
-	is(state_of($ids{$_}), 'cancelled', "cancelled: $_") foreach qw(committed prepared);
-	is(state_of($ids{rolled}), 'done', 'and is done');
+	is_received($phones{$_}, '', "is never sent: $_") foreach qw(committed prepared);
+	is_received($phones{rolled}, 'lead', 'is sent when the cancel is rolled back');
+	is(states($ids{$_}), 'cancelled', "cancelled: $_") foreach qw(committed prepared);
+	is(states($ids{rolled}), 'done', 'done: rolled');
 
-	# The same while one drain goes on.
+	# The same while a drain is under way.
 	my ($hanging, $wanted) = (new_phone(), new_phone());
-	$sb->rule($hanging, { fault => 'hang' });
-	$calls->sql(enqueue($hanging, ['lead']));
-	my $id = $calls->sql(enqueue($wanted, ['lead']));
+	$sb->hold($hanging);
+	enqueue($hanging, ['lead']);
+	my $id = enqueue($wanted, ['lead']);
 	is($sessions[0]->query_safe("BEGIN; SELECT dt_cancel($id)"), 't', 'cancelled, not committed');
-	my @draining = draining();
-	eventually(sub { received($hanging) }, 'a drain is under way');
-	is_received($wanted, '', 'what is being cancelled does not leave');
+	my $drain = start_drain();
+	$sb->await_held(1, $hanging);
+	my $later = new_phone();
+	enqueue($later, ['lead']);
+	eventually(sub { received($later) }, 'a row that is enqueued later is sent');
+	is_received($wanted, '', 'the one that is being cancelled is not');
 	$sessions[0]->query_safe('ROLLBACK');
-	eventually(sub { received($wanted) }, 'and does when the cancel is rolled back');
-	break_off(@draining);
+	eventually(sub { received($wanted) }, 'it is when the cancel is rolled back');
+	break_off($drain);
 
-	# Two who cancel: one has it.
-	$id = $calls->sql(enqueue(new_phone(), ['lead']));
-	is($sessions[0]->query_safe("BEGIN; SELECT dt_cancel($id)"), 't', 'one cancels');
+	# Of two that cancel the same row, only one is told true.
+	$id = enqueue(new_phone(), ['lead']);
+	is($sessions[0]->query_safe("BEGIN; SELECT dt_cancel($id)"), 't', 'one session cancels');
 	$sessions[1]->query_until(qr/on its way/, "\\echo on its way\nSELECT 'it is ' || dt_cancel($id);\n");
-	eventually(sub { $calls->sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") }, 'another waits');
+	eventually(sub { $calls->sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") }, 'another session waits');
 	$sessions[0]->query_safe('COMMIT');
-	like($sessions[1]->query('SELECT 1'), qr/it is false/, 'and is told that it has not');
+	like($sessions[1]->query('SELECT 1'), qr/it is false/, 'and gets false');
 	$_->quit foreach @sessions;
 	$sb->clear_rules;
 	drain();
 	return;
 }
 
-# Locks are few, however many rows one transaction takes back.
+# A transaction that cancels very many rows does not need as many locks.
 sub cancel_in_bulk
 {
 	my $before = $calls->sql("SELECT count(*) FROM dt_history WHERE state = 'cancelled'");
@@ -136,7 +139,7 @@ sub cancel_in_bulk
 	is($calls->sql('SELECT count(*) FILTER (WHERE dt_cancel(id)) FROM dt_queue'), '20000', '20,000 rows are cancelled at once');
 	is($calls->sql("SELECT count(*) - $before FROM dt_history WHERE state = 'cancelled'"), '20000', 'all of them');
 	drain();
-	is(scalar @{ $sb->journal }, 0, 'none of them leaves');
+	is(scalar @{ $sb->journal }, 0, 'none of them is sent');
 	return;
 }
 
@@ -145,39 +148,39 @@ sub retried
 	my ($phone, $other) = (new_phone(), new_phone());
 
 	$sb->rule($_, { status => 422 }) foreach $phone, $other;
-	my $id = as('app', enqueue("+$phone", [ 'lead', 'vip' ], ['plan'], '919812345678'));
-	my $two = $calls->sql(enqueue($other, ['lead']));
+	my $id = as('app', enqueueing("+$phone", [ 'lead', 'vip' ], ['plan'], waba => '919812345678'));
+	my $two = enqueue($other, ['lead']);
 	drain();
-	is(state_of($id), 'failed', 'refused');
+	is(states($id), 'failed', 'a removal is refused');
 	is(as('other', "SELECT dt_retry($id)"), 'f', 'another role may not retry');
-	is(as('stranger', "SELECT dt_retry($id)"), 'f', 'nor one that only may SET ROLE');
-	is($calls->sql("BEGIN; SELECT dt_retry($id); ROLLBACK"), 't', 'a retry');
-	is(state_of($id), 'failed', 'can be rolled back');
+	is(as('stranger', "SELECT dt_retry($id)"), 'f', 'nor a role that may only SET ROLE');
+	is($calls->sql("BEGIN; SELECT dt_retry($id); ROLLBACK"), 't', 'dt_retry in a transaction');
+	is(states($id), 'failed', 'can be rolled back');
 
 	my $was = $calls->sql("SELECT enqueued_at FROM dt_history WHERE id = $id");
-	is(as('member', "SELECT dt_retry($id), dt_retry($id)"), 't|f', 'a member may, once');
+	is(as('member', "SELECT dt_retry($id), dt_retry($id)"), 't|f', 'a member of the role may, once');
 	is($calls->sql("SELECT role, phone, tags, fields, waba, attempts, enqueued_at > '$was', last_error IS NULL, http_status IS NULL
-		FROM dt_queue WHERE id = $id"), "app|+$phone|{lead,vip}|{plan}|919812345678|0|t|t|t", 'it waits as if it were new');
-	is($calls->sql("SELECT count(*) FROM dt_history WHERE id = $id"), '0', 'and is no longer in the history');
-	is($calls->sql("SELECT dt_retry($id)"), 'f', 'what waits cannot be retried');
+		FROM dt_queue WHERE id = $id"), "app|+$phone|{lead,vip}|{plan}|919812345678|0|t|t|t", 'the removal waits as a new one does');
+	is($calls->sql("SELECT count(*) FROM dt_history WHERE id = $id"), '0', 'it is no longer in the history');
+	is($calls->sql("SELECT dt_retry($id)"), 'f', 'a waiting removal cannot be retried');
 	$sb->clear_rules;
 	drain();
-	is($calls->sql("SELECT state, attempts FROM dt_history WHERE id = $id"), 'done|1', 'it is done');
+	is($calls->sql("SELECT state, attempts FROM dt_history WHERE id = $id"), 'done|1', 'the removal is done');
 	is_received("+$phone", 'lead,vip,=plan lead,vip,=plan', 'by the second request');
 	is($calls->sql("SELECT dt_retry($id)"), 'f', 'what is done cannot be retried');
-	is($calls->sql("SELECT dt_retry(9223372036854775807), dt_retry(-1), dt_retry(NULL)"), 'f|f|', 'nor what is not there');
+	is($calls->sql("SELECT dt_retry(9223372036854775807), dt_retry(-1), dt_retry(NULL)"), 'f|f|', 'nor can what does not exist');
 
-	# Two who retry: one has it. And it can be cancelled and fail again.
+	# Of two that retry the same row, only one is told true.
 	my @sessions = map { $node->background_psql('postgres') } 1 .. 2;
-	is($sessions[0]->query_safe("BEGIN; SELECT dt_retry($two)"), 't', 'one retries');
+	is($sessions[0]->query_safe("BEGIN; SELECT dt_retry($two)"), 't', 'one session retries');
 	$sessions[1]->query_until(qr/on its way/, "\\echo on its way\nSELECT 'it is ' || dt_retry($two);\n");
-	eventually(sub { $calls->sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") }, 'another waits');
+	eventually(sub { $calls->sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") }, 'another session waits');
 	$sessions[0]->query_safe('COMMIT');
-	like($sessions[1]->query('SELECT 1'), qr/it is false/, 'and is told that it has not');
+	like($sessions[1]->query('SELECT 1'), qr/it is false/, 'and gets false');
 	$_->quit foreach @sessions;
 	is($calls->sql("SELECT count(*) FROM dt_waiting WHERE id = $two"), '1', 'it waits once');
-	is($calls->sql("SELECT dt_cancel($two)"), 't', 'and can be cancelled');
-	is(state_of($two), 'cancelled', 'and is');
+	is($calls->sql("SELECT dt_cancel($two)"), 't', 'it can be cancelled');
+	is(states($two), 'cancelled', 'and is');
 	return;
 }
 
@@ -185,93 +188,101 @@ sub nkeeps { return $calls->sql('SELECT count(*) FROM dt_waiting WHERE keep'); }
 
 sub kept
 {
-	my %phones = map { $_ => new_phone() } qw(some all earlier waba role retried hanging open);
+	my %phones = map { $_ => new_phone() } qw(some all earlier waba role retried held open);
 
-	# Later keeps take back; the "+" does not matter.
-	my %ids = (some => $calls->sql(enqueue($phones{some}, [ 'a', 'b', 'c' ], [ 'a', 'b' ])));
-	$calls->sql(keep("+$phones{some}", 'b,z', 'a'));
-	is($calls->sql("SELECT tags, fields FROM dt_queue WHERE id = $ids{some}"), '{a,c}|{b}', 'dt_queue shows what is left');
-	$ids{all} = $calls->sql(enqueue($phones{all}, ['a'], ['b']));
-	$calls->sql($_) foreach keep($phones{all}, 'a'), keep($phones{all}, '', 'b');
-	is($calls->sql("SELECT count(*) FROM dt_queue WHERE id = $ids{all}"), '0', 'what is wholly taken back is not shown');
-	is($calls->sql("SELECT count(*) FROM dt_queue WHERE attempts IS NULL OR id NOT IN (SELECT id FROM dt_waiting WHERE NOT keep)"), '0', 'nor are keeps');
+	# A keep takes back what was enqueued before it; a "+" makes no difference.
+	my %ids = (some => enqueue($phones{some}, [ 'a', 'b', 'c' ], [ 'a', 'b' ]));
+	$calls->sql(keep("+$phones{some}", [ 'b', 'z' ], ['a']));
+	is($calls->sql("SELECT tags, fields FROM dt_queue WHERE id = $ids{some}"), '{a,c}|{b}', 'dt_queue shows the names that are left');
+	$ids{all} = enqueue($phones{all}, ['a'], ['b']);
+	$calls->sql($_) foreach keep($phones{all}, ['a']), keep($phones{all}, undef, ['b']);
+	is($calls->sql("SELECT count(*) FROM dt_queue WHERE id = $ids{all}"), '0', 'dt_queue does not show a removal that is wholly taken back');
+	is($calls->sql("SELECT count(*) FROM dt_queue WHERE attempts IS NULL OR id NOT IN (SELECT id FROM dt_waiting WHERE NOT keep)"), '0', 'nor does it show keeps');
 
-	# Earlier ones do not.
-	$ids{before} = $calls->sql(enqueue($phones{earlier}, ['x']));
-	$calls->sql(keep($phones{earlier}, 'a'));
-	$ids{earlier} = $calls->sql(enqueue($phones{earlier}, [ 'a', 'b' ]));
-	is($calls->sql("SELECT tags FROM dt_queue WHERE id = $ids{earlier}"), '{a,b}', 'an earlier keep takes nothing back');
+	# But not what is enqueued after it.
+	$ids{before} = enqueue($phones{earlier}, [ 'a', 'x' ]);
+	$calls->sql(keep($phones{earlier}, ['a']));
+	$ids{earlier} = enqueue($phones{earlier}, [ 'a', 'b' ]);
+	is($calls->sql("SELECT string_agg(tags::text, ' ' ORDER BY id) FROM dt_queue WHERE id IN ($ids{before}, $ids{earlier})"), '{x} {a,b}',
+		'a keep takes nothing back from a later removal');
 
-	# Nor those of another customer.
-	$ids{waba} = $calls->sql(enqueue($phones{waba}, ['a'], undef, '919812345678'));
-	$calls->sql($_) foreach keep($phones{waba}, 'a'), keep($phones{waba}, 'a', '', '919812345679');
-	$ids{role} = as('app', enqueue($phones{role}, ['a']));
-	$calls->sql(keep($phones{role}, 'a'));
-	is($calls->sql("SELECT string_agg(tags::text, ' ') FROM dt_queue WHERE id IN ($ids{waba}, $ids{role})"), '{a} {a}', 'nor does one of another waba or role');
+	# Nor what is of another customer.
+	$ids{waba} = enqueue($phones{waba}, ['a'], undef, waba => '919812345678');
+	enqueue($phones{waba}, ['a']);
+	enqueue($phones{waba}, ['a'], undef, waba => '919812345679');
+	$calls->sql($_) foreach keep($phones{waba}, ['a']), keep($phones{waba}, ['a'], undef, waba => '919812345679');
+	$ids{role} = as('app', enqueueing($phones{role}, ['a']));
+	enqueue($phones{role}, ['a']);
+	$calls->sql(keep($phones{role}, ['a']));
+	is($calls->sql("SELECT string_agg(id || tags::text, ' ' ORDER BY id) FROM dt_queue WHERE phone IN ('$phones{waba}', '$phones{role}')"),
+		"$ids{waba}\{a} $ids{role}\{a}", 'nor from a removal of another waba or role');
 
 	drain();
-	is_received($phones{some}, 'a,c,=b', 'sent without what was taken back');
-	is_received($phones{all}, '', 'wholly taken back: not sent');
-	is_received($phones{earlier}, 'x,a,b', 'the earlier keep took nothing back');
-	is_received($phones{$_}, 'a', "another $_") foreach qw(waba role);
-	is($calls->sql("SELECT state, attempts, http_status IS NULL, tags FROM dt_history WHERE id = $ids{all}"), 'cancelled|0|t|{a}', 'wholly taken back: cancelled');
-	is(state_of($ids{some}), 'done', 'partly: done');
-	is(nkeeps(), '0', 'keeps with nothing left to keep are gone');
+	is_received($phones{some}, 'a,c,=b', 'sent without the names that were taken back');
+	is_received($phones{all}, '', 'not sent, since it is wholly taken back');
+	is_received($phones{earlier}, 'x,a,b', 'sent with the names that were enqueued after the keep');
+	is_received($phones{$_}, 'a', "sent for another $_") foreach qw(waba role);
+	is($calls->sql("SELECT state, attempts, http_status IS NULL, tags FROM dt_history WHERE id = $ids{all}"), 'cancelled|0|t|{a}',
+		'a removal that is wholly taken back is settled as cancelled');
+	is(states($ids{some}), 'done', 'one that is partly taken back is done');
+	is(nkeeps(), '0', 'keeps with nothing left to keep are deleted');
 
-	# One that comes while the removal is out changes nothing, and goes.
-	$sb->rule($phones{hanging}, { delay_ms => 1000 });
-	$ids{hanging} = $calls->sql(enqueue($phones{hanging}, ['a']));
-	my ($session, $pid) = draining();
-	eventually(sub { received($phones{hanging}) }, 'a request is out');
-	$calls->sql(keep($phones{hanging}, 'a'));
-	is(state_of($ids{hanging}), 'none', 'dt_queue shows it as taken back');
-	$session->query('SELECT 1');
-	is(state_of($ids{hanging}), 'done', 'but it was out, and is done');
-	is(nkeeps(), '0', 'and the keep goes with it');
-	$session->quit;
+	# A keep that comes while the removal is out changes nothing, and is deleted with it.
+	$sb->hold($phones{held});
+	$ids{held} = enqueue($phones{held}, ['a']);
+	my $drain = start_drain();
+	$sb->await_held(1);
+	$calls->sql(keep($phones{held}, ['a']));
+	is(states($ids{held}), 'none', 'a keep comes while the request is out: dt_queue no longer shows the removal');
+	$sb->release;
+	await_drain($drain);
+	is(states($ids{held}), 'done', 'but it is done');
+	is(nkeeps(), '0', 'and the keep is deleted with it');
 
-	# Out, and to be tried again: then it does.
-	$sb->rule($phones{hanging}, { status => 503, delay_ms => 300, times => 1 });
-	$ids{hanging} = $calls->sql(enqueue($phones{hanging}, [ 'a', 'b' ]));
-	($session, $pid) = draining();
-	eventually(sub { received($phones{hanging}) == 2 }, 'a request is out');
-	$calls->sql(keep($phones{hanging}, 'a'));
-	$session->query('SELECT 1');
-	$session->quit;
-	eventually(sub { drain(); state_of($ids{hanging}) eq 'done' }, 'it is tried again');
-	is_received($phones{hanging}, 'a a,b b', 'without what came back meanwhile');
-	is(nkeeps(), '0', 'and the keep goes with it');
+	# If that request fails, the next one goes without the name.
+	$sb->hold($phones{held}, { status => 503, times => 1 });
+	$ids{held} = enqueue($phones{held}, [ 'a', 'b' ]);
+	$drain = start_drain();
+	$sb->await_held(1);
+	$calls->sql(keep($phones{held}, ['a']));
+	$sb->release;
+	await_drain($drain);
+	settle();
+	is_received($phones{held}, 'a a,b b', 'a keep comes while a request is out that fails: the next one goes without the name');
+	is(states($ids{held}), 'done', 'and is done');
+	is(nkeeps(), '0', 'and the keep is deleted with it');
 
-	# Removal and keep of a transaction that is still open.
-	$session = $node->background_psql('postgres');
-	$ids{open} = $calls->sql(enqueue($phones{open}, [ 'a', 'b' ]));
-	$session->query_safe('BEGIN; ' . keep($phones{open}, 'b'));
-	is($calls->sql("SELECT tags FROM dt_queue WHERE id = $ids{open}"), '{a,b}', 'a keep counts when it is committed');
+	# A keep, and then a removal, of a transaction that is still open.
+	my $session = $node->background_psql('postgres');
+	$ids{open} = enqueue($phones{open}, [ 'a', 'b' ]);
+	$session->query_safe('BEGIN; ' . keep($phones{open}, ['b']));
+	is($calls->sql("SELECT tags FROM dt_queue WHERE id = $ids{open}"), '{a,b}', 'a keep that is not committed takes nothing back');
 	$session->query_safe('ROLLBACK');
 	drain();
-	is_received($phones{open}, 'a,b', 'and not at all when it is rolled back');
-	$calls->sql(enqueue($phones{open}, ['c']));
-	$session->query_safe('BEGIN; ' . enqueue($phones{open}, ['d']));
-	$calls->sql(keep($phones{open}, 'c,d'));
+	is_received($phones{open}, 'a,b', 'nor does one that is rolled back');
+	enqueue($phones{open}, ['c']);
+	$session->query_safe('BEGIN; ' . enqueueing($phones{open}, ['d']));
+	$calls->sql(keep($phones{open}, [ 'c', 'd' ]));
 	drain();
-	is(nkeeps(), '1', 'a keep stays while a removal before it may yet commit');
+	is(nkeeps(), '1', 'a keep stays while an earlier removal may still commit');
 	$session->query_safe('COMMIT');
 	drain();
-	is_received($phones{open}, 'a,b', 'and takes that back too');
-	is(nkeeps(), '0', 'and goes then');
+	is_received($phones{open}, 'a,b', 'takes that back, too');
+	is(nkeeps(), '0', 'and is deleted then');
 	$session->quit;
 
-	# dt_retry is newer than what came back before it.
+	# dt_retry counts as later than the keeps that were there before.
 	$sb->rule($phones{retried}, { status => 422, times => 1 });
-	$ids{retried} = $calls->sql(enqueue($phones{retried}, ['a']));
+	$ids{retried} = enqueue($phones{retried}, ['a']);
 	drain();
 	$session = $node->background_psql('postgres');
-	$session->query_safe('BEGIN; ' . enqueue($phones{retried}, ['z']));
-	$calls->sql(keep($phones{retried}, 'a'));
-	is($calls->sql("SELECT dt_retry($ids{retried})"), 't', 'a retry, after its name came back');
-	is($calls->sql("SELECT tags FROM dt_queue WHERE id = $ids{retried}"), '{a}', 'is shown');
+	$session->query_safe('BEGIN; ' . enqueueing($phones{retried}, [ 'a', 'z' ]));
+	$calls->sql(keep($phones{retried}, ['a']));
+	is(nkeeps(), '1', 'a keep for a removal that is not committed');
+	is($calls->sql("SELECT dt_retry($ids{retried})"), 't', 'a failed removal of the same name is retried after it');
+	is($calls->sql("SELECT tags FROM dt_queue WHERE id = $ids{retried}"), '{a}', 'dt_queue shows the name');
 	drain();
-	is_received($phones{retried}, 'a a', 'and goes');
+	is_received($phones{retried}, 'a a', 'and it is sent');
 	$session->query_safe('ROLLBACK');
 	$session->quit;
 	drain();
@@ -279,42 +290,45 @@ sub kept
 	return;
 }
 
-# Two customers with one number: of one phone, and of WABA numbers whose hashes meet.
+# Two customers with one number in dt_waiting.customer: of the same phone, and of WABA
+# numbers whose hashes are the same.
 sub one_number
 {
 	my $phone = new_phone();
 	my $waba = '919812345678';
-	my $hash = "hashtextextended(%s, hashtextextended('$phone', hashtextextended('doubletick', current_user::regrole::oid::bigint))) & 16383";
-	my $other = $calls->sql(sprintf("SELECT n FROM generate_series(919800000000, 919800300000) AS n WHERE $hash = $hash LIMIT 1", 'n::text', "'$waba'"));
-	my $sent = sub { return join ' ', map { "$_->{body}{wabaNumber}:" . join ',', @{ $_->{body}{tags} } }
-		  grep { $_->{body}{phone} eq $phone } @{ $sb->journal } };
+	my $number = "dt_test_customer('doubletick', current_user::regrole, '$phone', %s)";
+	my $other = $calls->sql('SELECT n FROM generate_series(919800000000, 919800300000) AS n WHERE '
+		  . sprintf($number, 'n::text') . ' = ' . sprintf($number, "'$waba'") . ' LIMIT 1');
+	my $sent = sub { return join ' ', map { "$_->{body}{wabaNumber}:" . join ',', @{ $_->{body}{tags} } } requests($phone) };
 
-	$sb->rule($phone, { delay_ms => 200, times => 1 });
-	$calls->sql(enqueue($phone, ['a'], undef, $waba));
-	$calls->sql(enqueue($phone, ['b'], undef, $other));
+	enqueue($phone, [ 'a', 'b' ], undef, waba => $_) foreach $waba, $other;
 	is($calls->sql("SELECT count(*), count(DISTINCT customer) FROM dt_waiting"), '2|1', 'two customers have one number');
-	$calls->sql(keep($phone, 'b', '', $waba));
-	$calls->sql(keep($phone, 'a', '', $other));
-	is($calls->sql("SELECT string_agg(tags::text, ' ' ORDER BY id) FROM dt_queue"), '{a} {b}', 'they keep nothing for each other');
-	drain();
-	is($sent->(), "$waba:a $other:b", 'each is sent its own');
+	$calls->sql(keep($phone, ['b'], undef, waba => $waba));
+	$calls->sql(keep($phone, ['a'], undef, waba => $other));
+	is($calls->sql("SELECT string_agg(tags::text, ' ' ORDER BY id) FROM dt_queue"), '{a} {b}', 'a keep is for its own customer alone');
+	$sb->hold($phone, { times => 1 });
+	my $drain = start_drain();
+	$sb->await_held(1);
+	$sb->release;
+	await_drain($drain);
+	is(join(' ', sort split / /, $sent->()), join(' ', sort "$waba:a", "$other:b"), 'each is sent its own');
 	is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', 'and nothing is left');
 
 	$sb->clear_journal;
 	$sb->rule($phone, { status => 503, retry_after => '3000', times => 1 });
-	$calls->sql(enqueue($phone, ['c'], undef, $waba));
+	enqueue($phone, ['c'], undef, waba => $waba);
 	drain();
-	$calls->sql(enqueue($phone, ['d'], undef, $waba));
-	$calls->sql(enqueue($phone, ['e'], undef, $other));
+	enqueue($phone, ['d'], undef, waba => $waba);
+	enqueue($phone, ['e'], undef, waba => $other);
 	drain();
-	is($sent->(), "$waba:c $other:e", 'while one backs off, the other does not');
+	is($sent->(), "$waba:c $other:e", 'while one waits for its retry, the other one is sent');
 
 	# More rows of the one than are read at a time.
 	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('$phone', ARRAY['f'], waba => '$waba')) FROM generate_series(1, 1500)");
-	$calls->sql(enqueue($phone, ['g'], undef, $other));
+	enqueue($phone, ['g'], undef, waba => $other);
 	drain();
-	is($sent->(), "$waba:c $other:e $other:g", 'nor does it where the one has very many');
-	$calls->sql('TRUNCATE dt_waiting');
+	is($sent->(), "$waba:c $other:e $other:g", 'also behind very many rows of the first');
+	fresh();
 	return;
 }
 

@@ -1,7 +1,7 @@
 
-# Whatever ends a drain, and whenever: what was committed is received, what was
-# rolled back is not, and only what was in flight may be received twice. The
-# sandbox's journal tells. And how a drain stands beside other sessions.
+# Whatever ends a drain, and whenever: removals that were committed are sent, those
+# that were rolled back are not, and only requests that were in flight may be sent
+# twice, as the sandbox's journal shows. Also, how a drain gets on with other sessions.
 
 use strict;
 use warnings;
@@ -14,48 +14,46 @@ use Time::HiRes qw(time);
 
 use lib dirname(__FILE__);
 use Calls;
+use Queue;
 
 my $max_connections = 4;
 my $nrows = 40;
 
-# That which is broken off must be so at once; the machine may be busy, but a
-# drain that waits for its requests would take a minute.
+# A drain that is interrupted must end at once: within so many seconds, since the
+# machine may be busy. One that waits for its requests would take a minute.
 my $at_once = 5;
 
-my $calls = Calls->new(
-	options => { timeout => '1min', max_connections => $max_connections },
+open_queue(
+	options => { max_connections => $max_connections },
 	conf => <<'CONF');
 restart_after_crash = on
 # Only commits write WAL out.
 wal_writer_delay = 10s
 autovacuum = off
 CONF
-my $sb = $calls->sandbox;
-my $node = $calls->node;
 
-# Enqueues a row each for so many customers, of which every fourth is rolled
-# back; returns the phones that are to be received, and those that are not.
-sub enqueue
+# Enqueues a row for each of so many new customers, and rolls every fourth one back.
+# Returns the phones of those that are committed, and of those that are rolled back.
+sub enqueue_some
 {
-	my ($from, $n) = @_;
+	my ($n) = @_;
 	my (@committed, @rolled);
 	my $sql = '';
 
-	foreach my $i ($from .. $from + $n - 1)
+	foreach my $i (0 .. $n - 1)
 	{
-		my $phone = sprintf '91987%07d', $i;
+		my $phone = new_phone();
 		my $rolled = $i % 4 == 3;
 
 		push @{ $rolled ? \@rolled : \@committed }, $phone;
-		$sql .= 'BEGIN; ' . removal($phone, ['lead']) =~ s/dt_remove/dt_enqueue_remove/r
-		  . ($rolled ? '; ROLLBACK; ' : '; COMMIT; ');
+		$sql .= 'BEGIN; ' . enqueueing($phone, ['lead']) . ($rolled ? '; ROLLBACK; ' : '; COMMIT; ');
 	}
 	$calls->sql($sql);
 	return (\@committed, \@rolled);
 }
 
-# How often each phone was received.
-sub received
+# How often a request to each phone was received.
+sub times_received
 {
 	my %received;
 
@@ -63,64 +61,37 @@ sub received
 	return \%received;
 }
 
-# Drains in a session of its own: what it says, and psql's status.
-sub drain
-{
-	my (@settings) = @_;
-	my $stderr;
-	my $status = $node->psql('postgres', join('', map { "SET $_;\n" } @settings) . "CALL dt_process_queue();\n",
-		stderr => \$stderr);
-
-	return ($stderr, $status);
-}
-
-# A session that drains, and its process id.
-sub draining
-{
-	my $session = $node->background_psql('postgres', on_error_stop => 0);
-	my $pid = $session->query('SELECT pg_backend_pid()');
-
-	$session->query('\set VERBOSITY verbose');
-	$session->query_until(qr/on its way/, "\\echo on its way\nCALL dt_process_queue();\n");
-	return ($session, $pid);
-}
-
-# Killed at a place that was passed so often before, perhaps with some requests
-# that are slow, and then drained to the end.
-my $next_phone = 0;
-
+# A drain is killed at a fault point that it has passed so often before, perhaps with
+# answers that are slow; then another one drains the rest.
 sub killed
 {
 	my ($place, $skip, %with) = @_;
 	my $name = "$place, $skip" . ($with{rule} ? ', slow' : '');
-	my ($committed, $rolled) = enqueue($next_phone, $nrows);
+	my ($committed, $rolled) = enqueue_some($nrows);
 
-	$next_phone += $nrows;
 	$sb->clear_rules;
 	$sb->rule('*', $with{rule}) if $with{rule};
 	$sb->clear_journal;
-	my ($said, $status) = drain("doubletick.fault_point = '$place'", "doubletick.fault_point_skip = $skip");
-	is($status, 2, "$name: the session is gone");
+	my $said = drain(before => "SET doubletick.fault_point = '$place'; SET doubletick.fault_point_skip = $skip", fails => 1);
 	like($said, qr/server closed the connection|terminating connection/, "$name: killed") or return;
 	eventually(sub { $node->psql('postgres', 'SELECT 1') == 0 }, "$name: the cluster is up again");
 
-	# What has arrived and is not settled has arrived in vain.
+	# Requests that were received, but not settled, will be sent again.
 	eventually(sub { $sb->stats->{in_flight} == 0 }, "$name: its connections are closed");
-	my $before = received();
+	my $before = times_received();
 	my $settled = $calls->sql("SELECT count(*) FROM dt_history WHERE state = 'done'
 		AND phone IN (" . join(',', map { quote($_) } @$committed) . ')');
 	my $unsettled = keys(%$before) - $settled;
-	cmp_ok($unsettled, '>=', 0, "$name: what is settled was received");
-	cmp_ok($unsettled, '<=', $max_connections, "$name: at most what was in flight is not settled");
+	cmp_ok($unsettled, '>=', 0, "$name: all that is settled was received");
+	cmp_ok($unsettled, '<=', $max_connections, "$name: no more than can be in flight is not settled");
 
 	$sb->clear_rules;
-	($said, $status) = drain();
-	is($status, 0, "$name: drained then") or diag($said);
-	my $after = received();
+	drain();
+	my $after = times_received();
 	is(scalar(grep { !$after->{$_} } @$committed), 0, "$name: nothing is lost");
-	is(scalar(grep { $after->{$_} } @$rolled), 0, "$name: what was rolled back is not sent");
-	cmp_ok(max(0, values %$after), '<=', 2, "$name: none goes a third time");
-	is(sum0(values %$after) - @$committed, $unsettled, "$name: only what was not settled goes twice");
+	is(scalar(grep { $after->{$_} } @$rolled), 0, "$name: rows that were rolled back are not sent");
+	cmp_ok(max(0, values %$after), '<=', 2, "$name: nothing is sent a third time");
+	is(sum0(values %$after) - @$committed, $unsettled, "$name: only what was not settled is sent twice");
 	is($calls->sql("SELECT count(*), count(DISTINCT phone), count(*) FILTER (WHERE state <> 'done' OR attempts <> 1)
 		FROM dt_history WHERE phone IN (" . join(',', map { quote($_) } @$committed) . ')'),
 		@$committed . '|' . @$committed . '|0', "$name: each is settled once");
@@ -146,7 +117,7 @@ sub killed_everywhere
 	killed('before settling', 2, rule => { delay_ms => 100 });
 	killed('after settling', 1, rule => { delay_ms => 50 });
 
-	# The places are what they are called.
+	# The fault points are where their names say.
 	is($received{'after reading, 0'}, 0, 'after reading: nothing has left');
 	is($received{'before settling, 0'}, 0, 'before settling for the first time: nothing has left');
 	cmp_ok($received{'before settling, 3'}, '>', 0, 'before settling, later: something has');
@@ -155,12 +126,11 @@ sub killed_everywhere
 	return;
 }
 
-# The machine may crash rather than the process: what is settled is on disk.
+# The whole machine may crash: what is settled is on disk.
 sub flushed
 {
-	enqueue($next_phone, 1);
-	$next_phone += 4;
-	is($calls->sql(<<'SQL'), 't|0', 'settling does not trust synchronous_commit');
+	enqueue(new_phone(), ['lead']);
+	is($calls->sql(<<'SQL'), 't|0', 'settling is flushed, although synchronous_commit is off');
 SET synchronous_commit = off;
 SELECT pg_current_wal_insert_lsn() AS before \gset
 CALL dt_process_queue();
@@ -179,10 +149,9 @@ sub not_in_a_transaction
 		'a block that catches errors' => [ '(?:25001|2D000)',
 			"DO 'BEGIN CALL dt_process_queue(); EXCEPTION WHEN division_by_zero THEN NULL; END';" ],
 		'a procedure with settings' => [ '25001', 'CALL drain_with_settings();' ],);
-	my $phone = sprintf '91987%07d', $next_phone;
+	my $phone = new_phone();
 
-	enqueue($next_phone, 1);
-	$next_phone += 4;
+	enqueue($phone, ['lead']);
 	$calls->sql(<<'SQL');
 CREATE FUNCTION drain_by_function() RETURNS void LANGUAGE plpgsql AS 'BEGIN CALL dt_process_queue(); END';
 CREATE PROCEDURE drain_with_settings() LANGUAGE plpgsql SET search_path = public AS 'BEGIN CALL dt_process_queue(); END';
@@ -197,25 +166,24 @@ SQL
 		like($stderr, qr/ERROR:  $sqlstate: /, "in $what");
 		is($calls->sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"), '0', "in $what: no lock is left");
 	}
-	is(received()->{$phone}, undef, 'none of these sends anything');
+	is(times_received()->{$phone}, undef, 'none of these sends anything');
 	$calls->sql("DO 'DECLARE i record; BEGIN FOR i IN SELECT generate_series(1, 2) LOOP CALL dt_process_queue(); END LOOP; END'");
-	is(received()->{$phone}, 1, 'DO by itself does');
+	is(times_received()->{$phone}, 1, 'DO outside of a transaction block does');
 	return;
 }
 
-# Requests that hang, and a drain that waits for them.
-sub hanging
+# A drain whose answers are held.
+sub held_drain
 {
-	my ($committed) = enqueue($next_phone, 4);
+	my ($committed) = enqueue_some(4);
 
-	$next_phone += 4;
 	$sb->clear_rules;
 	$sb->clear_journal;
 	$sb->clear_stats;
-	$sb->rule('*', { fault => 'hang' });
-	my ($session, $pid) = draining();
-	eventually(sub { $sb->stats->{in_flight} == @$committed }, 'requests are out');
-	return ($session, $pid, $committed);
+	$sb->hold('*');
+	my $drain = start_drain(before => '\set VERBOSITY verbose');
+	$sb->await_held(scalar @$committed);
+	return ($drain, $committed);
 }
 
 sub still_waiting
@@ -231,7 +199,8 @@ sub still_waiting
 
 sub interrupted
 {
-	my ($session, $pid, $committed) = hanging();
+	my ($drain, $committed) = held_drain();
+	my ($session, $pid) = @$drain{qw(session pid)};
 
 	# Meanwhile it is in nobody's way.
 	is($calls->sql("SELECT backend_xid IS NULL, backend_xmin IS NULL, state FROM pg_stat_activity WHERE pid = $pid"),
@@ -240,51 +209,50 @@ sub interrupted
 	my $begin = time;
 	$calls->sql('CREATE DATABASE other');
 	$calls->sql('DROP DATABASE other');
-	cmp_ok(time - $begin, '<', 10 * $at_once, 'DROP DATABASE goes through');
-	is($calls->sql('SELECT waiting, in_flight FROM dt_status'), @$committed . '|' . @$committed, 'dt_status tells what is in flight');
+	cmp_ok(time - $begin, '<', 10 * $at_once, 'DROP DATABASE does not wait for it');
+	is($calls->sql('SELECT waiting, in_flight FROM dt_status'), @$committed . '|' . @$committed, 'dt_status counts what is in flight');
 	$calls->sql('VACUUM dt_waiting');
 
-	# A second one says so, and does nothing.
-	my ($said, $status) = drain();
-	is($status, 0, 'a second CALL succeeds');
-	like($said, qr/NOTICE:  another session drains the queue of this database/, 'and says why it does nothing');
+	# A second CALL says so, and does nothing.
+	my $said = drain();
+	like($said, qr/NOTICE:  another session drains the queue of this database/, 'a second CALL says why it does nothing');
 	unlike($said, qr/queue: /, 'and nothing else');
 	is(scalar @{ $sb->journal }, scalar @$committed, 'and sends nothing');
 
-	# In another database there is another queue.
+	# Another database has a queue of its own.
 	$calls->sql('CREATE DATABASE second');
 	$calls->set_up('second');
-	$calls->sql("SELECT dt_enqueue_remove_tags_custom_fields('14155550100', '{lead}')", database => 'second');
+	enqueue('14155550100', ['lead'], undef, database => 'second');
 	$sb->rule('14155550100', { status => 201 });
-	$calls->sql('CALL dt_process_queue()', database => 'second');
-	is(received()->{14155550100}, 1, 'another database has its own drain');
+	drain(database => 'second');
+	is(times_received()->{14155550100}, 1, 'another database has its own drain');
 
-	# cancel
+	# It is cancelled.
 	$begin = time;
 	$calls->sql("SELECT pg_cancel_backend($pid)");
 	like(($session->query("SELECT 'it answers'"))[0], qr/it answers/, 'cancelled');
 	cmp_ok(time - $begin, '<', $at_once, 'cancelled: at once');
-	like($session->{stderr}, qr/ERROR:  57014: canceling statement due to user request/, 'cancelled: by the core');
+	like($session->{stderr}, qr/ERROR:  57014: canceling statement due to user request/, 'cancelled: with the error of the core');
 	still_waiting($committed, 'cancelled');
 
-	# The same session goes on to do it.
+	# The same session can drain again.
 	$sb->clear_rules;
 	$session->query('CALL dt_process_queue()');
-	is_deeply(received(), { (map { $_ => 2 } @$committed), 14155550100 => 1 }, 'cancelled: the next CALL sends them again');
+	is_deeply(times_received(), { (map { $_ => 2 } @$committed), 14155550100 => 1 }, 'cancelled: the next CALL sends the rows again');
 	$session->quit;
 
-	# statement_timeout
-	($committed) = enqueue($next_phone, 4);
-	$next_phone += 4;
-	$sb->rule('*', { fault => 'hang' });
-	($said) = drain("statement_timeout = '500ms'");
+	# It is ended by statement_timeout.
+	($committed) = enqueue_some(4);
+	$sb->hold('*');
+	$said = drain(before => "SET statement_timeout = '500ms'", fails => 1);
 	like($said, qr/canceling statement due to statement timeout/, 'timed out');
 	still_waiting($committed, 'timed out');
 	$sb->clear_rules;
 	drain();
 
-	# terminate
-	($session, $pid, $committed) = hanging();
+	# Its session is terminated.
+	($drain, $committed) = held_drain();
+	($session, $pid) = @$drain{qw(session pid)};
 	$begin = time;
 	$calls->sql("SELECT pg_terminate_backend($pid)");
 	eventually(sub { $calls->sql("SELECT count(*) FROM pg_stat_activity WHERE pid = $pid") eq '0' }, 'terminated');
@@ -293,90 +261,86 @@ sub interrupted
 	still_waiting($committed, 'terminated');
 	$sb->clear_rules;
 	drain();
-	is_deeply(received(), { map { $_ => 2 } @$committed }, 'terminated: the next CALL sends them again');
+	is_deeply(times_received(), { map { $_ => 2 } @$committed }, 'terminated: the next CALL sends the rows again');
 	return;
 }
 
-# What it works on may go while it waits.
+# The extension is dropped while a drain waits for an answer.
 sub dropped
 {
-	my ($session, $pid);
-
 	$sb->clear_rules;
-	$sb->rule('14155550101', { fault => 'hang' });
+	$sb->hold('14155550101');
 	$sb->clear_stats;
-	$calls->sql("SELECT dt_enqueue_remove_tags_custom_fields('14155550101', '{lead}')", database => 'second');
-	$session = $node->background_psql('second', on_error_stop => 0);
-	$session->query('\set VERBOSITY verbose');
-	$session->query_until(qr/on its way/, "\\echo on its way\nCALL dt_process_queue();\n");
-	eventually(sub { $sb->stats->{in_flight} == 1 }, 'a request of another database is out');
+	enqueue('14155550101', ['lead'], undef, database => 'second');
+	my $drain = start_drain(database => 'second', before => '\set VERBOSITY verbose');
+	$sb->await_held(1);
 	$calls->sql('DROP EXTENSION doubletick CASCADE', database => 'second');
-	like(($session->query("SELECT 'it answers'"))[0], qr/it answers/, 'DROP EXTENSION ends the drain');
-	like($session->{stderr}, qr/ERROR:  42P01: /, 'with an error');
-	$session->quit;
+	like(await_drain($drain), qr/ERROR:  42P01: /, 'DROP EXTENSION ends the drain with an error');
 	is($calls->sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"), '0', 'and no lock is left');
 	$calls->sql('DROP DATABASE second');
 	$sb->clear_rules;
 	return;
 }
 
-# One slow answer holds up no others, and there are never more out than allowed.
+# One slow answer does not hold up the others, and no more requests are out at a time
+# than max_connections.
 sub slots
 {
-	my ($committed) = enqueue($next_phone, $nrows);
+	my ($committed) = enqueue_some($nrows);
 	my $slow = $committed->[0];
 
-	$next_phone += $nrows;
 	$sb->clear_rules;
 	$sb->clear_journal;
 	$sb->clear_stats;
-	$sb->rule($slow, { fault => 'hang' });
-	my ($session, $pid) = draining();
-	eventually(sub { $calls->sql('SELECT count(*) FROM dt_waiting') eq '1' }, 'all others are settled while one hangs');
-	is($calls->sql('SELECT waiting, in_flight FROM dt_status'), '1|1', 'which still is out');
-	$calls->sql("SELECT pg_cancel_backend($pid)");
-	$session->query('SELECT 1');
-	$session->quit;
+	$sb->hold($slow);
+	my $drain = start_drain();
+	eventually(sub { $calls->sql('SELECT count(*) FROM dt_waiting') eq '1' }, 'all others are settled while one answer is held');
+	is($calls->sql('SELECT waiting, in_flight FROM dt_status'), '1|1', 'which is still out');
+	break_off($drain);
 
-	enqueue($next_phone, $nrows);
-	$next_phone += $nrows;
+	enqueue_some($nrows);
 	$sb->clear_rules;
-	$sb->rule('*', { delay_ms => 20 });
-	drain();
-	is($sb->stats->{max_in_flight}, $max_connections, 'as many are out as allowed, and no more');
+	$sb->hold('*');
+	$drain = start_drain();
+	$sb->await_held($max_connections);
 	$sb->clear_rules;
+	await_drain($drain);
+	is($sb->stats->{max_in_flight}, $max_connections, 'as many are out as allowed, and never more');
 	return;
 }
 
-# What it says to a person.
+# The messages of a CALL.
 sub told
 {
-	my ($said) = drain();
+	my $said = drain();
 	like($said, qr/^.*NOTICE:  queue: 0 done, 0 failed, 0 left, 0\.0 per second$/m, 'nothing to do');
-	unlike($said, qr/HINT|DETAIL/, 'and nothing to see');
+	unlike($said, qr/HINT|DETAIL/, 'and no HINT or DETAIL');
 
-	my ($committed) = enqueue($next_phone, 24);
-	$next_phone += 24;
+	my ($committed) = enqueue_some(24);
 	$sb->clear_rules;
 	$sb->customer($_, ['lead']) foreach @$committed[ 0 .. 9 ];
 	$sb->rule($committed->[0], { status => 400 });
 	$sb->rule($committed->[1], { status => 503, retry_after => '3000' });
 	$calls->sql("ALTER SERVER doubletick OPTIONS (SET rate_limit '3')");
 	my $begin = time;
-	($said) = drain();
+	$said = drain();
 	my $took = time - $begin;
 	cmp_ok($took, '>', 5, 'a run of some seconds');
 	like($said, qr/NOTICE:  queue: (?:[1-9]\d*) done, 1 failed, (?:[1-9]\d*) left, \d+\.\d per second, \d+ s to go/, 'tells of its progress');
 	my @told = $said =~ /NOTICE:  queue/g;
-	cmp_ok(scalar @told, '<=', 2 + $took / 4, 'at a bearable pace');
-	like($said, qr/NOTICE:  queue: 16 done, 1 failed, 1 left, \d+\.\d per second$/m, 'and at the end of all');
-	like($said, qr/DETAIL:  For 8 of those done, DoubleTick could not remove some names/, 'of names that were not removed');
+	cmp_ok(scalar @told, '<=', 2 + $took / 4, 'a few times, and not more');
+	like($said, qr/NOTICE:  queue: 16 done, 1 failed, 1 left, \d+\.\d per second$/m, 'and of the result');
+	like($said, qr/DETAIL:  For 8 of those done, DoubleTick could not remove some names/, 'of the names that were not removed');
 	like($said, qr/HINT:  What is left is not due, or is held: see dt_status/, 'and of what is left');
-	is($calls->sql('SELECT waiting, due, done >= 16, failed FROM dt_status'), '1|0|t|1', 'as dt_status does');
+	is($calls->sql('SELECT waiting, due, done >= 16, failed FROM dt_status'), '1|0|t|1', 'as dt_status shows it');
 	return;
 }
 
-killed_everywhere();
+SKIP:
+{
+	skip 'the library is built without TESTING=1', 1 unless is_testing_build($node);
+	killed_everywhere();
+}
 flushed();
 not_in_a_transaction();
 interrupted();

@@ -1,6 +1,6 @@
 
-# Rows that commit late: their ids are lower than what the drain that is under way
-# has seen already, and it sends them all the same.
+# Rows that are committed late: the drain that is under way has already seen larger
+# ids, and sends them all the same.
 
 use strict;
 use warnings;
@@ -11,32 +11,32 @@ use Test::More;
 
 use lib dirname(__FILE__);
 use Calls;
-use Door;
+use Queue;
 
-open_door(conf => "max_connections = 50\nmax_prepared_transactions = 400\nautovacuum = off");
+open_queue(conf => "max_connections = 50\nmax_prepared_transactions = 400\nautovacuum = off");
 
-# The drain that all of this is about never ends, for one customer's request hangs.
-my $hanging = new_phone();
-$sb->rule($hanging, { fault => 'hang' });
+# The drain that all of this is about does not end, for one customer's answer is held.
+my $held = new_phone();
+$sb->hold($held);
 $calls->sql("ALTER SERVER doubletick OPTIONS (SET timeout '5min', ADD max_connections '100')");
-$calls->sql(enqueue($hanging, ['lead']));
-my @draining = draining();
-eventually(sub { received($hanging) }, 'a drain is under way');
+enqueue($held, ['lead']);
+my $drain = start_drain();
+$sb->await_held(1);
 
 my @sessions = map { $node->background_psql('postgres') } 1 .. 2;
 
-# A place that the look has passed: what is enqueued here and now has been sent.
-sub look_has_passed
+# The drain has seen all that was committed before: what is enqueued now has been sent.
+sub everything_is_seen
 {
 	my $phone = new_phone();
 
-	$calls->sql(enqueue($phone, ['now']));
-	eventually(sub { received($phone) }, 'the look has passed');
+	enqueue($phone, ['now']);
+	eventually(sub { received($phone) }, 'a row that is enqueued now is sent');
 	return;
 }
 
-# The one with the lower xid commits first, and its id is the higher: so the other
-# one's xid is above all that have ended, and no snapshot names it.
+# The transaction with the lower xid commits first, and its row has the higher id. So
+# the other one's xid is above all that have ended, and no snapshot names it.
 sub younger_is_late
 {
 	my ($name, @around) = @_;
@@ -45,43 +45,43 @@ sub younger_is_late
 	$sessions[0]->query_safe('BEGIN; SELECT pg_current_xact_id()');
 	$sessions[1]->query_safe('BEGIN');
 	$sessions[1]->query_safe($_) foreach @around;
-	my $low = $sessions[1]->query_safe(enqueue($late, ['late']));
-	my $high = $sessions[0]->query_safe(enqueue($early, ['early']));
-	cmp_ok($low, '<', $high, "$name: the ids are as they must be");
+	my $low = $sessions[1]->query_safe(enqueueing($late, ['late']));
+	my $high = $sessions[0]->query_safe(enqueueing($early, ['early']));
+	cmp_ok($low, '<', $high, "$name: the row that commits late has the lower id");
 	$sessions[0]->query_safe('COMMIT');
-	eventually(sub { received($early) }, "$name: the look has passed");
-	is_received($late, '', "$name: what has not committed is not sent");
+	eventually(sub { received($early) }, "$name: the row with the higher id is sent");
+	is_received($late, '', "$name: the other one is not, before it commits");
 	$sessions[1]->query_safe('COMMIT');
-	eventually(sub { received($late) }, "$name: what commits late is sent");
-	eventually(sub { state_of($low) eq 'done' }, "$name: and settled");
+	eventually(sub { received($late) }, "$name: the row that commits late is sent");
+	eventually(sub { states($low) eq 'done' }, "$name: and settled");
 	is_received($late, 'late', "$name: once");
 	return;
 }
 
-# The same the other way round, and when others come and go between.
+# The transaction with the lower xid commits last, after others have come and gone.
 sub older_is_late
 {
 	my ($name, $end) = @_;
 	my $late = new_phone();
 
 	$sessions[0]->query_safe('BEGIN');
-	my $low = $sessions[0]->query_safe(enqueue($late, ['late']));
-	look_has_passed() for 1 .. 3;
+	my $low = $sessions[0]->query_safe(enqueueing($late, ['late']));
+	everything_is_seen() for 1 .. 3;
 	$sessions[0]->query_safe($end);
 	if ($end eq 'ROLLBACK')
 	{
-		look_has_passed();
-		is_received($late, '', "$name: it never leaves");
+		everything_is_seen();
+		is_received($late, '', "$name: it is never sent");
 		return;
 	}
 	$calls->sql("COMMIT PREPARED 'late'") if $end =~ /PREPARE/;
-	eventually(sub { received($late) }, "$name: what commits late is sent");
-	eventually(sub { state_of($low) eq 'done' }, "$name: and settled");
+	eventually(sub { received($late) }, "$name: the row that commits late is sent");
+	eventually(sub { states($low) eq 'done' }, "$name: and settled");
 	return;
 }
 
-# Many at once: prepared, so that no session is needed for each; and they end in
-# another order than they began.
+# Many transactions at once, which end in another order than they began. They are
+# prepared, so that they need no session each.
 sub many_are_late
 {
 	my ($count) = @_;
@@ -90,15 +90,15 @@ sub many_are_late
 	foreach my $n (1 .. $count)
 	{
 		$phones{$n} = new_phone();
-		my $call = enqueue($phones{$n}, ['late']);
+		my $call = enqueueing($phones{$n}, ['late']);
 		$call = "SAVEPOINT s; SELECT pg_current_xact_id(); $call; RELEASE s; SAVEPOINT t; $call; ROLLBACK TO t" if $n % 3 == 0;
 		$phones{$n} = [ $phones{$n}, "BEGIN; $call; PREPARE TRANSACTION 'many $n'" ];
 	}
 	$calls->sql(join ";\n", map { $phones{$_}[1] } 1 .. $count);
-	look_has_passed();
+	everything_is_seen();
 	my @order = map { $_ * 11 % ($count + 1) } 1 .. $count;
 	$calls->sql(join ";\n", map { "COMMIT PREPARED 'many $_'" } @order[ 0 .. $count / 2 ]);
-	look_has_passed();
+	everything_is_seen();
 	$calls->sql(join ";\n", map { "COMMIT PREPARED 'many $_'" } @order[ $count / 2 + 1 .. $#order ]);
 	my $all = join ',', map { "'$phones{$_}[0]'" } 1 .. $count;
 	eventually(sub { $calls->sql("SELECT count(*) FROM dt_history WHERE state = 'done' AND phone IN ($all)") eq $count }, "many: all $count are sent");
@@ -106,14 +106,14 @@ sub many_are_late
 	return;
 }
 
-# More of them than a snapshot can name the subtransactions of.
+# A transaction with more subtransactions than a snapshot can name.
 sub savepoints_overflow
 {
 	my $late = new_phone();
 
 	$calls->sql('CREATE TABLE scratch (n int)');
 	$sessions[0]->query_safe('BEGIN');
-	my $low = $sessions[0]->query_safe("SAVEPOINT first; INSERT INTO scratch VALUES (0); " . enqueue($late, ['late']));
+	my $low = $sessions[0]->query_safe("SAVEPOINT first; INSERT INTO scratch VALUES (0); " . enqueueing($late, ['late']));
 	$sessions[0]->query_safe(<<'SQL');
 DO $$
 BEGIN
@@ -126,15 +126,15 @@ BEGIN
 	END LOOP;
 END $$;
 SQL
-	look_has_passed();
-	is_received($late, '', 'overflow: not before the commit');
+	everything_is_seen();
+	is_received($late, '', 'overflow: the row is not sent before the commit');
 	$sessions[0]->query_safe('COMMIT');
-	eventually(sub { received($late) }, 'overflow: what commits late is sent');
-	eventually(sub { state_of($low) eq 'done' }, 'overflow: and settled');
+	eventually(sub { received($late) }, 'overflow: the row that commits late is sent');
+	eventually(sub { states($low) eq 'done' }, 'overflow: and settled');
 	return;
 }
 
-# While one who has nothing to do with it writes for long.
+# While a transaction that enqueues nothing writes for long.
 sub beside_a_writer
 {
 	my $writer = $node->background_psql('postgres');
@@ -144,46 +144,46 @@ sub beside_a_writer
 	older_is_late('beside a writer', 'COMMIT');
 	many_are_late(40);
 	$writer->query_safe('COMMIT');
-	look_has_passed();
+	everything_is_seen();
 	$writer->quit;
 	return;
 }
 
-# Keeps and retries come late, too.
+# Retries and cancels that are committed late.
 sub others_are_late
 {
 	my ($retried, $cancelled) = (new_phone(), new_phone());
 
 	$sb->rule($_, { status => 422, times => 1 }) foreach $retried, $cancelled;
-	my @ids = map { $calls->sql(enqueue($_, ['a'])) } $retried, $cancelled;
-	eventually(sub { state_of($_) eq 'failed' }, 'others: refused') foreach @ids;
+	my @ids = map { enqueue($_, ['a']) } $retried, $cancelled;
+	eventually(sub { states($_) eq 'failed' }, 'others: two rows are refused') foreach @ids;
 	$sessions[0]->query_safe("BEGIN; SELECT dt_retry($ids[0])");
 	$sessions[1]->query_safe("BEGIN; SELECT dt_retry($ids[1])");
-	look_has_passed();
+	everything_is_seen();
 	$sessions[1]->query_safe("SELECT dt_cancel($ids[1]); COMMIT");
 	$sessions[0]->query_safe('COMMIT');
-	eventually(sub { state_of($ids[0]) eq 'done' }, 'others: a retry that commits late');
-	is_received($retried, 'a a', 'others: is sent');
-	is(state_of($ids[1]), 'cancelled', 'others: one that is cancelled by the same transaction');
-	is_received($cancelled, 'a', 'others: is not');
+	eventually(sub { states($ids[0]) eq 'done' }, 'others: a retry that is committed late is done');
+	is_received($retried, 'a a', 'others: and was sent');
+	is(states($ids[1]), 'cancelled', 'others: one that is cancelled by the same transaction is cancelled');
+	is_received($cancelled, 'a', 'others: and was not sent');
 	return;
 }
 
-# What comes for a server that the drain does not know of yet does not wait for
-# another one, all of whose slots are taken by a request that hangs.
+# A row for a server that the drain does not know yet does not wait for another
+# server, all of whose slots are taken.
 sub beside_a_full_server
 {
 	my ($slow, $phone) = (new_phone(), new_phone());
 
 	$calls->server('narrow', timeout => '5min', max_connections => '1');
 	$calls->server('second');
-	$sb->rule($slow, { fault => 'hang' });
-	$calls->sql("SET doubletick.server = narrow; $_") foreach enqueue($slow, ['lead']), enqueue(new_phone(), ['lead']);
-	my @other = draining();
-	eventually(sub { received($slow) }, 'full: a request hangs');
-	$calls->sql('SET doubletick.server = second; ' . enqueue($phone, ['lead']));
-	eventually(sub { received($phone) }, 'full: another server does not wait for it');
-	break_off(@other);
+	$sb->hold($slow);
+	$calls->sql("SET doubletick.server = narrow; $_") foreach enqueueing($slow, ['lead']), enqueueing(new_phone(), ['lead']);
+	my $other = start_drain();
+	$sb->await_held(1, $slow);
+	enqueue($phone, ['lead'], undef, server => 'second');
+	eventually(sub { received($phone) }, 'full: the row for another server is sent');
+	break_off($other);
 	$calls->sql('SELECT count(dt_cancel(id)) FROM dt_queue');
 	return;
 }
@@ -199,7 +199,7 @@ savepoints_overflow();
 beside_a_writer();
 others_are_late();
 $_->quit foreach @sessions;
-break_off(@draining);
+break_off($drain);
 $sb->clear_rules;
 drain();
 is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', 'nothing is left');

@@ -1,6 +1,6 @@
 
-# What an administrator may do to the queue's tables while they are in use, and
-# what the drainer does when it cannot have them.
+# What an administrator may do to the queue's tables while they are in use, and what
+# the drain does when it cannot get them.
 
 use strict;
 use warnings;
@@ -11,14 +11,13 @@ use Test::More;
 
 use lib dirname(__FILE__);
 use Calls;
-use Door;
+use Queue;
 
-open_door(conf => 'autovacuum = off');
+open_queue(conf => 'autovacuum = off');
 
 my $begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class";
 
-# A statement that goes on while a snapshot is held, as a session; and what it is
-# waited for with.
+# A statement in a session of its own, which is returned; and the wait for its end.
 sub in_background
 {
 	my ($statement) = @_;
@@ -38,7 +37,7 @@ sub is_done
 	return;
 }
 
-# Do all indexes have what the table has?
+# Tests that all indexes have an entry for each row.
 sub indexes_are_whole
 {
 	my ($table, $name) = @_;
@@ -54,41 +53,41 @@ sub indexes_are_whole
 	return;
 }
 
-# All indexes are made anew, while rows come and go.
+# All indexes are rebuilt while rows are enqueued and sent.
 sub reindexed
 {
 	my $old = $node->background_psql('postgres');
-	my $hanging = new_phone();
+	my $held = new_phone();
 	my @ids;
 
 	# Once with a drain under way, and once with none.
 	foreach my $drained (0, 1)
 	{
-		my @draining;
+		my $drain;
 		if ($drained)
 		{
-			$sb->rule($hanging, { fault => 'hang' });
-			$calls->sql(enqueue($hanging, ['lead']));
-			@draining = draining();
-			eventually(sub { received($hanging) }, 'reindex: a drain is under way');
+			$sb->hold($held);
+			enqueue($held, ['lead']);
+			$drain = start_drain();
+			$sb->await_held(1);
 		}
 		$old->query_safe($begin);
 		my $reindex = in_background('REINDEX TABLE CONCURRENTLY dt_waiting');
 		foreach my $n (0 .. 1)
 		{
-			push @ids, map { $calls->sql(enqueue(new_phone(), ["phase $n"])) } 1 .. 20;
+			push @ids, map { enqueue(new_phone(), ["phase $n"]) } 1 .. 20;
 			next if $n == 1;
 			eventually(sub { $calls->sql("SELECT count(*) FROM pg_index WHERE indrelid = 'dt_waiting'::regclass AND NOT indisvalid AND indisready") ne '0' },
-				'reindex: there is an index that is not valid yet');
+				'reindex: a new index is not valid yet');
 		}
 		if ($drained)
 		{
-			eventually(sub { $calls->sql('SELECT count(*) FROM dt_waiting') eq '1' }, 'reindex: what comes is sent');
+			eventually(sub { $calls->sql('SELECT count(*) FROM dt_waiting') eq '1' }, 'reindex: what is enqueued meanwhile is sent');
 		}
 		$old->query_safe('COMMIT');
-		push @ids, $calls->sql(enqueue(new_phone(), ['after']));
-		is_done($reindex, 'reindex: it goes through');
-		break_off(@draining) if @draining;
+		push @ids, enqueue(new_phone(), ['after']);
+		is_done($reindex, 'reindex: it succeeds');
+		break_off($drain) if $drain;
 		indexes_are_whole('dt_waiting', 'reindex');
 		$sb->clear_rules;
 		drain();
@@ -100,33 +99,33 @@ sub reindexed
 	return;
 }
 
-# A session that knows the indexes as they were finds them as they are.
+# A session that has cached the indexes as they were uses them as they are now.
 sub known_before
 {
 	my $session = $node->background_psql('postgres', on_error_stop => 0);
 	my $phone = new_phone();
 
 	foreach my $change ('REINDEX TABLE CONCURRENTLY dt_waiting', 'REINDEX TABLE CONCURRENTLY dt_settled',
-		'VACUUM FULL dt_waiting', 'CLUSTER dt_settled USING dt_settled_pkey', 'REINDEX TABLE dt_waiting')
+		'VACUUM FULL dt_waiting', 'CLUSTER dt_settled USING dt_settled_id', 'REINDEX TABLE dt_waiting')
 	{
-		my $id = $session->query_safe(enqueue($phone, ['a']));
+		my $id = $session->query_safe(enqueueing($phone, ['a']));
 		$session->query_safe("SELECT dt_cancel($id)");
 		$session->query_safe('BEGIN; SELECT 1');
 		$calls->sql($change);
-		$session->query(enqueue($phone, ['b']));
-		is($session->{stderr}, '', "known before $change: no error");
+		$session->query(enqueueing($phone, ['b']));
+		is($session->{stderr}, '', "cached before $change: no error");
 		$session->{stderr} = '';
 		$session->query('COMMIT');
-		is($session->{stderr}, '', "known before $change: it is committed");
+		is($session->{stderr}, '', "cached before $change: it can commit");
 		$session->{stderr} = '';
 		$calls->sql('SELECT count(dt_cancel(id)) FROM dt_queue');
-		is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', "known before $change: and can be found");
+		is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', "cached before $change: the rows can be found");
 	}
 	$session->quit;
 	return;
 }
 
-# Plain indexes that somebody adds are kept up.
+# Plain indexes that somebody has added get their entries.
 sub indexes_of_others
 {
 	my $phone = new_phone();
@@ -135,16 +134,17 @@ sub indexes_of_others
 		CREATE INDEX by_tags ON dt_settled USING gin (tags);
 		CREATE INDEX waiting_by_phone ON dt_waiting (phone, attempts)");
 	$sb->rule($phone, { status => 503, retry_after => '1', times => 1 });
-	my $id = $calls->sql(enqueue($phone, [ 'indexed', 'more' ]));
+	my $id = enqueue($phone, [ 'indexed', 'more' ]);
 	drain();
 	indexes_are_whole('dt_waiting', 'others');
 	my %by = (index => 'SET enable_seqscan = off; SET enable_bitmapscan = on;', table => 'SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_indexonlyscan = off;');
-	is($calls->sql("$by{$_} SELECT attempts FROM dt_waiting WHERE phone = '$phone'"), '1', "others: what waits, by $_") foreach sort keys %by;
-	eventually(sub { drain(); state_of($id) eq 'done' }, 'others: it is done');
-	like($calls->sql("$by{index} EXPLAIN SELECT state FROM dt_settled WHERE phone = '$phone'"), qr/by_phone/, 'others: the index is asked');
+	is($calls->sql("$by{$_} SELECT attempts FROM dt_waiting WHERE phone = '$phone'"), '1', "others: the row that waits, by $_") foreach sort keys %by;
+	settle();
+	is(states($id), 'done', 'others: the removal is done');
+	like($calls->sql("$by{index} EXPLAIN SELECT state FROM dt_settled WHERE phone = '$phone'"), qr/by_phone/, 'others: the index is used');
 	foreach my $how (sort keys %by)
 	{
-		is($calls->sql("$by{$how} SELECT state FROM dt_settled WHERE phone = '$phone'"), 'done', "others: what is settled, by $how");
+		is($calls->sql("$by{$how} SELECT state FROM dt_settled WHERE phone = '$phone'"), 'done', "others: the row that is settled, by $how");
 		is($calls->sql("$by{$how} SELECT id FROM dt_settled WHERE tags \@> '{indexed}'"), $id, "others: its names, by $how");
 	}
 	indexes_are_whole('dt_settled', 'others');
@@ -152,8 +152,8 @@ sub indexes_of_others
 	return;
 }
 
-# What cannot be kept up is refused, before anything is sent that could not be
-# settled.
+# Indexes that cannot get their entries are refused before anything is sent, since it
+# could not be settled.
 sub indexes_that_cannot_be
 {
 	my %indexes = (
@@ -169,18 +169,19 @@ sub indexes_that_cannot_be
 		my $phone = new_phone();
 		my $is_early = $name =~ /waiting/;
 		$sb->rule($phone, { status => 503, retry_after => '1', times => 1 });
-		my $id = $calls->sql(enqueue($phone, ['lead']));
+		my $id = enqueue($phone, ['lead']);
 		$calls->sql($indexes{$name});
-		is(sqlstate_of(enqueue(new_phone(), ['lead'])), $is_early ? '0A000' : 'none: ', "$name: enqueueing");
-		is(sqlstate_of('CALL dt_process_queue()'), '0A000', "$name: draining");
+		is(sqlstate_of(enqueueing(new_phone(), ['lead'])), $is_early ? '55000' : 'none: ', "$name: enqueueing");
+		is(sqlstate_of('CALL dt_process_queue()'), '55000', "$name: draining");
 		is_received($phone, '', "$name: nothing is sent whose answer could not be kept");
 		$calls->sql($name =~ /exclusion/ ? 'ALTER TABLE dt_settled DROP CONSTRAINT odd' : 'DROP INDEX odd');
-		eventually(sub { drain(); state_of($id) eq 'done' }, "$name: it goes when the index is dropped");
+		settle();
+		is(states($id), 'done', "$name: it is sent when the index is dropped");
 	}
 	return;
 }
 
-# Rows lie elsewhere when their answers come.
+# The rows have moved when their answers come.
 sub rewritten
 {
 	foreach my $statement ('VACUUM FULL dt_waiting', 'VACUUM FULL dt_settled', 'CLUSTER dt_waiting USING dt_waiting_customer',
@@ -188,30 +189,29 @@ sub rewritten
 	{
 		my %rules = (done => {}, failed => { status => 400 }, waiting => { status => 503, retry_after => '3000' });
 		my %phones = map { $_ => new_phone() } keys %rules;
-		$sb->rule($phones{$_}, { delay_ms => 700, times => 1, %{ $rules{$_} } }) foreach keys %rules;
+		$sb->hold($phones{$_}, { times => 1, %{ $rules{$_} } }) foreach keys %rules;
 
-		# Room before them, so that they move.
+		# Dead rows before them, so that they move.
 		$calls->sql('SELECT count(dt_cancel(id)) FROM (SELECT dt_enqueue_remove_tags_custom_fields((919850000000 + n)::text, \'{lead}\') AS id
 			FROM generate_series(1, 500) AS n OFFSET 0) AS rows');
-		my %ids = map { $_ => $calls->sql(enqueue($phones{$_}, [ 'a', 'b' ])) } sort keys %rules;
-		my ($session) = draining();
-		eventually(sub { 3 == grep { received($phones{$_}) } keys %rules }, "$statement: requests are out");
+		my %ids = map { $_ => enqueue($phones{$_}, [ 'a', 'b' ]) } sort keys %rules;
+		my $drain = start_drain();
+		$sb->await_held(3);
 		$calls->sql($statement);
-		$session->query('SELECT 1');
-		unlike($session->{stderr}, qr/ERROR/, "$statement: no error");
-		$session->quit;
-		is(state_of($ids{$_}), $_, "$statement: $_") foreach sort keys %rules;
+		$sb->release;
+		unlike(await_drain($drain), qr/ERROR/, "$statement: no error");
+		is(states($ids{$_}), $_, "$statement: $_") foreach sort keys %rules;
 		is(scalar(my @all = received($phones{$_})), 1, "$statement: sent once") foreach sort keys %rules;
-		is($calls->sql("SELECT attempts FROM dt_queue WHERE id = $ids{waiting}"), '1', "$statement: and counted");
+		is($calls->sql("SELECT attempts FROM dt_queue WHERE id = $ids{waiting}"), '1', "$statement: and counted as an attempt");
 		$sb->clear_rules;
-		$calls->sql('UPDATE dt_waiting SET due_at = now()');
+		time_passes('1 hour');
 		drain();
 	}
 	indexes_are_whole($_, 'rewritten') foreach qw(dt_waiting dt_settled);
 	return;
 }
 
-# A drain that fails in the middle leaves nothing behind, and the session goes on.
+# A drain that fails leaves no lock behind, and its session goes on.
 sub fails_in_the_middle
 {
 	my $locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
@@ -219,37 +219,39 @@ sub fails_in_the_middle
 	foreach my $table (qw(dt_settled dt_waiting))
 	{
 		my @phones = map { new_phone() } 1 .. 5;
-		$sb->rule($_, { delay_ms => 2000, times => 1 }) foreach @phones;
-		my @ids = map { $calls->sql(enqueue($_, ['lead'])) } @phones;
+		$sb->hold($_, { times => 1 }) foreach @phones;
+		my @ids = map { enqueue($_, ['lead']) } @phones;
 		my $locker = $node->background_psql('postgres');
-		my ($session) = draining();
-		eventually(sub { 5 == grep { received($_) } @phones }, "$table: requests are out");
-		cmp_ok($calls->sql($locks), '>', 5, "$table: customers are claimed");
+		my $drain = start_drain();
+		my $session = $drain->{session};
+		$sb->await_held(5);
+		cmp_ok($calls->sql($locks), '>', 5, "$table: the drain has locks on its customers");
 		$locker->query_safe("BEGIN; LOCK TABLE $table IN ACCESS EXCLUSIVE MODE");
+		$sb->release;
 		eventually(sub { $calls->sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'CALL%'") eq '1' }, "$table: the drain waits");
 		$calls->sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL%' AND wait_event_type = 'Lock'");
 		$session->query('SELECT 1');
 		like($session->{stderr}, qr/ERROR:  canceling statement/, "$table: the CALL fails");
-		is($calls->sql($locks), '0', "$table: no lock stays");
+		is($calls->sql($locks), '0', "$table: no lock is left");
 		$session->{stderr} = '';
 
 		# The same by a timeout, in the same session.
 		$session->query("SET lock_timeout = '100ms'");
 		$session->query('CALL dt_process_queue()');
-		like($session->{stderr}, qr/ERROR:  canceling statement due to lock timeout/, "$table: a second CALL fails by itself");
-		is($calls->sql($locks), '0', "$table: and no lock stays");
+		like($session->{stderr}, qr/ERROR:  canceling statement due to lock timeout/, "$table: a second CALL fails by its timeout");
+		is($calls->sql($locks), '0', "$table: and leaves no lock");
 		$session->{stderr} = '';
 		$locker->query_safe('COMMIT');
 		$session->query('CALL dt_process_queue()');
-		like($session->{stderr}, qr/queue: 5 done, 0 failed, 0 left/, "$table: a third goes through");
-		is(join(' ', map { state_of($_) } @ids), 'done done done done done', "$table: all is settled");
-		is($calls->sql($locks), '0', "$table: no lock stays then");
+		like($session->{stderr}, qr/queue: 5 done, 0 failed, 0 left/, "$table: a third one succeeds");
+		is(join(' ', map { states($_) } @ids), 'done done done done done', "$table: all is settled");
+		is($calls->sql($locks), '0', "$table: and no lock is left");
 		$_->quit foreach $session, $locker;
 	}
 	return;
 }
 
-# What others have made, under the names of what the views use, is not used.
+# The views use nothing that others have created under the names of what they use.
 sub names_of_others
 {
 	$calls->sql('CREATE DATABASE planted');

@@ -1,6 +1,6 @@
 
-# The trigger: what changes in a customers table is what waits in the queue, and
-# what holds at commit does not.
+# The trigger: names that the rows of a table of customers have lost at commit wait in
+# the queue, and names that they have do not.
 
 use strict;
 use warnings;
@@ -8,11 +8,12 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 use Calls;
+use Queue;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $calls = Calls->new;
-my $session = $calls->node->background_psql('postgres');
+open_queue();
+my $session = $node->background_psql('postgres');
 
 $calls->sql('CREATE EXTENSION hstore; CREATE EXTENSION citext; CREATE ROLE owner; CREATE ROLE app;'
 	  . 'GRANT EXECUTE ON FUNCTION dt_remove_tags_custom_fields_trigger TO owner;'
@@ -188,7 +189,7 @@ foreach my $level (qw(row statement))
 	is(queued(), '', "$level: nobody's row gains nothing");
 
 	# Without a key, rows are told apart by what they say.
-	fresh();
+	no_customers();
 	run("CREATE TABLE customers (id int, $columns)", "INSERT INTO customers VALUES (1, '$a', '{x}', NULL, NULL)",
 		triggers($level, 'customers', "'phone', 'tags', 'fields', 'waba'"), 'BEGIN',
 		"INSERT INTO customers VALUES (2, '$b', '{x}', NULL, NULL), (3, '$b', '{x}', NULL, NULL)",
@@ -200,12 +201,12 @@ foreach my $level (qw(row statement))
 		"UPDATE customers SET phone = '$a' WHERE id = 1", 'DELETE FROM customers WHERE id = 2',
 		'UPDATE customers SET id = id + 1', 'DELETE FROM customers WHERE id = 4', 'COMMIT');
 	is(queued(), "$b {x} {} -", "$level: and which do not");
-	fresh();
+	no_customers();
 	run("CREATE TABLE customers (phone text UNIQUE, tags text[])", triggers($level, 'customers', "'phone', 'tags'"),
 		'BEGIN', "INSERT INTO customers VALUES ('$a', '{x}'), ('+$a', '{x}'), (NULL, '{x}')",
 		"DELETE FROM customers WHERE phone = '$a'", "UPDATE customers SET phone = '$a' WHERE phone IS NULL", 'DELETE FROM customers', 'COMMIT');
 	is(queued(), '', "$level: any key will do");
-	fresh();
+	no_customers();
 	run('CREATE TABLE customers (phone text, tags text[], notes text)', triggers($level, 'customers', "'phone', 'tags'"),
 		'ALTER TABLE customers ALTER notes SET STORAGE EXTERNAL', 'BEGIN', "INSERT INTO customers VALUES ('$a', '{x}', repeat('n', 9000))",
 		"UPDATE customers SET tags = '{y}'", 'DELETE FROM customers', 'COMMIT');
@@ -214,7 +215,7 @@ foreach my $level (qw(row statement))
 	# Where rows may meet, until all have moved on.
 	foreach my $key ('', 'PRIMARY KEY DEFERRABLE')
 	{
-		fresh();
+		no_customers();
 		run("CREATE TABLE customers (id int $key, $columns)",
 			"INSERT INTO customers VALUES (1, '$b', '{x}', NULL, NULL), (2, '$a', '{x}', NULL, NULL), (9, '$a', '{x}', NULL, NULL)",
 			triggers($level, 'customers', "'phone', 'tags', 'fields', 'waba'"),
@@ -294,6 +295,55 @@ foreach my $level (qw(row statement))
 	is(queued(), '', "$level: and only that");
 }
 
+# Who is the same customer is decided by what would be sent.
+
+foreach my $level (qw(row statement))
+{
+	# A number that cannot be used.
+	customers($level, "(1, '+$a', '{x,y}', NULL, NULL)");
+	my $pretty = '+91 98765 432-10';
+	run("UPDATE customers SET phone = '$pretty'");
+	is(queued(), '', "$level: a phone that is printed prettily removes nothing");
+	is(failed(), "$pretty {x,y} {} - phone is not a number in international format: \"$pretty\"; nothing was removed from \"+$a\"",
+		"$level: the history says so");
+	run('TRUNCATE dt_settled', "UPDATE customers SET phone = '+$a', tags = '{x}'");
+	is(queued(), "$a {y} {} -", "$level: when it is cleaned up, what is lost goes from its customer");
+	is(failed(), '', "$level: and nothing fails");
+	run('TRUNCATE dt_waiting', "UPDATE customers SET phone = 'unknown', tags = '{}'");
+	is(queued(), "$a {x} {} -", "$level: names that are lost with the number are removed");
+	run('TRUNCATE dt_waiting', "UPDATE customers SET phone = 'none', tags = '{z}'", 'TRUNCATE dt_settled', "UPDATE customers SET phone = '$b', tags = '{}'");
+	is(queued(), '', "$level: an unusable number is cleaned up");
+	is(failed(), '', "$level: without a failure");
+	customers($level, "(1, '$a', '{x}', NULL, '$c')");
+	run("UPDATE customers SET waba = 'main'");
+	is(queued(), '', "$level: an unusable WABA number removes nothing");
+	like(failed(), qr/^$a \{x\} \{\} main waba is not .*; nothing was removed from "$a"$/, "$level: and the history says so");
+	customers($level, "(1, '$a', '{x}', NULL, NULL)");
+	run('BEGIN', "UPDATE customers SET phone = 'unknown'", "UPDATE customers SET phone = '$a'", 'DELETE FROM customers', 'COMMIT');
+	is(queued(), "$a {x} {} -", "$level: a number that was unusable for a while");
+
+	# The server's own WABA number stands in for NULL.
+	run("ALTER SERVER doubletick OPTIONS (ADD waba_number '+$c')");
+	customers($level, "(1, '$a', '{x,y}', NULL, NULL)");
+	run("UPDATE customers SET waba = '$c'");
+	is(queued(), '', "$level: the server's own WABA number is filled in");
+	run("UPDATE customers SET tags = '{x}'", "UPDATE customers SET waba = ''");
+	is(queued(), "$a {y} {} $c", "$level: and taken out");
+	run("UPDATE customers SET tags = '{x,y}'");
+	is(queued(), '', "$level: a row without it takes back what waits under it");
+	run("UPDATE customers SET tags = '{x}'", "UPDATE customers SET waba = '$c', tags = '{x,y}'");
+	is(queued(), '', "$level: and the other way round");
+	run("UPDATE customers SET waba = '$b'");
+	is(queued(), "$a {x,y} {} $c", "$level: another number is another customer's");
+	customers($level, "(1, '$a', '{x}', NULL, NULL), (2, '$b', '{x}', NULL, '$c')");
+	run('BEGIN', "UPDATE customers SET phone = '$a' WHERE id = 2", 'DELETE FROM customers WHERE id = 1', 'COMMIT');
+	is(queued(), "$b {x} {} $c", "$level: what one row loses under NULL, another has gained under the number");
+	customers($level, "(1, '$a', '{x,y}', NULL, NULL), (2, '$a', '{x}', NULL, '$c')");
+	run("UPDATE customers SET tags = CASE id WHEN 1 THEN '{}'::text[] ELSE tags END");
+	is(queued(), $level eq 'row' ? "$a {x,y} {} -" : "$a {y} {} -", "$level: rows of one customer with and without it");
+	run('ALTER SERVER doubletick OPTIONS (DROP waba_number)');
+}
+
 # Many customers in one statement, in no order, some with more names than fit into a page.
 
 customers('statement');
@@ -303,7 +353,7 @@ run("INSERT INTO customers SELECT i, (919000000000 + i * 7919 % 1999)::text,"
 run('CREATE TEMP TABLE had AS SELECT phone, tags FROM customers', "UPDATE customers SET tags = '{}'");
 my $same = 'SELECT count(*) FROM had JOIN dt_waiting AS w ON w.%s AND w.phone = had.phone AND w.tags = had.tags AND NOT w.keep';
 is(one('SELECT count(*) FROM dt_waiting'), 1998, 'what many customers lose is a row for each');
-my $customer = "customer = had.phone::bigint << 14 | (hashtextextended(had.phone, hashtextextended('doubletick', w.role::bigint)) & 16383)";
+my $customer = "customer = dt_test_customer('doubletick', w.role, had.phone, NULL)";
 is(one(sprintf $same, $customer), 1998, 'with their names');
 run('SET enable_seqscan = off', 'SET enable_hashjoin = off', 'SET enable_mergejoin = off');
 $customer =~ s/w\.role/(SELECT relowner FROM pg_class WHERE oid = 'customers'::regclass)/;
@@ -389,7 +439,7 @@ run(q{CREATE FUNCTION clear() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW."Ta
 is(queued(), "$a {x,y} {X,Y} -", 'a BEFORE trigger changes what the statement does not name');
 
 # Partitions, with other orders of columns, and of other owners.
-fresh();
+no_customers();
 run('CREATE TABLE customers (region text, phone text, tags text[], fields jsonb) PARTITION BY LIST (region)',
 	q{CREATE TABLE east PARTITION OF customers FOR VALUES IN ('east') PARTITION BY LIST (phone)},
 	'CREATE TABLE other (tags text[], gone int, fields jsonb, phone text, region text)',
@@ -416,7 +466,7 @@ run(q{UPDATE customers SET region = 'west', tags = '{y}'});
 is(queued(), "$c {x} {} -", 'but for what they lose');
 
 # By statement, where a partition drops what moves into it: old rows stand beside new ones that are not theirs.
-fresh();
+no_customers();
 run('CREATE TABLE customers (region text, phone text, tags text[], PRIMARY KEY (region, phone)) PARTITION BY LIST (region)',
 	q{CREATE TABLE east PARTITION OF customers FOR VALUES IN ('east')}, q{CREATE TABLE west PARTITION OF customers FOR VALUES IN ('west')},
 	qq{CREATE FUNCTION drop_some() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.phone = ''$b'' THEN RETURN NULL; END IF; RETURN NEW; END'},
@@ -433,9 +483,9 @@ is(queued(), "$a {x} {} -; $b {x} {} -; $c {x} {} -", 'to where they go, too');
 
 # Foreign tables, whose rows have no place.
 $calls->sql('CREATE EXTENSION postgres_fdw; CREATE SERVER self FOREIGN DATA WRAPPER postgres_fdw'
-	  . " OPTIONS (host '@{[ $calls->node->host ]}', port '@{[ $calls->node->port ]}', dbname 'postgres');"
+	  . " OPTIONS (host '@{[ $node->host ]}', port '@{[ $node->port ]}', dbname 'postgres');"
 	  . 'CREATE USER MAPPING FOR PUBLIC SERVER self');
-fresh();
+no_customers();
 run("CREATE TABLE far (id int, $columns)", "CREATE FOREIGN TABLE customers (id int, $columns) SERVER self OPTIONS (table_name 'far')",
 	"INSERT INTO customers VALUES (1, '$a', '{x}', NULL, NULL), (2, '$b', '{x}', NULL, NULL)",
 	triggers('row', 'customers', "'phone', 'tags', 'fields', 'waba'"),
@@ -496,36 +546,35 @@ is(one('SELECT server || \' \' || role || \' \' || enqueued_by FROM dt_queue'), 
 
 # It arrives.
 customers('row', "(1, '$a', '{x,y}', '{\"f\": 1}', '$c')");
-$calls->sandbox->customer($a, [ 'x', 'y' ], ['f']);
+$sb->customer($a, [ 'x', 'y' ], ['f']);
 run("UPDATE customers SET tags = '{y}', fields = NULL", 'CALL dt_process_queue()');
-is_deeply($calls->sandbox->customer_now($a)->{tags}, ['y'], 'the sandbox has lost the tag');
+is_deeply($sb->customer_now($a)->{tags}, ['y'], 'the sandbox has lost the tag');
 is(one("SELECT phone || ' ' || state || ' ' || answer::text FROM dt_history"),
 	"$a done {\"tags\": {\"errored\": [], \"removed\": [\"x\"]}, \"customFields\": {\"errored\": [], \"removed\": [\"f\"]}}",
-	'and the history has the answer');
+	'the history has the answer');
 
 # A name that goes and comes back before, during and after a drain.
 customers('row', "(1, '$a', '{x,y}', NULL, NULL)");
-$calls->sandbox->clear_journal;
+$sb->clear_journal;
 run("UPDATE customers SET tags = '{y}'", "UPDATE customers SET tags = '{x,y}'", 'CALL dt_process_queue()');
-is_deeply(received(), [], 'before a drain: nothing is sent');
+is_received($a, '', 'before a drain: nothing is sent');
 is(one('SELECT count(*) FROM dt_waiting'), '0', 'and nothing is left in the queue');
 
-$calls->sandbox->rule($a, { delay_ms => 1000, times => 1 });
+$sb->hold($a, { times => 1 });
 run("UPDATE customers SET tags = '{y}'");
-my $drainer = $calls->node->background_psql('postgres', wait => 0);
-$drainer->query_until(qr//, "CALL dt_process_queue();\n\\echo drained\n");
-eventually(sub { $calls->sandbox->stats->{in_flight} > 0 }, 'a request is out');
+my $drain = start_drain();
+$sb->await_held(1);
 run("UPDATE customers SET tags = '{x,y}'", "UPDATE customers SET tags = '{x}'");
-$drainer->query_until(qr/drained/, '');
-$drainer->quit;
+$sb->release;
+await_drain($drain);
 run('CALL dt_process_queue()');
-is_deeply(received(), [ [ 'x' ], [ 'y' ] ], 'during a drain: what is out is out, and what came back is not sent again');
-is(one('SELECT count(*) FROM dt_waiting'), '0', 'nor left');
+is_received($a, 'x y', 'during a drain: a name that comes back is not sent again');
+is(one('SELECT count(*) FROM dt_waiting'), '0', 'and does not wait');
 
 run("UPDATE customers SET tags = '{}'", 'CALL dt_process_queue()', "UPDATE customers SET tags = '{x}'");
-is(one('SELECT count(*) FROM dt_waiting'), '0', 'after a drain: a name that comes back enters nothing');
+is(one('SELECT count(*) FROM dt_waiting'), '0', 'after a drain: a name that comes back stores nothing');
 run("UPDATE customers SET tags = '{}'", 'CALL dt_process_queue()');
-is_deeply(received(), [ [ 'x' ], [ 'y' ], [ 'x' ], [ 'x' ] ], 'and is removed anew when it goes again');
+is_received($a, 'x y x x', 'and is removed again when it is lost again');
 
 $session->quit;
 
@@ -535,14 +584,16 @@ $calls->sql("CREATE EXTENSION doubletick; CREATE TABLE customers (phone text, ta
 	  . sprintf("CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags');", 'customers')
 	  . "INSERT INTO customers VALUES ('$a', ARRAY['x', E'\\xff']); DELETE FROM customers", database => 'bytes');
 is($calls->sql('SELECT tags FROM dt_queue', database => 'bytes'), '{x}', 'a name that is no text is not sent');
+$calls->sql("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'");
+$calls->sql("CREATE EXTENSION doubletick; CREATE TABLE customers (phone text, tags text[]);"
+	  . sprintf("CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags');", 'customers')
+	  . "INSERT INTO customers VALUES ('$a', ARRAY['x', repeat('y', 270000000)]); DELETE FROM customers", database => 'latin');
+is($calls->sql("SELECT tags, (SELECT state || length(tags[1]) FROM dt_history) FROM dt_queue", database => 'latin'), '{x}|failed270000000',
+	'a name of 256 MB does not fail the statement');
 like($calls->sql('SELECT state, encode(tags[1]::bytea, \'hex\'), error FROM dt_history', database => 'bytes'),
 	qr/^failed\|ff\|names cannot be sent: UTF-8 cannot hold them/, 'but is in the history as failed');
 
 done_testing();
-
-# The tags of each request so far.
-sub received { return [ map { $_->{body}{tags} } @{ $calls->sandbox->journal } ]; }
-
 
 # Runs statements in the session; each must succeed.
 sub run
@@ -579,7 +630,7 @@ sub failed
 }
 
 # An empty queue and no customers.
-sub fresh
+sub no_customers
 {
 	run('SET client_min_messages = warning', 'DROP TABLE IF EXISTS customers CASCADE', 'TRUNCATE dt_waiting, dt_settled',
 		q{CREATE OR REPLACE FUNCTION public.state_of(statement text) RETURNS text LANGUAGE plpgsql AS $$
@@ -592,7 +643,7 @@ sub customers
 {
 	my ($level, @rows) = @_;
 
-	fresh();
+	no_customers();
 	run("CREATE TABLE customers (id int PRIMARY KEY, $columns)");
 	run('INSERT INTO customers VALUES ' . join ', ', @rows) if @rows;
 	run(triggers($level, 'customers', "'phone', 'tags', 'fields', 'waba'")) if $level;
@@ -604,7 +655,7 @@ sub customers_of
 {
 	my ($definition, $arguments, @rows) = @_;
 
-	fresh();
+	no_customers();
 	run("CREATE TABLE customers ($definition)", triggers('row', 'customers', $arguments),
 		map { "INSERT INTO customers VALUES $_" } @rows);
 	return;

@@ -51,6 +51,13 @@ refused("AFTER UPDATE ON customers REFERENCING NEW TABLE AS new FOR EACH STATEME
 refused("AFTER DELETE ON customers FOR EACH STATEMENT $function$good", '39P01', qr/has no OLD TABLE/, 'DELETE FROM customers');
 refused("AFTER INSERT OR UPDATE ON customers FOR EACH STATEMENT $function$good", '39P01', qr/has no NEW TABLE/, @insert);
 
+# These would not see what a row gains when another column moves it.
+refused("AFTER UPDATE OF tags ON customers FOR EACH ROW $function$good", '39P01', qr/is limited to some columns/, @insert, "UPDATE customers SET tags = '{}'");
+refused("AFTER INSERT OR UPDATE OF tags OR DELETE ON customers FOR EACH ROW $function$good", '39P01', qr/is limited to some columns/, @insert);
+refused("AFTER UPDATE ON customers FOR EACH ROW WHEN (OLD.tags IS DISTINCT FROM NEW.tags) $function$good", '39P01', qr/has a WHEN condition/,
+	@insert, "UPDATE customers SET tags = '{}'");
+refused("AFTER INSERT ON customers FOR EACH ROW WHEN (NEW.phone IS NOT NULL) $function$good", '39P01', qr/has a WHEN condition/, @insert);
+
 # Arguments.
 
 refused("$every_row $function()", '39P01', qr/names no column of the phone/, @insert);
@@ -58,7 +65,7 @@ refused("$every_row $function('', 'tags')", '39P01', qr/names no column of the p
 refused("$every_row $function('phone')", '39P01', qr/names no column of tags or custom fields/, @insert);
 refused("$every_row $function('phone', '', '', 'waba')", '39P01', qr/names no column of tags or custom fields/, @insert);
 refused("$every_row $function('phone', 'tags', 'fields', 'waba', 'doubletick', '')", '39P01', qr/too many arguments/, @insert);
-refused("$every_row $function('phone', 'tags', '', '', repeat)", '39P01', qr/names a server that cannot be/, @insert);
+refused("$every_row $function('phone', 'tags', '', '', repeat)", '39P01', qr/names a server whose name is too long/, @insert);
 
 # Columns.
 

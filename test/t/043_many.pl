@@ -1,6 +1,6 @@
 
-# Many rows of one customer: few requests, each row its own part of the answer,
-# and memory and time that do not grow with their square.
+# Many rows of one customer: they go in few requests, each row gets its own part of
+# the answer, and memory and time do not grow with the square of their number.
 
 use strict;
 use warnings;
@@ -12,11 +12,11 @@ use Time::HiRes qw(time);
 
 use lib dirname(__FILE__);
 use Calls;
-use Door;
+use Queue;
 
-open_door();
+open_queue();
 
-# Most that the process has ever had, in MB; 0 where that cannot be known.
+# The most memory that the process has ever had, in MB; 0 where /proc does not say it.
 sub peak
 {
 	my ($pid) = @_;
@@ -25,7 +25,7 @@ sub peak
 	return (slurp_file("/proc/$pid/status") =~ /^VmHWM:\s+(\d+)/m)[0] / 1024;
 }
 
-# Drains in a session of its own, and tells how it went.
+# Drains in a session of its own, and tests the result, the time and the memory.
 sub drained
 {
 	my ($name, $expected, $most_seconds) = @_;
@@ -41,7 +41,7 @@ sub drained
 	cmp_ok(peak($pid), '<', 200, "$name: with little memory");
 	$session->{stderr} = '';
 	cmp_ok($session->query("SELECT coalesce(sum(total_bytes), 0) FROM pg_backend_memory_contexts WHERE name LIKE 'doubletick%'"),
-		'<', 1024 * 1024, "$name: which is given back");
+		'<', 1024 * 1024, "$name: which it gives back");
 	note(sprintf '%s: %.1f s, %.0f MB', $name, $seconds, peak($pid));
 	$session->quit;
 	return;
@@ -54,7 +54,7 @@ sub nrequests
 	return scalar grep { $_->{body}{phone} eq $phone } @{ $sb->journal };
 }
 
-# More than a request can carry.
+# More rows than one request can carry.
 sub many_rows
 {
 	my $phone = new_phone();
@@ -66,54 +66,61 @@ sub many_rows
 	my %names = map { $_ => 1 } map { split /,/ } received($phone);
 	is(scalar keys %names, 4000, '4,000 rows: every name is sent');
 
-	# They all fail, and are retried, while the first of them backs off.
-	$calls->sql("UPDATE dt_settled SET state = 'failed', answer = NULL WHERE phone = '$phone';
-		SELECT count(dt_retry(id)) FROM dt_history WHERE phone = '$phone';
-		UPDATE dt_waiting SET attempts = 1, due_at = now() + interval '1 hour'
-			WHERE id = (SELECT min(id) FROM dt_waiting)");
-	drained('4,000 retried', qr/queue: 0 done, 0 failed, 4000 left/, 60);
-	is(nrequests($phone), 0, '4,000 retried: they wait with the customer');
-	$calls->sql('UPDATE dt_waiting SET due_at = now()');
-	drained('4,000 retried', qr/queue: 4000 done, 0 failed, 0 left/, 60);
-	cmp_ok(nrequests($phone), '<=', 5, '4,000 retried: they go together');
+	# Many have failed, by their age, and are retried, while a row with a lower id waits for its own retry.
+	my $session = $node->background_psql('postgres');
+	$session->query_safe('BEGIN; ' . enqueueing($phone, ['first']));
+	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('$phone', ARRAY['t' || n])) FROM generate_series(1, 4000) AS n");
+	time_passes('73 hours');
+	drain();
+	$session->query_safe('COMMIT');
+	$session->quit;
+	$sb->rule($phone, { status => 503, retry_after => '3000', times => 1 });
+	drain();
+	is($calls->sql("SELECT count(dt_retry(id)) FROM dt_history WHERE phone = '$phone' AND state = 'failed'"), '4000', '4,000 retried: they have failed');
+	drained('4,000 retried', qr/queue: 0 done, 0 failed, 4001 left/, 60);
+	is(nrequests($phone), 0, '4,000 retried: they wait with the first one');
+	time_passes('1 hour');
+	drained('4,000 retried', qr/queue: 4001 done, 0 failed, 0 left/, 60);
+	cmp_ok(nrequests($phone), '<=', 6, '4,000 retried: they go together');
 	is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', '4,000 retried: no keep is left');
 	return;
 }
 
-# Retried while the drain is under way that must then wait for the customer.
+# The rows are retried while a drain is under way in which their customer backs off.
 sub retried_meanwhile
 {
-	my ($phone, $hanging) = (new_phone(), new_phone());
+	my ($phone, $held) = (new_phone(), new_phone());
 
 	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('$phone', ARRAY['t' || n])) FROM generate_series(1, 3000) AS n");
+	time_passes('73 hours');
 	drain();
 	$sb->rule($phone, { status => 503, retry_after => '3000', times => 1 });
-	$calls->sql(enqueue($phone, ['first']));
-	$sb->rule($hanging, { fault => 'hang' });
-	$calls->sql(enqueue($hanging, ['lead']));
-	my ($session, $pid) = draining();
+	enqueue($phone, ['first']);
+	$sb->hold($held);
+	enqueue($held, ['lead']);
+	my $drain = start_drain();
 	eventually(sub { $calls->sql("SELECT attempts FROM dt_queue WHERE phone = '$phone'") eq '1' }, 'retried meanwhile: the customer backs off');
-	$calls->sql("UPDATE dt_settled SET state = 'failed', answer = NULL WHERE phone = '$phone';
-		SELECT count(dt_retry(id)) FROM dt_history WHERE phone = '$phone'");
+	is($calls->sql("SELECT count(dt_retry(id)) FROM dt_history WHERE phone = '$phone' AND state = 'failed'"), '3000',
+		'retried meanwhile: they have failed');
 	my $later = new_phone();
-	$calls->sql(enqueue($later, ['now']));
-	eventually(sub { received($later) }, 'retried meanwhile: others go');
-	cmp_ok(peak($pid), '<', 200, 'retried meanwhile: with little memory');
-	note(sprintf 'retried meanwhile: %.0f MB', peak($pid));
-	break_off($session, $pid);
+	enqueue($later, ['now']);
+	eventually(sub { received($later) }, 'retried meanwhile: another customer is sent to');
+	cmp_ok(peak($drain->{pid}), '<', 200, 'retried meanwhile: with little memory');
+	note(sprintf 'retried meanwhile: %.0f MB', peak($drain->{pid}));
+	break_off($drain);
 	$sb->clear_rules;
-	$calls->sql('UPDATE dt_waiting SET due_at = now()');
+	time_passes('1 hour');
 	drain();
 	return;
 }
 
-# Rows that need no request are many, too.
+# Many rows that need no request.
 sub many_expire
 {
 	my $phone = new_phone();
 
-	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('$phone', ARRAY['t' || n])) FROM generate_series(1, 8000) AS n;
-		UPDATE dt_waiting SET enqueued_at = now() - interval '73 hours'");
+	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('$phone', ARRAY['t' || n])) FROM generate_series(1, 8000) AS n");
+	time_passes('73 hours');
 	drained('8,000 too old', qr/gave up 8000 removals.*queue: 0 done, 8000 failed, 0 left/s, 20);
 	is(nrequests($phone), 0, '8,000 too old: none is sent');
 	return;
@@ -130,14 +137,14 @@ sub many_are_taken_back
 	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('$phone', ARRAY['t' || n % 900 + 1])) FROM generate_series(1, 5000) AS n;
 		UPDATE customers SET tags = '{}';
 		UPDATE customers SET tags = (SELECT array_agg('t' || n) FROM generate_series(1, 900) AS n)");
-	is($calls->sql('SELECT count(*) FROM dt_queue'), '0', 'taken back: nothing is shown');
+	is($calls->sql('SELECT count(*) FROM dt_queue'), '0', 'taken back: dt_queue shows nothing');
 	drained('5,001 taken back', qr/queue: 0 done, 0 failed, 0 left/, 20);
 	is($calls->sql("SELECT count(*) FROM dt_history WHERE phone = '$phone' AND state = 'cancelled'"), '5001', 'taken back: all are cancelled');
 	is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', 'taken back: no keep is left');
 	return;
 }
 
-# As much as one request can carry, and each row its own name of the answer.
+# As much as one request can carry, with a name of the answer for each row.
 sub long_names
 {
 	my $phone = new_phone();
@@ -151,7 +158,7 @@ sub long_names
 	my $removed = sprintf $shape, 'to_jsonb(tags)', "'[]'::jsonb";
 	my $errored = sprintf $shape, "'[]'::jsonb", "jsonb_build_array(jsonb_build_object('tag', tags[1], 'error', answer #> '{tags,errored,0,error}'))";
 	is($calls->sql("SELECT count(*) FILTER (WHERE answer = $removed AND right(tags[1], 1) <> '0'), count(*) FILTER (WHERE answer = $errored AND right(tags[1], 1) = '0')
-		FROM dt_history WHERE phone = '$phone'"), '900|100', 'long names: each row has its own');
+		FROM dt_history WHERE phone = '$phone'"), '900|100', 'long names: each row has its own name');
 	return;
 }
 

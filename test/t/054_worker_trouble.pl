@@ -1,7 +1,7 @@
 
-# What troubles the worker: administrators who end or cut short what runs,
-# settings that are not meant for it, and databases that are closed, half
-# dropped, or drained by somebody else.
+# What may trouble the worker: administrators who terminate it, settings of its
+# database that are meant for sessions, and databases that take no connections,
+# are dropped in part, or are drained by a session.
 
 use strict;
 use warnings;
@@ -19,8 +19,8 @@ my $calls = Worker->new(options => { timeout => '5min' }, conf => "autovacuum = 
 my $node = $calls->node;
 my $sb = $calls->sandbox;
 
-# Launcher and worker end in one moment, so that neither sees what becomes of the
-# other.
+# Launcher and worker end at the same moment, so that neither learns that the other
+# has ended.
 sub ended_together
 {
 	my $n = 0;
@@ -32,9 +32,9 @@ sub ended_together
 		eventually(sub { $calls->has_sent($how) }, "$how: a request hangs");
 		my $launcher = $calls->launcher;
 		$calls->sql("SELECT pg_${how}_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'doubletick%'");
-		eventually(sub { $calls->has_sent($how) == 2 }, "$how: what was out goes again, by another worker");
-		isnt($calls->launcher, $launcher, "$how: which another launcher has started");
-		eventually(sub { $calls->waiting eq '0' }, "$how: and is settled");
+		eventually(sub { $calls->has_sent($how) == 2 }, "$how: another worker sends it again");
+		isnt($calls->launcher, $launcher, "$how: another launcher has started that worker");
+		eventually(sub { $calls->waiting eq '0' }, "$how: and settles it");
 		is($calls->sql('SELECT worker_error FROM dt_status'), '', "$how: which is no error of the worker's");
 	}
 	return;
@@ -50,13 +50,13 @@ sub dropped_by_force
 	eventually(sub { $calls->has_sent('forced') }, 'a request hangs');
 	my $begin = time;
 	$calls->sql('DROP DATABASE forced WITH (FORCE)');
-	cmp_ok(time - $begin, '<', 2, 'DROP DATABASE WITH (FORCE) while a request hangs');
+	cmp_ok(time - $begin, '<', $soon, 'DROP DATABASE WITH (FORCE) does not wait for a request that hangs');
 	$calls->sql(enqueue('after_forced'));
 	eventually(sub { $calls->has_sent('after_forced') }, 'the launcher goes on');
 	return;
 }
 
-# What is set for the sessions of a database, and is not meant for its worker.
+# Settings of a database that would keep its worker from working, if it obeyed them.
 sub strict_settings
 {
 	$calls->sql('CREATE ROLE nobody');
@@ -68,7 +68,7 @@ sub strict_settings
 	  "default_transaction_isolation = 'serializable'", 'default_transaction_deferrable = on', "search_path = 'nowhere'";
 	$session->query_safe(enqueue('strict'));
 	eventually(sub { $calls->has_sent('strict') && $session->query_safe('SELECT count(*) FROM dt_queue') eq '0' },
-		'strict settings do not keep the worker from its work');
+		'the worker sends under strict settings');
 	my ($pid) = $calls->workers('strict');
 	$session->query_safe('BEGIN; LOCK TABLE dt_waiting');
 	eventually(sub { $calls->sql("SELECT count(*) FROM pg_locks WHERE pid = $pid AND clock_timestamp() - waitstart > '200ms'") eq '1' },
@@ -81,31 +81,31 @@ sub strict_settings
 	return;
 }
 
-# A switch that comes while a worker starts, which takes as long as
-# post_auth_delay says: it has read its settings by then.
+# A worker has read the settings of its database when doubletick.enabled is switched
+# off there, and has yet to begin: post_auth_delay, in seconds, gives us that long.
 sub switched_off_at_start
 {
 	local $ENV{PGOPTIONS} = '-c post_auth_delay=0';
 
 	$calls->sql('CREATE DATABASE late');
 	$calls->set_up('late');
-	$calls->configure('post_auth_delay' => '2');
-	eventually(sub { $calls->sql("SELECT setting FROM pg_file_settings WHERE name = 'post_auth_delay' AND applied") eq '2' },
+	$calls->configure('post_auth_delay' => '6');
+	eventually(sub { $calls->sql("SELECT setting FROM pg_file_settings WHERE name = 'post_auth_delay' AND applied") eq '6' },
 		'workers start slowly');
 	$calls->sql(enqueue('late'), database => 'late');
 	eventually(sub { $calls->sql("SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_database'::regclass
 			AND objid = (SELECT oid FROM pg_database WHERE datname = 'late')") ne '0' }, 'one starts');
 	$calls->sql('ALTER DATABASE late SET doubletick.enabled = off');
-	is($calls->has_sent('late'), 0, 'its database is switched off before it sends anything');
+	is($calls->has_sent('late'), 0, 'nothing is sent before the database is switched off');
 	eventually(sub { $calls->has_sent('late') || $calls->sql('SELECT count(*) FROM dt_hold', database => 'late') eq '1' },
-		'it finds what waits');
-	is($calls->has_sent('late'), 0, 'and obeys');
+		'the worker finds what waits');
+	is($calls->has_sent('late'), 0, 'and does not send it');
 	$calls->configure('post_auth_delay' => '0');
 	$calls->sql('DROP DATABASE late');
 	return;
 }
 
-# A DROP DATABASE that was broken off leaves one that nobody can connect to.
+# A DROP DATABASE that was broken off leaves a database that takes no connections.
 sub half_dropped
 {
 	my $log = -s $node->logfile;
@@ -116,10 +116,11 @@ sub half_dropped
 	$calls->sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half'");
 	$session->query_safe(enqueue('half'));
 	eventually(sub { slurp_file($node->logfile, $log) =~ /LOG:  queue of database \d+ waits, since the database takes no connections/ },
-		'a database that is half dropped takes no connections');
+		'the log tells that it takes no connections');
 	$session->quit;
 
-	# Nor is it looked at after a restart: a later one in pg_database has been.
+	# After a restart no worker looks at it: one has looked at a database that comes
+	# later in pg_database.
 	$calls->sql('CREATE DATABASE whole');
 	$calls->set_up('whole');
 	$calls->configure('doubletick.enabled' => 'off');
@@ -127,14 +128,14 @@ sub half_dropped
 	$calls->sql(enqueue('whole'), database => 'whole');
 	$calls->configure('doubletick.enabled' => 'on');
 	$node->restart;
-	eventually(sub { $calls->has_sent('whole') }, 'others are looked at');
-	unlike(slurp_file($node->logfile, $log), qr/FATAL:  cannot connect to invalid database/, 'no worker is sent there');
+	eventually(sub { $calls->has_sent('whole') }, 'a worker looks at another database');
+	unlike(slurp_file($node->logfile, $log), qr/FATAL:  cannot connect to invalid database/, 'none has tried the one that was dropped in part');
 	$calls->sql("DROP DATABASE $_") foreach 'half', 'whole';
 	return;
 }
 
-# After a start of the server each database is looked at, few at a time; those
-# that somebody else drains do not keep the others waiting.
+# After a start of the server each database is looked at, two at a time.  Two that
+# sessions drain do not keep the others waiting.
 sub drained_by_others
 {
 	local $ENV{PGOPTIONS} = '-c post_auth_delay=0';
@@ -150,18 +151,18 @@ sub drained_by_others
 		$calls->sql(enqueue($database, $database eq 'other3' ? 11 : 10), database => $database);
 	}
 
-	# Sessions come first, for workers start slowly.
-	$calls->configure('post_auth_delay' => '2', 'doubletick.enabled' => 'on');
+	# Sessions come first, for workers start slowly, as above.
+	$calls->configure('post_auth_delay' => '6', 'doubletick.enabled' => 'on');
 	$node->restart;
 	my @sessions = map { $node->background_psql($_, on_error_stop => 0) } @databases[0, 1];
 	$_->query_until(qr/on its way/, "\\echo on its way\nCALL dt_process_queue();\n") foreach @sessions;
-	eventually(sub { $calls->has_sent('other1') && $calls->has_sent('other2') }, 'two databases are drained by sessions');
-	eventually(sub { $calls->workers('other1') && $calls->workers('other2') }, 'their workers wait');
-	eventually(sub { $calls->has_sent('other3') }, 'the third is looked at all the same');
-	$calls->sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL%'");
-	eventually(sub { $calls->has_sent('other1') == 2 && $calls->has_sent('other2') == 2 }, 'after the CALLs their workers go on');
-	$sb->clear_rules;
+	eventually(sub { $calls->has_sent('other1') && $calls->has_sent('other2') }, 'sessions drain two databases');
 	$calls->configure('post_auth_delay' => '0');
+	eventually(sub { $calls->workers('other1') && $calls->workers('other2') }, 'the workers of these two wait');
+	eventually(sub { $calls->has_sent('other3') }, 'another one looks at the third database');
+	$calls->sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL%'");
+	eventually(sub { $calls->has_sent('other1') == 2 && $calls->has_sent('other2') == 2 }, 'when the CALLs are cancelled, the two workers send');
+	$sb->clear_rules;
 	foreach my $session (@sessions)
 	{
 		$session->query('SELECT 1');
@@ -171,13 +172,36 @@ sub drained_by_others
 	return;
 }
 
-# A session without a postmaster has shared memory, but nobody to wake.
+# An error's message may quote a removal, and everybody may read worker_error.
+sub quoting_error
+{
+	# An operator class that fails, but not for the only row of an index.  An error
+	# of this class ends the worker; others would hold the server and role.
+	$calls->sql(<<'SQL');
+CREATE FUNCTION refuse(text, text) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
+	$$ BEGIN RAISE EXCEPTION 'phone %', $1 USING ERRCODE = 'cannot_connect_now'; END $$;
+CREATE OPERATOR CLASS refusing FOR TYPE text USING btree AS
+	OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >, FUNCTION 1 refuse(text, text);
+TRUNCATE dt_settled;
+CREATE INDEX refusing ON dt_settled (phone refusing);
+SQL
+	$calls->sql(enqueue('quoting_first', 21));
+	eventually(sub { $calls->has_sent('quoting_first') && $calls->waiting eq '0' }, 'one row is settled');
+	$calls->sql(enqueue('quoting_second', 22));
+	eventually(sub { $calls->sql('SELECT worker_error FROM dt_status') ne '' }, 'the next is not: an error ends the worker');
+	is($calls->sql('SELECT worker_error FROM dt_status'), '%s (SQLSTATE 57P03)', 'dt_status shows it without what it quotes');
+	$calls->sql('DROP INDEX refusing');
+	eventually(sub { $calls->waiting eq '0' }, 'when the cause is removed, the row is settled');
+	return;
+}
+
+# A single-user session has shared memory, but no launcher to wake.
 sub single_user
 {
 	$node->stop;
 	enqueue_alone('single_user');
 	$node->start;
-	eventually(sub { $calls->has_sent('single_user') }, 'the next start sends it');
+	eventually(sub { $calls->has_sent('single_user') }, 'after the next start its row is sent');
 	return;
 }
 
@@ -192,8 +216,8 @@ sub enqueue_alone
 	return;
 }
 
-# What became too old while the server was down: the worker that finds it has
-# nothing else to do, and leaves at once.
+# A removal became too old while the server was down.  The worker that finds it has
+# nothing else to do and leaves at once, but logs it first.
 sub given_up
 {
 	my $log = -s $node->logfile;
@@ -203,7 +227,7 @@ sub given_up
 	$node->stop;
 	enqueue_alone('aged', 'aged');
 	$node->start;
-	eventually(sub { $calls->sql('SELECT state FROM dt_history', database => 'aged') eq 'failed' }, 'a removal is given up for its age');
+	eventually(sub { $calls->sql('SELECT state FROM dt_history', database => 'aged') eq 'failed' }, 'it is given up for its age');
 	eventually(sub { slurp_file($node->logfile, $log) =~ /WARNING:  gave up 1 removal for its age/ }, 'the log says so');
 	is($calls->has_sent('aged'), 0, 'it is not sent');
 	return;
@@ -215,6 +239,7 @@ strict_settings();
 switched_off_at_start();
 half_dropped();
 drained_by_others();
+quoting_error();
 single_user();
 given_up();
 unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');

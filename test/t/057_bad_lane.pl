@@ -13,12 +13,11 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-my $queue = Queue->new(sandbox => [ '--key', 'key_sandbox', '--key', 'key_second' ]);
-my $sb = $queue->sandbox;
+open_queue(sandbox => [ '--key', 'key_sandbox', '--key', 'key_second' ]);
 my ($bad, $good) = ('14155550101', '14155550102');
 
-$queue->server('second', base_url => $sb->http);
-$queue->sql('ALTER SERVER doubletick OPTIONS (SET rate_limit \'0\')');
+$calls->server('second', base_url => $sb->http);
+$calls->sql('ALTER SERVER doubletick OPTIONS (SET rate_limit \'0\')');
 
 # An option that only another version of the library knows, or a bad value, which
 # NO VALIDATOR lets pass.
@@ -29,45 +28,42 @@ foreach my $case (
 {
 	my ($name, $break, $mend, $reason) = @$case;
 
-	$queue->fresh;
-	$queue->sql("ALTER FOREIGN DATA WRAPPER doubletick NO VALIDATOR; ALTER SERVER doubletick OPTIONS ($break)");
-	my @ids = map { $queue->enqueue($_, ['lead']) } $bad, "${bad}1";
-	my $other = $queue->enqueue($good, ['lead'], undef, server => 'second');
+	fresh();
+	$calls->sql("ALTER FOREIGN DATA WRAPPER doubletick NO VALIDATOR; ALTER SERVER doubletick OPTIONS ($break)");
+	my @ids = map { enqueue($_, ['lead']) } $bad, "${bad}1";
+	my $other = enqueue($good, ['lead'], undef, server => 'second');
 
-	like($queue->process, qr/^WARNING:  requests of role "postgres" to server "doubletick" are held: .*\Q$reason\E/m, "$name: the hold says why");
-	is($queue->states($other), 'done', "$name: the other server goes on");
-	is($queue->states(@ids), 'waiting waiting', "$name: its own removals wait");
-	like($queue->status('doubletick')->{held}, qr/\Q$reason\E/, "$name: dt_status says why");
+	like(drain(), qr/^WARNING:  requests of role "postgres" to server "doubletick" are held: .*\Q$reason\E/m, "$name: the hold says why");
+	is(states($other), 'done', "$name: the other server goes on");
+	is(states(@ids), 'waiting waiting', "$name: its own removals wait");
+	like(status('doubletick')->{held}, qr/\Q$reason\E/, "$name: dt_status says why");
 
-	$queue->sql("ALTER SERVER doubletick OPTIONS ($mend); ALTER FOREIGN DATA WRAPPER doubletick VALIDATOR dt_fdw_validator");
-	$queue->process;
-	is($queue->states(@ids), 'done done', "$name: they go when it is mended");
+	$calls->sql("ALTER SERVER doubletick OPTIONS ($mend); ALTER FOREIGN DATA WRAPPER doubletick VALIDATOR dt_fdw_validator");
+	drain();
+	is(states(@ids), 'done done', "$name: they go when it is mended");
 }
 
 # An error while an answer is settled, such as a disk that is full: the requests
 # that are in flight are not sent a second time.
 SKIP:
 {
-	skip 'built without TESTING=1', 6 unless $queue->sql("SELECT count(*) FROM pg_settings WHERE name = 'doubletick.fault_point'");
-	$queue->fresh;
+	skip 'built without TESTING=1', 6 unless $calls->sql("SELECT count(*) FROM pg_settings WHERE name = 'doubletick.fault_point'");
+	fresh();
 	my @phones = map { sprintf '1415555%04d', $_ } 1 .. 40;
-	my @ids = map { $queue->enqueue($_, ['lead']) } @phones;
-	my $session = $queue->node->background_psql('postgres', on_error_stop => 0);
-	$session->query_until(qr/on its way/,
-		"SET doubletick.fault_point = 'error:settling';\n\\echo on its way\nCALL dt_process_queue();\n");
+	my @ids = map { enqueue($_, ['lead']) } @phones;
+	my $drain = start_drain(before => "SET doubletick.fault_point = 'error:settling'");
 
-	eventually(sub { ($queue->status('doubletick')->{held} // '') =~ /fault point "settling"/ }, 'an error in settling holds the server and role');
-	my $sent = () = $queue->requests(@phones);
-	eventually(sub { $queue->sql("SELECT count(*) FROM dt_hold WHERE probe_at > now()") eq '1' }, 'and is remembered');
+	eventually(sub { (status('doubletick')->{held} // '') =~ /fault point "settling"/ }, 'an error in settling holds the server and role');
+	my $sent = () = requests(@phones);
+	eventually(sub { $calls->sql("SELECT count(*) FROM dt_hold WHERE probe_at > now()") eq '1' }, 'and is remembered');
 	ok($sent <= 16, "no more than max_connections requests have left: $sent");
-	is($queue->states(@ids), join(' ', ('waiting') x @ids), 'no removal is lost');
-	is(scalar(() = $queue->requests(@phones)), $sent, 'and none is sent again');
-	$queue->node->psql('postgres', "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL dt_process_queue%'");
-	$queue->await($session);
+	is(states(@ids), join(' ', ('waiting') x @ids), 'no removal is lost');
+	is(scalar(() = requests(@phones)), $sent, 'and none is sent again');
+	break_off($drain);
 
-	$queue->sql('ALTER SERVER doubletick OPTIONS (ADD retry_for \'2d\')');
-	$queue->process;
-	is($queue->states(@ids), join(' ', ('done') x @ids), 'all go when there is room again');
+	$calls->sql('ALTER SERVER doubletick OPTIONS (ADD retry_for \'2d\')');
+	drain();
+	is(states(@ids), join(' ', ('done') x @ids), 'all go when there is room again');
 }
 
 done_testing();

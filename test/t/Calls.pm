@@ -34,7 +34,7 @@ use Sandbox;
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT = qw(quote removal attempt eventually shape_ok);
+our @EXPORT = qw(quote removal attempt eventually shape_ok is_gone is_testing_build);
 
 # A phone that no test makes a rule for: whether the session still works.
 our $well = '14155550199';
@@ -283,6 +283,16 @@ sub _array
 
 Polls until the condition holds; a test.
 
+=item is_gone(pid)
+
+Whether the process has ended. One that has ended but whose parent has not yet
+asked for its status still takes signals; where there is no /proc it counts as
+running.
+
+=item is_testing_build(node)
+
+Whether the library is built with TESTING=1, and so has fault points.
+
 =back
 
 =cut
@@ -299,6 +309,24 @@ sub eventually
 		sleep 0.01;
 	}
 	return pass($name);
+}
+
+sub is_gone
+{
+	my ($pid) = @_;
+
+	return 1 unless kill 0, $pid;
+	open my $stat, '<', "/proc/$pid/stat" or return !kill 0, $pid;
+	# "pid (name) state ...": the name may hold anything.
+	return (<$stat> // ') Z') =~ /.*\) [ZX]/s;
+}
+
+sub is_testing_build
+{
+	my ($node) = @_;
+	my $setting = "SELECT count(*) FROM pg_settings WHERE name = 'doubletick.fault_point'";
+
+	return $node->safe_psql('postgres', "LOAD 'doubletick'; $setting");
 }
 
 1;

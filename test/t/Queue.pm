@@ -1,19 +1,32 @@
 
 =head1 NAME
 
-Queue - what becomes of queued removals, for TAP tests
+Queue - the queue, for TAP tests
 
 =head1 SYNOPSIS
 
-  my $queue = Queue->new;
-  my $id = $queue->enqueue('919876543210', ['lead'], ['plan']);
-  like($queue->process, qr/1 done/);
-  is($queue->settled($id)->{state}, 'done');
+  use Queue;
+  open_queue(conf => 'max_prepared_transactions = 10');
+  my $phone = new_phone();
+  my $id = enqueue($phone, ['lead']);
+  like(drain(), qr/1 done/);
+  is_received($phone, 'lead', 'it is received');
+  is(states($id), 'done', 'and settled');
+
+A race, made by an answer that the sandbox holds:
+
+  $sb->hold($phone);
+  my $drain = start_drain();
+  $sb->await_held(1, $phone);
+  # Whatever is to happen while the request is out.
+  $sb->release($phone);
+  await_drain($drain);
 
 =head1 DESCRIPTION
 
-A Calls, and what asks the queue of its database. "database", "server" and "role"
-are what is set in the session that enqueues.
+Functions about the queue of one cluster. What is not said otherwise is done by
+the superuser in the database "postgres", for the server "doubletick". Some of
+it needs the library that is built with TESTING=1.
 
 =cut
 
@@ -22,13 +35,18 @@ package Queue;
 use strict;
 use warnings;
 
-use parent -norequire, 'Calls';
-
 use Calls;
 use Encode qw(decode encode);
+use Exporter qw(import);
 use JSON::PP;
 use PostgreSQL::Test::Utils;
 use Test::More;
+
+our @EXPORT = qw($calls $sb $node open_queue new_phone enqueue enqueueing enqueue_many keep
+  drain start_drain await_drain break_off received is_received requests states waiting settled
+  status time_passes settle fresh make_roles as sqlstate_of);
+
+our ($calls, $sb, $node);
 
 my $json = JSON::PP->new->utf8->allow_nonref;
 
@@ -36,56 +54,132 @@ my $json = JSON::PP->new->utf8->allow_nonref;
 
 =over
 
-=item $queue->enqueue(phone, [tags], [fields], waba => text, server => name, role => name, database => name)
+=item open_queue(conf => text, options => {...}, sandbox => [argument, ...])
 
-Returns the id.
+Starts a sandbox and a cluster, as Calls->new does, and sets $calls, $sb and
+$node. Unless given, the timeout of a request is a minute, so that an answer can
+be held; and the sandbox takes the keys "key_sandbox" and "key_app".
+
+=cut
+
+sub open_queue
+{
+	my (%with) = @_;
+	my %options = (timeout => '1min', %{ delete $with{options} || {} });
+
+	$calls = Calls->new(
+		sandbox => [ '--key', 'key_sandbox', '--key', 'key_app' ],
+		options => \%options,
+		%with);
+	$sb = $calls->sandbox;
+	$node = $calls->node;
+	$calls->sql(<<'SQL');
+CREATE TABLE came_back (phone text, tags text[], fields text[], waba text);
+CREATE TRIGGER came_back AFTER INSERT ON came_back FOR EACH ROW
+	EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags', 'fields', 'waba');
+CREATE FUNCTION dt_test_customer(server text, role oid, phone text, waba text) RETURNS bigint
+	LANGUAGE c IMMUTABLE AS 'doubletick';
+CREATE FUNCTION dt_test_time_passes(passed interval, ids bigint[]) RETURNS void
+	LANGUAGE c AS 'doubletick';
+SQL
+	return;
+}
+
+=pod
+
+=item new_phone()
+
+A phone that nobody has used: each test has customers of its own.
+
+=cut
+
+my $nphones = 0;
+
+sub new_phone { return sprintf '91987%07d', ++$nphones; }
+
+=pod
+
+=item enqueue(phone, [tags], [fields], waba => text, server => name, role => name, database => name)
+
+Enqueues a removal, and returns its id. "server" and "role" are set in the
+session that does it.
+
+=item enqueueing(phone, [tags], [fields], waba => text)
+
+The same as a statement, for a session or a transaction of the test's own.
 
 =cut
 
 sub enqueue
 {
-	my ($self, $phone, $tags, $fields, %with) = @_;
-	my $set = join '', map { "SET " . ($_ eq 'role' ? 'role' : "doubletick.$_") . " = $with{$_};\n" }
-	  grep { $with{$_} } qw(server role);
-	my $call = removal($phone, $tags, $fields, $with{waba}) =~ s/dt_remove/dt_enqueue_remove/r;
+	my ($phone, $tags, $fields, %with) = @_;
+	my $set = ($with{server} ? "SET doubletick.server = $with{server};\n" : '')
+	  . ($with{role} ? "SET ROLE $with{role};\n" : '');
 
-	return $self->sql($set . $call, database => $with{database});
+	return $calls->sql($set . enqueueing($phone, $tags, $fields, %with), database => $with{database});
+}
+
+sub enqueueing
+{
+	my ($phone, $tags, $fields, %with) = @_;
+
+	return removal($phone, $tags, $fields, $with{waba}) =~ s/dt_remove/dt_enqueue_remove/r;
 }
 
 =pod
 
-=item $queue->enqueue_many(first phone, count, server => name)
+=item enqueue_many(first phone, count, server => name)
 
-A removal of the tag "lead" for each of that many customers in a row.
+Enqueues the removal of the tag "lead" for so many customers in a row.
 
 =cut
 
 sub enqueue_many
 {
-	my ($self, $first, $count, %with) = @_;
+	my ($first, $count, %with) = @_;
 
-	return $self->sql(($with{server} ? "SET doubletick.server = $with{server};" : '')
+	return $calls->sql(($with{server} ? "SET doubletick.server = $with{server};" : '')
 		  . "SELECT count(dt_enqueue_remove_tags_custom_fields((n + $first)::text, '{lead}'))"
 		  . " FROM generate_series(0, $count - 1) AS n");
 }
 
 =pod
 
-=item $queue->process(before => SQL, database => name)
+=item keep(phone, [tags], [fields], waba => text)
 
-CALL dt_process_queue(), after other SQL in the same session if there is any.
-Returns the messages that come of it.
+A statement by which a customer has these names again. The trigger enters a keep
+of those of them that wait to be removed.
 
 =cut
 
-sub process
+sub keep
 {
-	my ($self, %with) = @_;
+	my ($phone, $tags, $fields, %with) = @_;
+
+	return removal($phone, $tags, $fields, $with{waba})
+	  =~ s/^SELECT dt_remove_tags_custom_fields/INSERT INTO came_back VALUES /r;
+}
+
+=pod
+
+=item drain(before => SQL, database => name, fails => 1)
+
+CALL dt_process_queue() in a session of its own, after other SQL if there is
+any. Tests that nothing fails, unless "fails" is given. Returns the messages.
+
+=cut
+
+sub drain
+{
+	my (%with) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my ($stdout, $stderr);
-	$self->node->psql($with{database} || 'postgres',
+	my $status = $node->psql($with{database} || 'postgres',
 		encode('UTF-8', ($with{before} ? "$with{before};\n" : '') . "CALL dt_process_queue();\n"),
 		stdout => \$stdout, stderr => \$stderr, on_error_stop => 0,
 		timeout => $PostgreSQL::Test::Utils::timeout_default);
+
+	ok($status == 0 && $stderr !~ /^\S*\s?ERROR:/m, 'the CALL succeeds') || diag($stderr) unless $with{fails};
 
 	# Not where in psql's input the statement was.
 	return decode('UTF-8', $stderr =~ s/^psql:<stdin>:\d+: //mgr);
@@ -93,69 +187,95 @@ sub process
 
 =pod
 
-=item $queue->process_in_background, $queue->await(session)
+=item start_drain(before => SQL, database => name), await_drain(drain), break_off(drain)
 
-The same in a session that is returned; waits until it is through, ends the
-session, and returns the messages.
+The CALL in a session that goes on beside the test: its "session" and "pid", as a
+hash. The session is ended when the CALL has come to its end, or is cancelled;
+await_drain returns its messages.
 
 =cut
 
-sub process_in_background
+sub start_drain
 {
-	my ($self) = @_;
-	my $session = $self->node->background_psql('postgres', on_error_stop => 0);
+	my (%with) = @_;
+	my $session = $node->background_psql($with{database} || 'postgres', on_error_stop => 0);
+	my $pid = $session->query('SELECT pg_backend_pid()');
 
-	$session->query_until(qr/on its way/, "\\echo on its way\nCALL dt_process_queue();\n");
-	return $session;
+	$session->query($with{before}) if $with{before};
+	$session->query_until(qr/the CALL begins/, "\\echo the CALL begins\nCALL dt_process_queue();\n");
+	return { session => $session, pid => $pid };
 }
 
-sub await
+sub await_drain
 {
-	my ($self, $session) = @_;
+	my ($drain) = @_;
+	my $session = $drain->{session};
 
-	$session->query("SELECT 'done'");
+	$session->query('SELECT 1');
 	my $messages = $session->{stderr};
 	$session->{stderr} = '';
 	$session->quit;
 	return $messages;
 }
 
-=pod
-
-=item $queue->waiting(id), $queue->settled(id), $queue->status(server)
-
-The row of dt_queue, dt_history, dt_status; undef when there is none.
-
-=cut
-
-sub waiting { return _row($_[0], 'dt_queue', "id = $_[1]", @_[ 2 .. $#_ ]); }
-
-sub settled { return _row($_[0], 'dt_history', "id = $_[1]", @_[ 2 .. $#_ ]); }
-
-sub status { return _row($_[0], 'dt_status', 'server = ' . quote($_[1])); }
-
-sub _row
+sub break_off
 {
-	my ($self, $view, $where, %with) = @_;
-	my $row = $self->sql("SELECT to_json(r) FROM $view AS r WHERE $where", %with);
+	my ($drain) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
 
-	return length $row ? $json->decode($row) : undef;
+	$calls->sql("SELECT pg_cancel_backend($drain->{pid})");
+	like(await_drain($drain), qr/canceling statement due to user request/, 'the CALL was under way until it was cancelled');
+	return;
 }
 
 =pod
 
-=item $queue->states(id, ...)
+=item requests(phone, ...), received(phone), is_received(phone, expected, name)
 
-Their states in dt_history, "waiting" for those in dt_queue.
+What the sandbox has received for a phone, with or without a "+": the entries of
+its journal; and as text, the names of each request in order, "=" before those of
+custom fields. Without a phone, requests() returns all entries.
+
+=cut
+
+sub requests
+{
+	my (@phones) = @_;
+	my %wanted = map { s/^\+//r => 1 } @phones;
+
+	return grep { !@phones || $wanted{ ($_->{body}{phone} // '') =~ s/^\+//r } } @{ $sb->journal };
+}
+
+sub received
+{
+	my ($phone) = @_;
+
+	return map { join ',', @{ $_->{body}{tags} }, map { "=$_" } @{ $_->{body}{customFields} } } requests($phone);
+}
+
+sub is_received
+{
+	my ($phone, $expected, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	return is(join(' ', received($phone)), $expected, $name);
+}
+
+=pod
+
+=item states(id, ...)
+
+Their states in dt_history, "waiting" for those in dt_queue, "none" for those in
+neither, as one text.
 
 =cut
 
 sub states
 {
-	my ($self, @ids) = @_;
+	my (@ids) = @_;
 	my $ids = join ',', @ids;
 
-	return $self->sql("SELECT string_agg(coalesce(h.state, CASE WHEN q.id IS NOT NULL THEN 'waiting' END, 'nowhere'),
+	return $calls->sql("SELECT string_agg(coalesce(h.state, CASE WHEN q.id IS NOT NULL THEN 'waiting' END, 'none'),
 			' ' ORDER BY i.n)
 		FROM unnest('{$ids}'::bigint[]) WITH ORDINALITY AS i(id, n)
 		LEFT JOIN dt_history AS h USING (id) LEFT JOIN dt_queue AS q USING (id)");
@@ -163,58 +283,142 @@ sub states
 
 =pod
 
-=item $queue->settle
+=item waiting(id, database => name), settled(id, database => name), status(server)
 
-Makes due what waits, and processes it, until nothing waits.
+The row of dt_queue, of dt_history, and of dt_status, as a hash; undef when there
+is none.
+
+=cut
+
+sub waiting { return _row('dt_queue', "id = $_[0]", @_[ 1 .. $#_ ]); }
+
+sub settled { return _row('dt_history', "id = $_[0]", @_[ 1 .. $#_ ]); }
+
+sub status { return _row('dt_status', 'server = ' . quote($_[0])); }
+
+sub _row
+{
+	my ($view, $where, %with) = @_;
+	my $row = $calls->sql("SELECT to_json(r) FROM $view AS r WHERE $where", %with);
+
+	return length $row ? $json->decode($row) : undef;
+}
+
+=pod
+
+=item time_passes(interval), time_passes(interval, id, ...)
+
+Makes all that waits, is settled and is held so much older; or only these rows of
+the queue and the history. A drain that is under way keeps what it has read.
+
+=cut
+
+sub time_passes
+{
+	my ($interval, @ids) = @_;
+
+	$calls->sql("SELECT dt_test_time_passes('$interval', "
+		  . (@ids ? "'{" . join(',', @ids) . "}'" : 'NULL') . ')');
+	return;
+}
+
+=pod
+
+=item settle()
+
+Drains again and again, while time passes, until nothing waits. A test.
 
 =cut
 
 sub settle
 {
-	my ($self) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
 
 	return eventually(
 		sub {
-			$self->sql('UPDATE dt_waiting SET due_at = enqueued_at');
-			$self->process;
-			return $self->sql('SELECT count(*) FROM dt_waiting') eq '0';
+			time_passes('1 hour');
+			drain();
+			return $calls->sql('SELECT count(*) FROM dt_waiting') eq '0';
 		},
 		'everything is settled in the end');
 }
 
 =pod
 
-=item $queue->requests(phone, ...)
-
-The journal's entries for these phones, a "+" left aside; all when none is given.
-
-=cut
-
-sub requests
-{
-	my ($self, @phones) = @_;
-	my %wanted = map { s/^\+//r => 1 } @phones;
-
-	return grep { !@phones || $wanted{ ($_->{body}{phone} // '') =~ s/^\+//r } } @{ $self->sandbox->journal };
-}
-
-=pod
-
-=item $queue->fresh
+=item fresh()
 
 Empties the queue, the history and the holds, and resets the sandbox.
-
-=back
 
 =cut
 
 sub fresh
 {
-	my ($self) = @_;
-
-	$self->sql('TRUNCATE dt_waiting, dt_settled, dt_hold');
-	$self->sandbox->reset;
+	$calls->sql('TRUNCATE dt_waiting, dt_settled, dt_hold');
+	$sb->reset;
 	return;
+}
+
+=pod
+
+=item make_roles()
+
+Roles: "app" sends, with the key "key_app"; "other" has nothing to do with it;
+"member" inherits "app", "stranger" may only SET ROLE to it; "monitor" is in
+pg_monitor; "nobody" has nothing.
+
+=cut
+
+sub make_roles
+{
+	$calls->sql(<<'SQL');
+CREATE ROLE app LOGIN;
+CREATE ROLE other LOGIN;
+CREATE ROLE member LOGIN;
+CREATE ROLE stranger LOGIN NOINHERIT;
+CREATE ROLE monitor LOGIN IN ROLE pg_monitor;
+CREATE ROLE nobody LOGIN;
+GRANT app TO member, stranger;
+GRANT EXECUTE ON FUNCTION dt_enqueue_remove_tags_custom_fields, dt_cancel, dt_retry TO app, other, member, stranger;
+GRANT EXECUTE ON PROCEDURE dt_process_queue TO app;
+GRANT USAGE ON FOREIGN SERVER doubletick TO app, other;
+CREATE USER MAPPING FOR app SERVER doubletick OPTIONS (api_key 'key_app');
+CREATE USER MAPPING FOR other SERVER doubletick OPTIONS (api_key 'key_sandbox');
+CREATE FUNCTION enqueue_as_app(phone text) RETURNS bigint LANGUAGE sql SECURITY DEFINER
+	SET search_path = public, pg_temp
+	AS $$ SELECT dt_enqueue_remove_tags_custom_fields(phone, '{lead}') $$;
+ALTER FUNCTION enqueue_as_app OWNER TO app;
+SQL
+	return;
+}
+
+=pod
+
+=item as(role, statement, ...)
+
+Runs statements in a session of another role, and returns what they say.
+
+=item sqlstate_of(SQL, node)
+
+The SQLSTATE with which SQL fails; "none: " and the messages when it does not.
+
+=back
+
+=cut
+
+sub as
+{
+	my ($role, @statements) = @_;
+
+	return $calls->sql("SET SESSION AUTHORIZATION $role; " . join(';', @statements));
+}
+
+sub sqlstate_of
+{
+	my ($sql, $on) = @_;
+	my $stderr;
+
+	($on || $node)->psql('postgres', "\\set VERBOSITY verbose\n$sql", stderr => \$stderr);
+	return $stderr =~ /ERROR:  (\w{5}):/ ? $1 : "none: $stderr";
 }
 
 1;

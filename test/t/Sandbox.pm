@@ -208,6 +208,11 @@ sub clear_rules
 
 =pod
 
+=item $sb->hold(phone), $sb->hold(phone, {...})
+
+A rule with "hold", and what else is given: answers to this phone, or any phone
+("*"), are held until they are released.
+
 =item $sb->held, $sb->held(phone), $sb->await_held(number), $sb->await_held(number, phone)
 
 How many answers are held, by a rule with "hold", for a phone or in all; waits
@@ -219,6 +224,13 @@ Lets the answers go that are held, for a phone or all of them, and returns how
 many they were.
 
 =cut
+
+sub hold
+{
+	my ($self, $phone, $rule) = @_;
+
+	return $self->rule($phone, { hold => JSON::PP::true, %{ $rule || {} } });
+}
 
 sub held
 {

@@ -26,7 +26,11 @@ use Exporter qw(import);
 use PostgreSQL::Test::Utils ();
 
 our @ISA = qw(Calls);
-our @EXPORT = qw(enqueue quote eventually);
+
+# Seconds for what must not wait for a request that hangs, in tests where that
+# takes five minutes.  The machine may be busy.
+our $soon = 60;
+our @EXPORT = qw(enqueue quote eventually is_gone $soon);
 
 =pod
 
@@ -121,7 +125,8 @@ How many rows wait.
 
 =item $calls->configure(name => value, ...), $calls->configure_offline(line)
 
-ALTER SYSTEM, and a reload; the same while the server is down.
+ALTER SYSTEM and a reload, which the postmaster has made and passed on when
+this returns; the same while the server is down.
 
 =back
 
@@ -138,8 +143,14 @@ sub configure
 {
 	my ($self, %settings) = @_;
 
+	my $loaded = $self->sql('SELECT pg_conf_load_time()');
+
 	$self->sql("ALTER SYSTEM SET $_ = " . quote($settings{$_})) foreach sort keys %settings;
 	$self->node->reload;
+
+	# The postmaster signals all processes before it starts a session that knows.
+	$self->node->poll_query_until('postgres', "SELECT pg_conf_load_time() <> '$loaded'")
+	  or die 'the configuration is not loaded';
 	return;
 }
 

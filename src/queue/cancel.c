@@ -1,0 +1,67 @@
+/*-------------------------------------------------------------------------
+ *
+ * queue/cancel.c
+ *		dt_cancel(): takes a waiting removal out of the queue.
+ *
+ * The removal must not be sent any more once the cancelling transaction has
+ * committed, and must be sent if it rolls back.  So dt_cancel() holds the
+ * customer's partition lock (locks.c) until the transaction ends.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "queue/enqueue.h"
+#include "queue/history.h"
+#include "queue/locks.h"
+#include "utils/acl.h"
+
+static bool withhold_removal(Store *waiting, int64 id, QueueRow *row);
+
+PG_FUNCTION_INFO_V1(dt_cancel);
+
+/*
+ * dt_cancel(id bigint) returns boolean
+ */
+Datum
+dt_cancel(PG_FUNCTION_ARGS)
+{
+	int64		id = PG_GETARG_INT64(0);
+	Store		waiting;
+	Store		settled;
+	QueueRow	row;
+	bool		is_taken;
+
+	queue_check_writable("dt_cancel()");
+
+	/* What this statement has enqueued can be cancelled, too. */
+	CommandCounterIncrement();
+	store_open(&waiting, RELATION_WAITING);
+	is_taken = withhold_removal(&waiting, id, &row) && store_delete(&waiting, &row.tid, true);
+	if (is_taken)
+	{
+		store_open(&settled, RELATION_SETTLED);
+		history_insert(&settled, &row, STATE_CANCELLED, NULL, "taken out by dt_cancel");
+		store_close(&settled);
+	}
+	store_close(&waiting);
+	PG_RETURN_BOOL(is_taken && row.attempts == 0 && row.http_status == 0);
+}
+
+/*
+ * Reads the waiting removal with this id and prevents it from being sent until the
+ * transaction ends.  False when its request is out, or when the caller's roles have
+ * no such removal.
+ */
+static bool
+withhold_removal(Store *waiting, int64 id, QueueRow *row)
+{
+	/* Once to see which lock to take, and again since it may have been settled. */
+	return store_find_waiting(waiting, id, row) &&
+		!row->keep && has_privs_of_role(GetUserId(), row->role) &&
+		lock_against_sending(row) &&
+		store_find_waiting(waiting, id, row);
+}

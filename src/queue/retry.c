@@ -1,0 +1,93 @@
+/*-------------------------------------------------------------------------
+ *
+ * queue/retry.c
+ *		dt_retry(): puts a failed removal back into the queue.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "queue/enqueue.h"
+#include "queue/history.h"
+#include "queue/wakeup.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+
+static void check_sendable(const QueueRow *row);
+static void enqueue_again(Store *waiting, QueueRow *row);
+
+PG_FUNCTION_INFO_V1(dt_retry);
+
+/*
+ * dt_retry(id bigint) returns boolean
+ */
+Datum
+dt_retry(PG_FUNCTION_ARGS)
+{
+	int64		id = PG_GETARG_INT64(0);
+	Store		waiting;
+	Store		settled;
+	QueueRow	row;
+	bool		is_found;
+
+	queue_check_writable("dt_retry()");
+
+	/* What this statement has failed can be retried, too. */
+	CommandCounterIncrement();
+	store_open(&waiting, RELATION_WAITING);
+	store_open(&settled, RELATION_SETTLED);
+	is_found = history_find_failed(&settled, id, &row) &&
+		has_privs_of_role(GetUserId(), row.role);
+	if (is_found)
+		check_sendable(&row);
+	is_found = is_found && store_delete(&settled, &row.tid, true);
+	if (is_found)
+		enqueue_again(&waiting, &row);
+	store_close(&settled);
+	store_close(&waiting);
+	PG_RETURN_BOOL(is_found);
+}
+
+/*
+ * Raises an error if the row cannot be sent: what the trigger has put into the
+ * history as failed may hold a bad phone or bad names.
+ */
+static void
+check_sendable(const QueueRow *row)
+{
+	Removal		removal;
+	Fault	   *fault = payload_check(cstring_to_text(row->phone), row->tags, row->fields,
+									  row->waba ? cstring_to_text(row->waba) : NULL, &removal);
+
+	if (fault)
+		fault_raise(fault);
+}
+
+/*
+ * Inserts a row again, under its old id.  The drainer, which looks for larger ids
+ * than it has seen, learns of it by a marker row: an empty keep with a new id, whose
+ * "ord" is the old one.  The new id becomes the row's "ord", so that only keeps that
+ * come later take its names back.
+ */
+static void
+enqueue_again(Store *waiting, QueueRow *row)
+{
+	Requester	requester = {row->server, row->role, row->enqueued_by};
+	Removal		nothing = {.phone = row->phone, .waba = row->waba};
+	QueueRow	marker;
+
+	queue_make_row(&marker, &requester, &nothing);
+	marker.keep = true;
+	row->ord = marker.id;
+	marker.ord = row->id;
+	row->xact = marker.xact;
+	row->customer = marker.customer;
+	row->enqueued_at = row->due_at = marker.enqueued_at;
+
+	store_insert_waiting(waiting, row);
+	store_insert_waiting(waiting, &marker);
+	wake_worker_at_commit();
+}

@@ -1,0 +1,307 @@
+/*-------------------------------------------------------------------------
+ *
+ * queue/shape.c
+ *		Checks that a table of ours is what this library was built for.
+ *
+ * The library reads and writes tuples by column number, and fills indexes without
+ * an executor.  So what an administrator, or another version's script, may have
+ * changed is looked for when a table is opened: before a row is enqueued, and before
+ * a request leaves whose answer could not be recorded.  Each error says which command
+ * mends it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/dependency.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_constraint.h"
+#include "catalog/pg_index.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "queue/shape.h"
+#include "queue/store.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+typedef struct ColumnShape
+{
+	const char *name;
+	Oid			type;
+	bool		not_null;
+} ColumnShape;
+
+static const ColumnShape waiting_columns[] = {
+	{"id", INT8OID, true}, {"ord", INT8OID, true}, {"xact", INT8OID, true},
+	{"customer", INT8OID, true}, {"enqueued_at", TIMESTAMPTZOID, true},
+	{"due_at", TIMESTAMPTZOID, true}, {"role", OIDOID, true},
+	{"enqueued_by", OIDOID, true}, {"attempts", INT4OID, true},
+	{"http_status", INT4OID, false}, {"keep", BOOLOID, true}, {"alone", BOOLOID, true},
+	{"server", TEXTOID, true}, {"phone", TEXTOID, true}, {"waba", TEXTOID, false},
+	{"tags", TEXTARRAYOID, true}, {"fields", TEXTARRAYOID, true},
+	{"last_error", TEXTOID, false},
+};
+
+static const ColumnShape settled_columns[] = {
+	{"id", INT8OID, true}, {"enqueued_at", TIMESTAMPTZOID, true},
+	{"settled_at", TIMESTAMPTZOID, true}, {"role", OIDOID, true},
+	{"enqueued_by", OIDOID, true}, {"attempts", INT4OID, true},
+	{"http_status", INT4OID, false}, {"state", TEXTOID, true},
+	{"server", TEXTOID, true}, {"phone", TEXTOID, true}, {"waba", TEXTOID, false},
+	{"tags", TEXTARRAYOID, true}, {"fields", TEXTARRAYOID, true},
+	{"answer", JSONBOID, false}, {"error", TEXTOID, false},
+};
+
+static const ColumnShape hold_columns[] = {
+	{"server", TEXTOID, true}, {"role", OIDOID, true}, {"since", TIMESTAMPTZOID, true},
+	{"probe_at", TIMESTAMPTZOID, true}, {"definition", TEXTOID, true},
+	{"reason", TEXTOID, true},
+};
+
+/* An index of ours; columns by number, 0 where there are no more. */
+typedef struct IndexShape
+{
+	QueueRelation table;
+	int16		columns[3];
+	bool		is_key;
+	const char *command;		/* makes it; its arguments are name and table */
+} IndexShape;
+
+static const IndexShape index_shapes[NRELATIONS] = {
+	[RELATION_WAITING_PKEY] = {RELATION_WAITING, {1}, true,
+	"ALTER TABLE %2$s ADD CONSTRAINT %1$s PRIMARY KEY (id)"},
+	[RELATION_WAITING_CUSTOMER] = {RELATION_WAITING, {4, 11, 1}, false,
+	"CREATE INDEX %1$s ON %2$s (customer, keep, id)"},
+	[RELATION_SETTLED_ID] = {RELATION_SETTLED, {1}, false,
+	"CREATE INDEX %1$s ON %2$s (id)"},
+	[RELATION_SETTLED_AT] = {RELATION_SETTLED, {3}, false,
+	"CREATE INDEX %1$s ON %2$s (settled_at)"},
+	[RELATION_HOLD_PKEY] = {RELATION_HOLD, {1, 2}, true,
+	"ALTER TABLE %2$s ADD CONSTRAINT %1$s PRIMARY KEY (server, role)"},
+};
+
+static void check_columns(Relation rel, const ColumnShape *columns, int ncolumns);
+static void check_own_indexes(Relation rel, QueueRelation table);
+static bool has_index_shape(Oid oid, Oid table, const IndexShape *shape);
+static bool is_btree(Oid index);
+static bool has_columns(Form_pg_index index, const IndexShape *shape);
+static void check_constraints(Relation rel);
+static void refuse_trigger(Relation rel, const Trigger *trigger);
+static void refuse_table(Relation rel, char *detail, char *command) pg_attribute_noreturn();
+static char *table_name(Oid table);
+
+/*
+ * Called by store_open(), once for as long as the table does not change, when it is
+ * locked and before its indexes are opened.
+ */
+void
+check_table_shape(Relation rel, QueueRelation table)
+{
+	const char *name = table_name(RelationGetRelid(rel));
+
+	if (getExtensionOfObject(RelationRelationId, RelationGetRelid(rel)) !=
+		get_extension_oid("doubletick", true))
+		refuse_table(rel, pstrdup("It is not a member of the extension."),
+					 psprintf("ALTER EXTENSION doubletick ADD TABLE %s", name));
+	if (rel->rd_rel->relkind != RELKIND_RELATION || rel->rd_rel->relam != HEAP_TABLE_AM_OID)
+		refuse_table(rel, pstrdup("Its access method is not heap."),
+					 psprintf("ALTER TABLE %s SET ACCESS METHOD heap", name));
+	if (rel->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
+		refuse_table(rel, pstrdup("It is not logged, so that a crash would empty it."),
+					 psprintf("ALTER TABLE %s SET LOGGED", name));
+	if (table == RELATION_WAITING)
+		check_columns(rel, waiting_columns, lengthof(waiting_columns));
+	else if (table == RELATION_SETTLED)
+		check_columns(rel, settled_columns, lengthof(settled_columns));
+	else
+		check_columns(rel, hold_columns, lengthof(hold_columns));
+	check_constraints(rel);
+	check_own_indexes(rel, table);
+}
+
+/*
+ * A column that was added and dropped again is left in the table for ever, and is
+ * filled with nulls: there is room for some.
+ */
+static void
+check_columns(Relation rel, const ColumnShape *columns, int ncolumns)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	const char *name = table_name(RelationGetRelid(rel));
+
+	for (int i = 0; i < ncolumns; i++)
+	{
+		Form_pg_attribute column = i < desc->natts ? TupleDescAttr(desc, i) : NULL;
+
+		if (column == NULL || column->attisdropped || column->atttypid != columns[i].type ||
+			strcmp(NameStr(column->attname), columns[i].name) != 0)
+			refuse_table(rel, psprintf("Column %d is not \"%s\" of type %s, as version %s of the library needs it.",
+									   i + 1, columns[i].name, format_type_be(columns[i].type),
+									   DOUBLETICK_VERSION),
+						 pstrdup("ALTER EXTENSION doubletick UPDATE, and connect again; or DROP EXTENSION doubletick CASCADE and CREATE EXTENSION doubletick"));
+		if (column->attnotnull != columns[i].not_null)
+			refuse_table(rel, psprintf("Column \"%s\" %s.", columns[i].name,
+									   columns[i].not_null ? "must be NOT NULL" : "may be null in what is recorded"),
+						 psprintf("ALTER TABLE %s ALTER COLUMN %s %s NOT NULL", name,
+								  columns[i].name, columns[i].not_null ? "SET" : "DROP"));
+	}
+	for (int i = ncolumns; i < desc->natts; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(desc, i);
+
+		if (!column->attisdropped)
+			refuse_table(rel, psprintf("Column \"%s\" is not one that version %s of the library knows.",
+									   NameStr(column->attname), DOUBLETICK_VERSION),
+						 psprintf("ALTER TABLE %s DROP COLUMN %s, or, if the extension was updated, connect again",
+								  name, quote_identifier(NameStr(column->attname))));
+	}
+	if (desc->natts > ncolumns + STORE_DROPPED_COLUMNS)
+		refuse_table(rel, pstrdup("Too many columns were added and dropped."),
+					 pstrdup("DROP EXTENSION doubletick CASCADE and CREATE EXTENSION doubletick"));
+}
+
+/* Rows are inserted and deleted without checking any, and without firing triggers. */
+static void
+check_constraints(Relation rel)
+{
+	const TupleConstr *constr = RelationGetDescr(rel)->constr;
+	const char *name = table_name(RelationGetRelid(rel));
+
+	if (constr && constr->num_check > 0)
+		refuse_table(rel, pstrdup("It has a CHECK constraint."),
+					 psprintf("ALTER TABLE %s DROP CONSTRAINT %s", name,
+							  quote_identifier(constr->check[0].ccname)));
+	if (rel->trigdesc)
+		refuse_trigger(rel, &rel->trigdesc->triggers[0]);
+	if (rel->rd_rel->relrowsecurity)
+		refuse_table(rel, pstrdup("It has row security."),
+					 psprintf("ALTER TABLE %s DISABLE ROW LEVEL SECURITY", name));
+}
+
+static void
+refuse_trigger(Relation rel, const Trigger *trigger)
+{
+	HeapTuple	tuple = SearchSysCache1(CONSTROID, ObjectIdGetDatum(trigger->tgconstraint));
+
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_constraint constraint = (Form_pg_constraint) GETSTRUCT(tuple);
+
+		refuse_table(rel, psprintf("Constraint \"%s\" of table %s needs triggers on it.",
+								   NameStr(constraint->conname), table_name(constraint->conrelid)),
+					 psprintf("ALTER TABLE %s DROP CONSTRAINT %s", table_name(constraint->conrelid),
+							  quote_identifier(NameStr(constraint->conname))));
+	}
+	refuse_table(rel, pstrdup("It has a trigger."),
+				 psprintf("DROP TRIGGER %s ON %s", quote_identifier(trigger->tgname),
+						  table_name(RelationGetRelid(rel))));
+}
+
+static void
+check_own_indexes(Relation rel, QueueRelation table)
+{
+	for (int i = 0; i < NRELATIONS; i++)
+	{
+		const IndexShape *shape = &index_shapes[i];
+		const char *name = relation_name(i);
+
+		if (shape->command && shape->table == table &&
+			!has_index_shape(relation_oid(i), RelationGetRelid(rel), shape))
+			refuse_table(rel, psprintf("Index \"%s\" is missing, not valid, or not as the extension made it.", name),
+						 psprintf(shape->command, name, table_name(RelationGetRelid(rel))));
+	}
+}
+
+static bool
+has_index_shape(Oid oid, Oid table, const IndexShape *shape)
+{
+	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(oid));
+	bool		matches = false;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_index index = (Form_pg_index) GETSTRUCT(tuple);
+
+		matches = index->indrelid == table && index->indisvalid && index->indisready &&
+			is_btree(oid) &&
+			heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
+			has_columns(index, shape) && (index->indisunique || !shape->is_key);
+		ReleaseSysCache(tuple);
+	}
+	return matches;
+}
+
+static bool
+is_btree(Oid index)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(index));
+	bool		is_btree = HeapTupleIsValid(tuple) &&
+		((Form_pg_class) GETSTRUCT(tuple))->relam == BTREE_AM_OID;
+
+	if (HeapTupleIsValid(tuple))
+		ReleaseSysCache(tuple);
+	return is_btree;
+}
+
+static bool
+has_columns(Form_pg_index index, const IndexShape *shape)
+{
+	int			ncolumns = 0;
+
+	while (ncolumns < (int) lengthof(shape->columns) && shape->columns[ncolumns] != 0)
+		ncolumns++;
+	return index->indnkeyatts == ncolumns &&
+		memcmp(index->indkey.values, shape->columns, sizeof(int16) * ncolumns) == 0;
+}
+
+/*
+ * Called by store_open() for each index of the table.  Plain indexes of others are
+ * welcome, and so is a copy of a primary key, which REINDEX CONCURRENTLY makes.
+ */
+void
+check_index_shape(Relation rel, QueueRelation table, Relation index)
+{
+	HeapTuple	tuple = index->rd_indextuple;
+	const char *index_name = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(index)),
+														RelationGetRelationName(index));
+	Oid			constraint = get_index_constraint(RelationGetRelid(index));
+	bool		is_unique = index->rd_index->indisunique;
+
+	for (int i = 0; i < NRELATIONS; i++)
+	{
+		if (index_shapes[i].is_key && index_shapes[i].table == table)
+			is_unique = is_unique && !has_columns(index->rd_index, &index_shapes[i]);
+	}
+	if (heap_attisnull(tuple, Anum_pg_index_indexprs, NULL) &&
+		heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
+		!index->rd_index->indisexclusion && !is_unique)
+		return;
+	refuse_table(rel, psprintf("Index \"%s\" is unique, or has expressions, a condition or an exclusion constraint.",
+							   RelationGetRelationName(index)),
+				 OidIsValid(constraint) ?
+				 psprintf("ALTER TABLE %s DROP CONSTRAINT %s", table_name(RelationGetRelid(rel)),
+						  quote_identifier(get_constraint_name(constraint))) :
+				 psprintf("DROP INDEX %s", index_name));
+}
+
+static void
+refuse_table(Relation rel, char *detail, char *command)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s\" is not as extension \"doubletick\" needs it",
+					RelationGetRelationName(rel)),
+			 errdetail("%s", detail),
+			 errhint("Execute %s.", command)));
+}
+
+static char *
+table_name(Oid table)
+{
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)),
+									  get_rel_name(table));
+}

@@ -1,0 +1,108 @@
+/*-------------------------------------------------------------------------
+ *
+ * trigger/row.c
+ *		The trigger at row level.
+ *
+ * It fires once for each changed row, usually after all rows of the statement
+ * have been changed.  A row whose columns of interest are equal before and after
+ * must cost next to nothing.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_am.h"
+#include "common/hashfn.h"
+#include "trigger/difference.h"
+#include "trigger/gains.h"
+#include "trigger/row.h"
+#include "utils/rel.h"
+
+static void renumber_row(Definition *definition, const TriggerData *data);
+static bool row_may_have_gained(const TriggerData *data);
+static uint32 number_by_place(const TriggerData *data, const TupleTableSlot *slot);
+
+/*
+ * A trigger for each row has fired: enters into the queue what the row's customer
+ * has lost, and keeps what it has.  The caller's memory context lives until the
+ * trigger function has returned.
+ */
+void
+row_fired(Definition *definition, const TriggerData *data)
+{
+	Columns    *columns = &definition->columns;
+	const Requester *requester = &definition->requester;
+	TupleTableSlot *old = NULL;
+	TupleTableSlot *new = NULL;
+	Removal		had;
+	Removal		has = {0};
+	Removal		lost;
+	Queue	   *queue;
+
+	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
+		new = data->tg_trigslot;
+	else
+		old = data->tg_trigslot;
+	if (TRIGGER_FIRED_BY_UPDATE(data->tg_event))
+	{
+		new = data->tg_newslot;
+		if (columns_equal(columns, old, new))
+		{
+			if (gains_any() && row_may_have_gained(data))
+				renumber_row(definition, data);
+			return;
+		}
+	}
+	difference_row(requester,
+				   columns_read_row(columns, old, &had), number_by_place(data, old),
+				   columns_read_row(columns, new, &has), number_by_place(data, new), &lost);
+	queue = queue_open(1);
+	if (difference_may_keep(queue, requester, &has))
+		difference_keep(queue, requester, &has);
+	difference_remove(queue, requester, &lost);
+	queue_close(queue);
+}
+
+/* An UPDATE has moved the row, and what it has gained moves with it. */
+static void
+renumber_row(Definition *definition, const TriggerData *data)
+{
+	Removal		names;
+
+	columns_read_row(&definition->columns, data->tg_trigslot, &names);
+	gains_renumber(&definition->requester, &names, number_by_place(data, data->tg_trigslot),
+				   number_by_place(data, data->tg_newslot));
+}
+
+/*
+ * Can the old version of the row be one that this transaction has written?  If
+ * not, the row has gained nothing so far.  Only rows of a heap say who wrote
+ * them, including those that COPY has frozen.
+ */
+static bool
+row_may_have_gained(const TriggerData *data)
+{
+	return data->tg_relation->rd_rel->relam != HEAP_TABLE_AM_OID ||
+		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetRawXmin(data->tg_trigtuple->t_data));
+}
+
+/*
+ * The row's number for gains.c: a hash of its place in the table's file.  The
+ * file counts, because rewriting a table gives its rows other places: a gain
+ * whose row is not found any more must stay.  Rows of a foreign table have no
+ * place.
+ */
+static uint32
+number_by_place(const TriggerData *data, const TupleTableSlot *slot)
+{
+	uint32		number;
+
+	if (slot == NULL || !ItemPointerIsValid(&slot->tts_tid))
+		return GAINS_ANY_ROW;
+	number = hash_bytes((const unsigned char *) &slot->tts_tid, sizeof(ItemPointerData));
+	number = hash_combine(number, RelationGetRelid(data->tg_relation));
+	number = hash_combine(number, data->tg_relation->rd_rel->relfilenode);
+	return Max(number, GAINS_ANY_ROW + 1);
+}

@@ -1,0 +1,117 @@
+
+# What bounds the drainer's transactions, and what neither a slow server nor a
+# wrong clock nor a long line may do to others.
+
+use strict;
+use warnings;
+
+use File::Basename qw(dirname);
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use lib dirname(__FILE__);
+use Calls;
+use Queue;
+
+# Few descriptors, so that a process has few slots.
+open_queue(options => { rate_limit => '0', max_connections => '1000' }, conf => <<'CONF');
+max_files_per_process = 100
+max_locks_per_transaction = 10
+CONF
+$calls->server('second', base_url => $sb->http, rate_limit => '0');
+
+# Rows that need no request: many roles, and more rows than a transaction may have.
+{
+	my $nroles = 30;
+	$calls->sql("ALTER SERVER doubletick OPTIONS (ADD retry_for '1min'); DO \$\$ BEGIN FOR n IN 1 .. $nroles LOOP
+		EXECUTE format('CREATE ROLE bulk%s; GRANT USAGE ON FOREIGN SERVER doubletick TO bulk%1\$s;
+			CREATE USER MAPPING FOR bulk%1\$s SERVER doubletick OPTIONS (api_key ''key_sandbox'');
+			GRANT EXECUTE ON FUNCTION dt_enqueue_remove_tags_custom_fields TO bulk%1\$s', n);
+	END LOOP; END \$\$");
+	$calls->sql(join '', map {
+		"SET ROLE bulk$_; SELECT count(dt_enqueue_remove_tags_custom_fields((14155560000 + n)::text, '{lead}')) FROM generate_series(1, 100) AS n; RESET ROLE;"
+	} 1 .. $nroles);
+	time_passes('5 min');
+	like(drain(), qr/queue: 0 done, 3000 failed, 0 left/, 'removals that are too old are given up');
+	cmp_ok($calls->sql('SELECT max(n) FROM (SELECT count(*) AS n FROM dt_settled GROUP BY xmin::text) AS s'), '<=', 1000,
+		'no transaction settles more than 1,000');
+	is(scalar(() = requests()), 0, 'none is sent');
+	$calls->sql('ALTER SERVER doubletick OPTIONS (DROP retry_for)');
+}
+
+# A server that does not answer leaves slots to others, whose number is not known
+# before.
+{
+	fresh();
+	my $capacity = 100;		# more than there can be
+	$sb->hold('*');
+	enqueue_many('14155570000', $capacity);
+	my $drain = start_drain();
+	eventually(sub { status('doubletick')->{in_flight} > 0 && $sb->held == status('doubletick')->{in_flight} }, 'a slow server has requests in flight');
+	my $most = status('doubletick')->{in_flight};
+	my $id = enqueue('919876543299', ['lead'], undef, server => 'second');
+	eventually(sub { status('second')->{in_flight} == 1 }, 'another server has one, too, although none has been answered');
+	cmp_ok(status('doubletick')->{in_flight}, '==', $most, 'the slow server has no more than before');
+	$sb->release('919876543299');
+	eventually(sub { states($id) eq 'done' }, 'and it is done');
+	$sb->clear_rules;
+	await_drain($drain);
+	is($calls->sql('SELECT count(*) FROM dt_queue'), '0', 'then all are');
+}
+
+# A clock that was ahead when the rows were written.
+{
+	fresh();
+	$sb->rule('919876543201', { status => 503, times => 1 });
+	my @ids = map { enqueue($_, ['lead']) } qw(919876543201 919876543202);
+	drain();
+	is(states(@ids), 'waiting done', 'one backs off');
+	time_passes('-2 days');
+	my $later = enqueue('919876543201', ['vip']);
+	drain();
+	is(states($ids[0], $later), 'done done', 'due in two days, by a clock that was wrong: due now');
+}
+{
+	fresh();
+	$calls->sql("ALTER USER MAPPING FOR CURRENT_USER SERVER doubletick OPTIONS (SET api_key 'wrong')");
+	my $id = enqueue('919876543203', ['lead']);
+	drain();
+	ok(defined status('doubletick')->{held}, 'a wrong key holds');
+	$sb->add_key('wrong') if $sb->can('add_key');
+	time_passes('-2 days');
+	my $before = () = requests('919876543203');
+	drain();
+	cmp_ok(scalar(() = requests('919876543203')), '>', $before, 'a probe in two days, by a clock that was wrong: now');
+	$calls->sql("ALTER USER MAPPING FOR CURRENT_USER SERVER doubletick OPTIONS (SET api_key 'key_sandbox')");
+	drain();
+	is(states($id), 'done', 'and it goes when the key is right');
+}
+
+# Age: what merely stands in line is not given up, nor what has no server that
+# could say for how long it may wait.
+{
+	fresh();
+	$calls->sql("ALTER SERVER doubletick OPTIONS (ADD retry_for '2s', SET rate_limit '10')");
+	enqueue_many('14155580000', 60);
+	like(drain(), qr/queue: 60 done, 0 failed, 0 left/, 'removals that stand in line for longer than retry_for are sent');
+	$calls->sql("ALTER SERVER doubletick OPTIONS (SET rate_limit '0')");
+
+	$sb->rule('919876543204', { status => 503 });
+	my $tried = enqueue('919876543204', ['lead']);
+	drain();
+	time_passes('1 min', $tried);
+	drain();
+	is(states($tried), 'failed', 'one that was tried is given up for its age');
+
+	$calls->sql("ALTER SERVER doubletick OPTIONS (SET retry_for '30d')");
+	my $old = enqueue('919876543205', ['lead']);
+	$calls->sql('ALTER SERVER doubletick RENAME TO away');
+	time_passes('10 days', $old);
+	drain();
+	is(states($old), 'waiting', 'without its server, an old one waits');
+	$calls->sql('ALTER SERVER away RENAME TO doubletick');
+	drain();
+	is(states($old), 'done', 'and goes when the server is there again');
+}
+
+done_testing();
