@@ -21,6 +21,7 @@
  */
 #include "postgres.h"
 
+#include <arpa/inet.h>
 #include <curl/curl.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -55,11 +56,20 @@ typedef struct HttpGuard
 	HttpTransfer *transfer;		/* NULL once released */
 } HttpGuard;
 
-/* An easy handle and what belongs to it; malloc'd, used again and never freed. */
+/* A socket of a connection, malloc'd. */
+typedef struct HttpSocket
+{
+	dlist_node	node;			/* in "sockets" */
+	int			fd;
+	int			own_port;		/* 0: not connected yet */
+	bool		used;			/* has it had a request? */
+} HttpSocket;
+
+/* An easy handle and what belongs to it; malloc'd and used again. */
 struct HttpTransfer
 {
 	dlist_node	node;			/* in "idle", else unlinked */
-	CURL	   *easy;
+	CURL	   *easy;			/* NULL when idle and not reusable */
 	HttpGuard  *guard;			/* NULL when idle */
 	bool		running;		/* is it on the multi handle? */
 
@@ -67,6 +77,10 @@ struct HttpTransfer
 	CURLU	   *url;
 	struct curl_slist *headers; /* the first is Authorization */
 	char	   *target;			/* malloc'd, see target_text() */
+
+	/* Was the connection not silent, and is the request sent over a new one? */
+	bool		not_silent;
+	bool		afresh;
 
 	/* What has come so far. */
 	Inbox		inbox;
@@ -79,6 +93,7 @@ struct HttpTransfer
 
 static CURLM *multi = NULL;
 static dlist_head idle = DLIST_STATIC_INIT(idle);
+static dlist_head sockets = DLIST_STATIC_INIT(sockets);
 
 /* Has a transfer been added that libcurl has not looked at yet? */
 static bool added = false;
@@ -94,12 +109,17 @@ static void set_fixed_options(HttpTransfer *transfer);
 static void set_target_options(HttpTransfer *transfer, const HttpTarget *target);
 static void add_header(HttpTransfer *transfer, const char *line);
 static void forget_target(HttpTransfer *transfer);
+static bool is_easy_reusable(void);
+static void free_easy(HttpTransfer *transfer);
 static void wait_for_sockets(int timeout);
 static void collect_finished(void);
+static CURLMcode send_afresh(HttpTransfer *transfer);
 static void read_outcome(HttpTransfer *transfer, CURLcode code);
 static HttpResult classify_outcome(const HttpTransfer *transfer, CURLcode code);
 static bool is_handshake_broken_off(const HttpTransfer *transfer);
 static int	note_sending(void *arg, char *peer, char *own, int peer_port, int own_port);
+static int	own_port_of(int fd);
+static bool has_input(int fd);
 static curl_socket_t open_socket(void *arg, curlsocktype purpose,
 								 struct curl_sockaddr *address);
 static int	close_socket(void *arg, curl_socket_t fd);
@@ -131,8 +151,11 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) length);
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDS, body);
 	SET_OPTION(transfer->easy, CURLOPT_TIMEOUT_MS, (long) Max(timeout, 1));
+	SET_OPTION(transfer->easy, CURLOPT_FRESH_CONNECT, 0L);
 	keep_connections(target->max_connections);
 
+	transfer->not_silent = false;
+	transfer->afresh = false;
 	transfer->no_descriptor = false;
 	transfer->sent_at = 0;
 	transfer->error[0] = '\0';
@@ -217,6 +240,8 @@ http_release(HttpTransfer *transfer)
 		transfer->running = false;
 	}
 	inbox_clear(&transfer->inbox);
+	if (!is_easy_reusable())
+		free_easy(transfer);
 	dlist_push_head(&idle, &transfer->node);
 }
 
@@ -276,21 +301,23 @@ idle_or_new_transfer(void)
 	HttpTransfer *transfer;
 	sigset_t	saved;
 
-	if (!dlist_is_empty(&idle))
-		return dlist_container(HttpTransfer, node, dlist_pop_head_node(&idle));
-
-	transfer = calloc(1, sizeof(HttpTransfer));
-	if (transfer != NULL)
+	if (dlist_is_empty(&idle))
+	{
+		transfer = calloc(1, sizeof(HttpTransfer));
+		if (transfer == NULL)
+			check_easy(CURLE_OUT_OF_MEMORY, "http_start");
+		dlist_push_head(&idle, &transfer->node);
+	}
+	transfer = dlist_head_element(HttpTransfer, node, &idle);
+	if (transfer->easy == NULL)
 	{
 		block_signals(&saved);
 		transfer->easy = curl_easy_init();
 		restore_signals(&saved);
+		if (transfer->easy == NULL)
+			check_easy(CURLE_OUT_OF_MEMORY, "curl_easy_init");
 	}
-	if (transfer == NULL || transfer->easy == NULL)
-	{
-		free(transfer);
-		check_easy(CURLE_OUT_OF_MEMORY, "curl_easy_init");
-	}
+	dlist_delete(&transfer->node);
 	return transfer;
 }
 
@@ -454,6 +481,29 @@ forget_target(HttpTransfer *transfer)
 	transfer->target = NULL;
 }
 
+/*
+ * May an easy handle be used for a second request?  Before 8.1 libcurl keeps a
+ * pointer to the last header of an answer when it frees that, and writes there if
+ * the next answer's first header line begins with a blank.
+ */
+static bool
+is_easy_reusable(void)
+{
+	return curl_version_info(CURLVERSION_NOW)->version_num >= 0x080100;
+}
+
+static void
+free_easy(HttpTransfer *transfer)
+{
+	sigset_t	saved;
+
+	block_signals(&saved);
+	curl_easy_cleanup(transfer->easy);
+	restore_signals(&saved);
+	transfer->easy = NULL;
+	forget_target(transfer);
+}
+
 static void
 wait_for_sockets(int timeout)
 {
@@ -483,9 +533,22 @@ collect_finished(void)
 
 		(void) curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, (char **) &transfer);
 		(void) curl_multi_remove_handle(multi, transfer->easy);
+		if (transfer->not_silent && !transfer->afresh && send_afresh(transfer) == CURLM_OK)
+			continue;
 		transfer->running = false;
 		read_outcome(transfer, code);
 	}
+}
+
+/* Sends a request whose connection was not silent over a new one. */
+static CURLMcode
+send_afresh(HttpTransfer *transfer)
+{
+	transfer->afresh = true;
+	transfer->error[0] = '\0';
+	added = true;
+	(void) curl_easy_setopt(transfer->easy, CURLOPT_FRESH_CONNECT, 1L);
+	return curl_multi_add_handle(multi, transfer->easy);
 }
 
 static void
@@ -557,6 +620,7 @@ classify_outcome(const HttpTransfer *transfer, CURLcode code)
 		case CURLE_UNSUPPORTED_PROTOCOL:	/* HTTP/0.9, or no HTTP at all */
 		case CURLE_WEIRD_SERVER_REPLY:
 		case CURLE_BAD_CONTENT_ENCODING:
+		case CURLE_BAD_FUNCTION_ARGUMENT:	/* a folded line without a header */
 			return HTTP_NOT_HTTP;
 		default:
 			if (transfer->sent_at == 0)
@@ -585,13 +649,62 @@ is_handshake_broken_off(const HttpTransfer *transfer)
 	return false;
 }
 
-/* Called by libcurl when the connection is there, and the request is sent next. */
+/*
+ * Called by libcurl when the connection is there, and the request is sent next.
+ *
+ * What can be read from a connection before a request is sent over it is not the
+ * answer to that: the request is taken back, and the connection closed.  It may be a
+ * TLS session ticket, but that only costs a new connection.  A first request's
+ * connection is not looked at, since tickets are sent there.
+ */
 static int
 note_sending(void *arg, char *peer pg_attribute_unused(), char *own pg_attribute_unused(),
-			 int peer_port pg_attribute_unused(), int own_port pg_attribute_unused())
+			 int peer_port pg_attribute_unused(), int own_port)
 {
-	((HttpTransfer *) arg)->sent_at = clock_now();
+	HttpTransfer *transfer = arg;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &sockets)
+	{
+		HttpSocket *sock = dlist_container(HttpSocket, node, iter.cur);
+
+		if (sock->own_port == 0)
+			sock->own_port = own_port_of(sock->fd);
+		if (sock->own_port != own_port)
+			continue;
+		if (sock->used && !transfer->afresh && has_input(sock->fd))
+		{
+			transfer->not_silent = true;
+			return CURL_PREREQFUNC_ABORT;
+		}
+		sock->used = true;
+	}
+	transfer->sent_at = clock_now();
 	return CURL_PREREQFUNC_OK;
+}
+
+/* The port of this side, by which libcurl tells us which connection it uses. */
+static int
+own_port_of(int fd)
+{
+	struct sockaddr_storage address;
+	socklen_t	length = sizeof(address);
+
+	if (getsockname(fd, (struct sockaddr *) &address, &length) != 0)
+		return 0;
+	return ntohs(address.ss_family == AF_INET6 ?
+				 ((struct sockaddr_in6 *) &address)->sin6_port :
+				 ((struct sockaddr_in *) &address)->sin_port);
+}
+
+/* Can something be read: bytes, the end of the connection, or an error? */
+static bool
+has_input(int fd)
+{
+	char		byte;
+
+	return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 ||
+		(errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
 }
 
 /*
@@ -603,24 +716,43 @@ open_socket(void *arg, curlsocktype purpose pg_attribute_unused(),
 			struct curl_sockaddr *address)
 {
 	HttpTransfer *transfer = arg;
-	int			fd;
+	HttpSocket *sock;
 
 	transfer->no_descriptor = !AcquireExternalFD();
 	if (transfer->no_descriptor)
 		return CURL_SOCKET_BAD;
-	fd = socket(address->family, address->socktype, address->protocol);
-	if (fd < 0)
+	sock = calloc(1, sizeof(HttpSocket));
+	if (sock == NULL)
+		transfer->inbox.no_memory = true;
+	else
+		sock->fd = socket(address->family, address->socktype, address->protocol);
+	if (sock == NULL || sock->fd < 0)
 	{
+		free(sock);
 		ReleaseExternalFD();
 		return CURL_SOCKET_BAD;
 	}
-	(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
-	return fd;
+	(void) fcntl(sock->fd, F_SETFD, FD_CLOEXEC);
+	dlist_push_head(&sockets, &sock->node);
+	return sock->fd;
 }
 
 static int
 close_socket(void *arg pg_attribute_unused(), curl_socket_t fd)
 {
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &sockets)
+	{
+		HttpSocket *sock = dlist_container(HttpSocket, node, iter.cur);
+
+		if (sock->fd == fd)
+		{
+			dlist_delete(&sock->node);
+			free(sock);
+			break;
+		}
+	}
 	ReleaseExternalFD();
 	return close(fd);
 }

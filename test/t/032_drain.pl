@@ -15,7 +15,7 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-open_queue();
+open_queue(testing => 1);
 my $phone = '919876543210';
 my $other = '919876543211';
 

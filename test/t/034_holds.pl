@@ -13,7 +13,7 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-open_queue();
+open_queue(testing => 1);
 my @phones = map { "1415555010$_" } 1 .. 5;
 my $other = '919876543210';
 

@@ -126,8 +126,9 @@ sub half_dropped
 	$calls->configure('doubletick.enabled' => 'off');
 	eventually(sub { $calls->sql('SHOW doubletick.enabled') eq 'off' }, 'nothing leaves');
 	$calls->sql(enqueue('whole'), database => 'whole');
-	$calls->configure('doubletick.enabled' => 'on');
-	$node->restart;
+	$node->stop;
+	$calls->configure_offline('doubletick.enabled = on');
+	$node->start;
 	eventually(sub { $calls->has_sent('whole') }, 'a worker looks at another database');
 	unlike(slurp_file($node->logfile, $log), qr/FATAL:  cannot connect to invalid database/, 'none has tried the one that was dropped in part');
 	$calls->sql("DROP DATABASE $_") foreach 'half', 'whole';
@@ -152,8 +153,9 @@ sub drained_by_others
 	}
 
 	# Sessions come first, for workers start slowly, as above.
-	$calls->configure('post_auth_delay' => '6', 'doubletick.enabled' => 'on');
-	$node->restart;
+	$node->stop;
+	$calls->configure_offline("post_auth_delay = 6\ndoubletick.enabled = on");
+	$node->start;
 	my @sessions = map { $node->background_psql($_, on_error_stop => 0) } @databases[0, 1];
 	$_->query_until(qr/on its way/, "\\echo on its way\nCALL dt_process_queue();\n") foreach @sessions;
 	eventually(sub { $calls->has_sent('other1') && $calls->has_sent('other2') }, 'sessions drain two databases');
