@@ -55,7 +55,7 @@ static int	count_exploring(void);
 static int64 start_due_workers(void);
 static int64 time_to_start(int i);
 static bool start_worker(int i);
-static void warn_of_slots(Oid database);
+static void warn_of_slots(int i, Oid database);
 static Oid	find_database(Oid from, bool *is_open);
 
 PGDLLEXPORT void doubletick_launcher_main(Datum arg);
@@ -245,7 +245,7 @@ start_worker(int i)
 	if (!RegisterDynamicBackgroundWorker(&process, &handles[i]))
 	{
 		handles[i] = NULL;
-		warn_of_slots(oid);
+		warn_of_slots(i, oid);
 		return false;
 	}
 
@@ -257,14 +257,15 @@ start_worker(int i)
 	return true;
 }
 
-/* Once, and then not until slots have sufficed for a while. */
+/* Once for each database, and then not until slots have sufficed for a while. */
 static void
-warn_of_slots(Oid database)
+warn_of_slots(int i, Oid database)
 {
-	static int64 lacked_at = 0;
-	bool		is_new = lacked_at == 0 || clock_now() - lacked_at > WARN_INTERVAL;
+	static int64 lacked_at[SHARED_MAX_DATABASES];
+	int64		now = clock_now();
+	bool		is_new = lacked_at[i] == 0 || now - lacked_at[i] > WARN_INTERVAL;
 
-	lacked_at = clock_now();
+	lacked_at[i] = now;
 	if (is_new)
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
