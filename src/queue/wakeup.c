@@ -3,10 +3,9 @@
  * queue/wakeup.c
  *		Wakes the worker when a transaction that has enqueued something commits.
  *
- * A session that enqueues does only this for the worker: it notes in shared
- * memory that there is work, and sets the latch of the worker, or of the launcher
- * when there is none.  This runs after the commit, where no error may be raised, so
- * nothing here can raise one.
+ * Enqueueing sessions note in shared memory that there is work, and set the latch
+ * of the worker or, if there is none, of the launcher.  This runs after the commit,
+ * where no error may be raised, so nothing here can raise one.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,8 +24,8 @@ static void wake_worker(void);
 static bool wake_at_commit = false;
 
 /*
- * Wakes the worker of this database when the transaction commits.  Called by
- * whatever enters a removal.  PREPARE wakes it, too: whoever then commits does not
+ * Wakes the worker of this database when the transaction commits.  Called when
+ * a row was enqueued.  PREPARE wakes it, too: whoever then commits does not
  * know what is in the transaction, but a worker that is there stays until it has
  * ended.
  */

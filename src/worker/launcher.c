@@ -55,9 +55,7 @@ static int	count_exploring(void);
 static int64 start_due_workers(void);
 static int64 time_to_start(int i);
 static bool start_worker(int i);
-static void warn_of_slots(Oid database);
-static bool put_off_start(int i);
-static void forget_database(int i, Oid oid);
+static void warn_of_slots(int i, Oid database);
 static Oid	find_database(Oid from, bool *is_open);
 
 PGDLLEXPORT void doubletick_launcher_main(Datum arg);
@@ -167,10 +165,10 @@ count_exploring(void)
 }
 
 /*
- * Starts the workers whose time has come.  Returns when the next one's comes.
+ * Starts the workers whose time has come.  Returns when to look again.
  *
  * When no slot is free, a worker that only waits is asked to leave, and the
- * database that has not got one is the first to be served in the next turn.
+ * database that got none is the first one in the next turn.
  */
 static int64
 start_due_workers(void)
@@ -223,15 +221,19 @@ start_worker(int i)
 	Oid			oid = database->oid;
 	BackgroundWorker process;
 	bool		is_open;
+	bool		is_dropped;
+	int			nfailures = 0;
 
-	if (find_database(oid, &is_open) != oid)
+	is_dropped = find_database(oid, &is_open) != oid;
+	if (is_dropped || !is_open)
 	{
-		forget_database(i, oid);
-		return true;
-	}
-	if (!is_open)
-	{
-		if (put_off_start(i))
+		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+		if (is_dropped)
+			memset(database, 0, sizeof(SharedDatabase));
+		else
+			nfailures = process_put_off(database);
+		LWLockRelease(shared->lock);
+		if (nfailures == 1)
 			ereport(LOG,
 					(errmsg("queue of database %u waits, since the database takes no connections", oid)));
 		return true;
@@ -243,11 +245,11 @@ start_worker(int i)
 	if (!RegisterDynamicBackgroundWorker(&process, &handles[i]))
 	{
 		handles[i] = NULL;
-		warn_of_slots(oid);
+		warn_of_slots(i, oid);
 		return false;
 	}
 
-	/* If the process fails to come up nobody says so: then try again, but not at once. */
+	/* A process that fails to come up says nothing: do not retry at once. */
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	if (database->proc == NULL)
 		database->not_before = Max(database->not_before, clock_now() + PROCESS_FIRST_PAUSE);
@@ -255,41 +257,20 @@ start_worker(int i)
 	return true;
 }
 
-/* Once for as long as slots are short: not again until none was lacking for a while. */
+/* Once for each database, and then not until slots have sufficed for a while. */
 static void
-warn_of_slots(Oid database)
+warn_of_slots(int i, Oid database)
 {
-	static int64 lacked_at = 0;
-	bool		is_new = lacked_at == 0 || clock_now() - lacked_at > WARN_INTERVAL;
+	static int64 lacked_at[SHARED_MAX_DATABASES];
+	int64		now = clock_now();
+	bool		is_new = lacked_at[i] == 0 || now - lacked_at[i] > WARN_INTERVAL;
 
-	lacked_at = clock_now();
+	lacked_at[i] = now;
 	if (is_new)
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("queue of database %u waits, since no background worker is free", database),
 				 errhint("Raise \"max_worker_processes\".")));
-}
-
-/* True when that is the first time in a row, which is to be logged. */
-static bool
-put_off_start(int i)
-{
-	bool		is_first;
-
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	is_first = process_put_off(&shared->databases[i]) == 1;
-	LWLockRelease(shared->lock);
-	return is_first;
-}
-
-/* The database was dropped. */
-static void
-forget_database(int i, Oid oid)
-{
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (shared->databases[i].oid == oid)
-		memset(&shared->databases[i], 0, sizeof(SharedDatabase));
-	LWLockRelease(shared->lock);
 }
 
 /*

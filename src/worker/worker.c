@@ -92,7 +92,9 @@ static void commit_transaction(void);
 
 PGDLLEXPORT void doubletick_worker_main(Datum oid);
 
-static const DrainTransactions transactions = {begin_transaction, commit_transaction, AbortCurrentTransaction};
+static const DrainTransactions transactions = {
+	begin_transaction, commit_transaction, AbortCurrentTransaction
+};
 
 /*
  * The worker's process.
@@ -252,7 +254,10 @@ do_chores(Worker *worker)
 	if (is_database_wanted())
 		make_way(worker, "database is wanted by another session");
 
-	/* Applied once more at first: they may have changed since the connection began. */
+	/*
+	 * Applied at first, too: they may have changed since the connection
+	 * began.
+	 */
 	read_database_settings(settings, worker->settings[0] == '\0');
 	if (worker->settings[0] != '\0' && strcmp(worker->settings, settings) != 0)
 		make_way(worker, "settings of the database have changed");
@@ -333,7 +338,7 @@ try_to_leave(Worker *worker)
 		wanted_at = Min(wanted_at,
 						clock_now() + (drain_next_due(worker->drain) - GetCurrentTimestamp()));
 
-	/* While another session drains, the worker can do nothing for who wants it. */
+	/* While another session drains, this worker can do nothing for anybody. */
 	database = shared_lock_database(MyDatabaseId, false);
 	is_wanted = database && database->wanted_at <= clock_now() &&
 		!(makes_room && worker->drain == NULL);

@@ -184,28 +184,20 @@ sub failing
 {
 	my $log = -s $node->logfile;
 
-	unless ($calls->sql("SELECT count(*) FROM pg_settings WHERE name = 'doubletick.fault_point'"))
-	{
-		note 'built without TESTING=1';
-		return;
-	}
-	$calls->sql(enqueue('failing', 60));
-	eventually(sub { $calls->waiting eq '0' }, 'a worker is there');
-	$calls->configure('doubletick.fault_point' => 'error:before settling');
-	$calls->sql(enqueue('failing_later', 60));
+	eventually(sub { $calls->waiting eq '0' }, 'nothing waits');
+	# The library refuses to write to a table with such an index.
+	$calls->sql('CREATE INDEX failing ON dt_settled (lower(phone)); ' . enqueue('failing', 60));
 	eventually(sub { @{ [ slurp_file($node->logfile, $log) =~ /exited with exit code 1/g ] } >= 3 }, 'a worker that fails is started again');
 	my @at = map { my ($h, $m, $s) = split /:/; ($h * 60 + $m) * 60 + $s }
 	  slurp_file($node->logfile, $log) =~ /^\S+ (\d+:\d+:[\d.]+).*exited with exit code 1/mg;
 	cmp_ok($at[1] - $at[0], '>=', 0.9, 'after a pause');
-	cmp_ok($at[2] - $at[1], '>=', 1.9, 'that grows');
-	is(scalar(() = slurp_file($node->logfile, $log) =~ /worker of database \d+ has failed/g), 1, 'which is said once');
-	is($calls->sql('SELECT worker_error FROM dt_status'), 'fault point "%s" (SQLSTATE 53100)',
-		'dt_status has the error, without what it names');
-	is($calls->sql('CREATE ROLE reader; SET ROLE reader; SELECT last_error FROM dt_worker()'),
-		'fault point "%s" (SQLSTATE 53100)', 'for everybody');
-	$calls->configure('doubletick.fault_point' => '');
-	eventually(sub { $calls->sql("SELECT state FROM dt_history WHERE tags = '{failing_later}'") eq 'done' },
-		'it goes on when that is mended');
+	cmp_ok($at[2] - $at[1], '>=', 1.9, 'which grows');
+	is(scalar(() = slurp_file($node->logfile, $log) =~ /worker of database \d+ has failed/g), 1, 'the log tells of it once');
+	like($calls->sql('CREATE ROLE reader; SET ROLE reader; SELECT last_error FROM dt_worker()'),
+		qr/^table "%s" is not as extension "doubletick" needs it \(SQLSTATE 55000\)$/, 'everybody can read the error, without what it names');
+	$calls->sql('DROP INDEX failing');
+	eventually(sub { $calls->sql("SELECT state FROM dt_history WHERE tags = '{failing}'") eq 'done' },
+		'when the cause is removed, the row is sent');
 	return;
 }
 
