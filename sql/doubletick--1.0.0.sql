@@ -75,7 +75,7 @@ CREATE TABLE @extschema@.dt_waiting (
 	attempts integer NOT NULL,
 	http_status integer,
 	keep boolean NOT NULL,
-	alone boolean NOT NULL,
+	together integer NOT NULL,
 	server text COLLATE "C" NOT NULL,
 	phone text COLLATE "C" NOT NULL,
 	waba text COLLATE "C",
@@ -94,8 +94,8 @@ COMMENT ON COLUMN @extschema@.dt_waiting.xact IS
 '64-bit id of the transaction that inserted the row. With it the drainer finds rows that were committed late.';
 COMMENT ON COLUMN @extschema@.dt_waiting.customer IS
 'Number of the customer, whose removals are sent together: the digits of phone, and in the lower 14 bits a hash of server, role, phone and waba, without a leading "+". Two customers may have the same number.';
-COMMENT ON COLUMN @extschema@.dt_waiting.alone IS
-'True if a request of several removals was refused, so that this one is sent by itself.';
+COMMENT ON COLUMN @extschema@.dt_waiting.together IS
+'Most removals that a request with this one may carry, since a larger request was refused; 0 when there is no such limit.';
 
 COMMENT ON SEQUENCE @extschema@.dt_waiting_id_seq IS
 'Gives dt_queue and dt_history their ids, which are also the order of removals and keeps.';

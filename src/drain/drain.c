@@ -262,6 +262,7 @@ open_turn(Drain *drain)
 	turn->now = GetCurrentTimestamp();
 	turn->clock = clock_now();
 	turn->nrows_left = TURN_MAX_ROWS;
+	turn->nlocks_left = TURN_MAX_LOCKS;
 	turn->deadline = turn->clock + TURN_MAX_TIME;
 	return turn;
 }

@@ -210,6 +210,7 @@ send_customer(Service *service, Position position)
 		request_note_next(request, position);
 		return false;
 	}
+	turn->nlocks_left--;
 	if (!lock_partition(lane->key.role, position.customer))
 	{
 		lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
@@ -338,6 +339,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 			lane_push_front(lane, position);
 			break;
 		}
+		turn->nlocks_left--;
 		if (!lock_partition(row.role, row.customer))
 		{
 			lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
@@ -359,7 +361,7 @@ static bool
 take_position(Turn *turn, int64 until, Position *position)
 {
 	CHECK_FOR_INTERRUPTS();
-	if (clock_now() >= turn->deadline)
+	if (turn->nlocks_left == 0 || clock_now() >= turn->deadline)
 		turn->nrows_left = 0;
 	if (turn->nrows_left <= 0 || !lane_pop(turn->lane, until, position))
 		return false;

@@ -40,7 +40,7 @@ static const ColumnShape waiting_columns[] = {
 	{"customer", INT8OID, true}, {"enqueued_at", TIMESTAMPTZOID, true},
 	{"due_at", TIMESTAMPTZOID, true}, {"role", OIDOID, true},
 	{"enqueued_by", OIDOID, true}, {"attempts", INT4OID, true},
-	{"http_status", INT4OID, false}, {"keep", BOOLOID, true}, {"alone", BOOLOID, true},
+	{"http_status", INT4OID, false}, {"keep", BOOLOID, true}, {"together", INT4OID, true},
 	{"server", TEXTOID, true}, {"phone", TEXTOID, true}, {"waba", TEXTOID, false},
 	{"tags", TEXTARRAYOID, true}, {"fields", TEXTARRAYOID, true},
 	{"last_error", TEXTOID, false},

@@ -314,7 +314,7 @@ store_form_waiting(Store *waiting, const QueueRow *row)
 	values[WAITING_HTTP_STATUS - 1] = Int32GetDatum(row->http_status);
 	nulls[WAITING_HTTP_STATUS - 1] = row->http_status == 0;
 	values[WAITING_KEEP - 1] = BoolGetDatum(row->keep);
-	values[WAITING_ALONE - 1] = BoolGetDatum(row->alone);
+	values[WAITING_TOGETHER - 1] = Int32GetDatum(row->together);
 	store_set_text(values, nulls, WAITING_SERVER, row->server);
 	store_set_text(values, nulls, WAITING_PHONE, row->phone);
 	store_set_text(values, nulls, WAITING_WABA, row->waba);
@@ -388,7 +388,7 @@ store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
 	row->http_status = nulls[WAITING_HTTP_STATUS - 1] ? 0 :
 		DatumGetInt32(values[WAITING_HTTP_STATUS - 1]);
 	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
-	row->alone = DatumGetBool(values[WAITING_ALONE - 1]);
+	row->together = DatumGetInt32(values[WAITING_TOGETHER - 1]);
 	row->server = store_read_text(values[WAITING_SERVER - 1], false);
 	row->phone = store_read_text(values[WAITING_PHONE - 1], false);
 	row->waba = store_read_text(values[WAITING_WABA - 1], nulls[WAITING_WABA - 1]);

@@ -21,7 +21,7 @@
  * Gains are found by a hash of 64 bits over customer and name.  Two that collide
  * could hide a removal, once in millions of the largest transactions.
  *
- * A gain takes 41 bytes until the transaction ends, and each change of it inside
+ * A gain takes 42 bytes until the transaction ends, and each change of it inside
  * a savepoint another 24.  When memory runs out inside a savepoint, rolling back
  * to it must leave the gains as they were before.  dynahash promises that an
  * insertion that fails leaves its table intact; simplehash does not.
