@@ -99,6 +99,9 @@ $(OBJS) $(OBJS:.o=.bc): | $(object_dirs)
 $(object_dirs):
 	mkdir -p $@
 
+# PGXS knows no headers: after a change of one, everything is built anew.
+$(OBJS): $(wildcard $(source)/src/*.h $(source)/src/*/*.h)
+
 # pg_regress looks for expected/ where it runs.
 $(CURDIR)/expected:
 	ln -s '$(abspath $(source))/expected' $@
