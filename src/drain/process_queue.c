@@ -13,6 +13,8 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "postmaster/interrupt.h"
+#include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
@@ -22,8 +24,8 @@
 
 static void begin_transaction(void);
 static void check_callable(FunctionCallInfo fcinfo);
-static void process(Drain *drain);
-static void report(Drain *drain, int64 started, bool is_last);
+static void drain_until_idle(Drain *drain);
+static void report_progress(Drain *drain, int64 started, bool is_last);
 static char *format_duration(double seconds);
 
 PG_FUNCTION_INFO_V1(dt_process_queue);
@@ -53,7 +55,7 @@ dt_process_queue(PG_FUNCTION_ARGS)
 	{
 		PG_TRY();
 		{
-			process(drain);
+			drain_until_idle(drain);
 		}
 		PG_CATCH();
 		{
@@ -83,18 +85,24 @@ check_callable(FunctionCallInfo fcinfo)
 
 /*
  * SPI has begun it already, perhaps long ago: what was dropped since must be
- * known.  At a stricter level, users' serializable transactions could fail for
+ * known, and what was set in the configuration file, as doubletick.enabled may be to
+ * stop this.  At a stricter level, users' serializable transactions could fail for
  * what we do.
  */
 static void
 begin_transaction(void)
 {
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
 	AcceptInvalidationMessages();
 	XactIsoLevel = XACT_READ_COMMITTED;
 }
 
 static void
-process(Drain *drain)
+drain_until_idle(Drain *drain)
 {
 	int64		started = clock_now();
 	int64		reported = started;
@@ -104,19 +112,19 @@ process(Drain *drain)
 		CHECK_FOR_INTERRUPTS();
 		if (clock_now() >= reported + REPORT_INTERVAL)
 		{
-			report(drain, started, false);
+			report_progress(drain, started, false);
 			reported = clock_now();
 		}
 	}
 	while (drain_prune(drain))
 		CHECK_FOR_INTERRUPTS();
 	drain_warn_of_expired(drain_tally(drain)->expired);
-	report(drain, started, true);
+	report_progress(drain, started, true);
 }
 
 /* For a person who watches: how much is done, how much is left, how long yet. */
 static void
-report(Drain *drain, int64 started, bool is_last)
+report_progress(Drain *drain, int64 started, bool is_last)
 {
 	const Tally *tally = drain_tally(drain);
 	int64		left = drain_count_waiting(drain, is_last);

@@ -46,11 +46,12 @@ requests_in_flight(const Requests *requests)
 }
 
 /*
- * A customer's request that is not settled; NULL when there is none.  Of two
- * customers with one number, one waits for the other.
+ * A customer's request that is not settled; NULL when there is none.  Customers of
+ * one lane and one phone wait for each other: they may be the same one to DoubleTick,
+ * if one names the WABA number that the other takes from the server.
  */
 Request *
-requests_find(Requests *requests, int64 customer)
+requests_find(Requests *requests, const Lane *lane, int64 customer)
 {
 	dlist_head *lists[] = {&requests->out, &requests->answered, &requests->ready, &requests->stuck};
 
@@ -62,7 +63,7 @@ requests_find(Requests *requests, int64 customer)
 		{
 			Request    *request = dlist_container(Request, node, iter.cur);
 
-			if (request->due.asked.customer == customer)
+			if (request->lane == lane && store_same_phone(request->due.asked.customer, customer))
 				return request;
 		}
 	}

@@ -59,7 +59,7 @@ typedef struct Requests
 
 extern void requests_init(Requests *requests);
 extern int	requests_in_flight(const Requests *requests);
-extern Request *requests_find(Requests *requests, int64 customer);
+extern Request *requests_find(Requests *requests, const Lane *lane, int64 customer);
 extern bool requests_collect_answers(Requests *requests);
 extern void requests_send_ready(Requests *requests);
 extern void requests_unlock_all(Requests *requests);

@@ -204,7 +204,7 @@ send_customer(Service *service, Position position)
 		lane_push_later(lane, position, turn->deferred_until);
 		return false;
 	}
-	request = requests_find(turn->requests, position.customer);
+	request = requests_find(turn->requests, lane, position.customer);
 	if (request)
 	{
 		request_note_next(request, position);
@@ -379,7 +379,7 @@ read_unsent(Turn *turn, Position position, QueueRow *row)
 
 	if (!store_find_waiting(&turn->waiting, position.id, row))
 		return false;
-	request = requests_find(turn->requests, position.customer);
+	request = requests_find(turn->requests, turn->lane, position.customer);
 	if (request)
 		request_note_next(request, position);
 	return request == NULL;

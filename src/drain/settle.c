@@ -163,8 +163,9 @@ static void
 settle_done(Turn *turn, const Request *request, const DueRow *due, const QueueRow *row,
 			Jsonb *answer)
 {
-	Jsonb	   *own = list_length(request->due.send) == 1 ? answer : split_answer(answer, due);
-	char	   *error = answer_errors(own);
+	bool		is_split = list_length(request->due.send) > 1 && answer_accounts_for(answer, due);
+	Jsonb	   *own = is_split ? split_answer(answer, due) : answer;
+	char	   *error = answer_problems(own, due);
 
 	FAULT_POINT("settling");
 	(void) store_delete(&turn->waiting, &row->tid, true);

@@ -5,8 +5,8 @@
  *
  * The shape of an answer is API.md's: under "tags" and "customFields" each, an
  * array "removed" of names and an array "errored" of objects that name the tag
- * or the custom field and say what was wrong.  What has another shape is left
- * out, for it can be of nobody.
+ * or the custom field and say what was wrong.  A row whose names an answer does
+ * not all mention in this shape gets the whole answer, so that nothing is lost.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,10 +25,11 @@ typedef struct Kind
 {
 	const char *key;			/* in the answer */
 	const char *name;			/* of an object under "errored" */
+	const char *word;			/* for people */
 } Kind;
 
-static const Kind tag_kind = {"tags", "tag"};
-static const Kind field_kind = {"customFields", "customField"};
+static const Kind tag_kind = {"tags", "tag", "tag"};
+static const Kind field_kind = {"customFields", "customField", "custom field"};
 
 static void push_kind(JsonbBuild *build, Jsonb *answer, const Kind *kind,
 					  const char **names, int nnames);
@@ -38,8 +39,14 @@ static JsonbContainer *array_of(Jsonb *answer, const char *kind, const char *key
 static bool is_among(const JsonbValue *name, const char **names, int nnames);
 static JsonbValue *name_of(JsonbValue *member, const Kind *kind);
 static JsonbValue *string_of(JsonbContainer *object, const char *key);
-static void append_string(StringInfo note, const JsonbValue *string, const char *otherwise);
-static void note_errors(StringInfo note, Jsonb *answer, const Kind *kind);
+static int	next_unaccounted(Jsonb *answer, const Kind *kind, const char **names, int nnames,
+							 int from);
+static bool mentions(JsonbContainer *members, const Kind *kind, const char *name);
+static void note_errored(StringInfo note, Jsonb *answer, const Kind *kind,
+						 const char **names, int nnames);
+static void note_unaccounted(StringInfo note, Jsonb *answer, const Kind *kind,
+							 const char **names, int nnames);
+static void append_name(StringInfo note, const char *name, int length);
 
 /*
  * What the answer says of the names of one row, in the answer's own shape.
@@ -140,26 +147,73 @@ string_of(JsonbContainer *object, const char *key)
 }
 
 /*
- * The names that an answer has under "errored", with what was wrong with each,
- * as text; NULL when it has none.
+ * Does the answer say what became of each name of a row, under "removed" or
+ * "errored" and as the name was given?
+ */
+bool
+answer_accounts_for(Jsonb *answer, const DueRow *row)
+{
+	return next_unaccounted(answer, &tag_kind, row->tags, row->ntags, 0) == row->ntags &&
+		next_unaccounted(answer, &field_kind, row->fields, row->nfields, 0) == row->nfields;
+}
+
+/* The first of the names, from a place on, that the answer does not mention. */
+static int
+next_unaccounted(Jsonb *answer, const Kind *kind, const char **names, int nnames, int from)
+{
+	JsonbContainer *removed = array_of(answer, kind->key, "removed");
+	JsonbContainer *errored = array_of(answer, kind->key, "errored");
+
+	while (from < nnames &&
+		   (mentions(removed, kind, names[from]) || mentions(errored, kind, names[from])))
+		from++;
+	return from;
+}
+
+static bool
+mentions(JsonbContainer *members, const Kind *kind, const char *name)
+{
+	uint32		nmembers = members ? JsonContainerSize(members) : 0;
+	bool		found = false;
+
+	for (uint32 i = 0; i < nmembers && !found; i++)
+	{
+		JsonbValue *member = getIthJsonbValueFromContainer(members, i);
+		JsonbValue *mentioned = name_of(member, kind);
+
+		found = mentioned && is_among(mentioned, &name, 1);
+		if (mentioned && mentioned != member)
+			pfree(mentioned);
+		pfree(member);
+	}
+	return found;
+}
+
+/*
+ * What went wrong with the names of a row that is done: those under "errored", with
+ * what was wrong with each, and those that the answer does not mention.  As text;
+ * NULL when nothing did.
  */
 char *
-answer_errors(Jsonb *answer)
+answer_problems(Jsonb *answer, const DueRow *row)
 {
 	StringInfoData note;
 
 	initStringInfo(&note);
-	note_errors(&note, answer, &tag_kind);
-	note_errors(&note, answer, &field_kind);
+	note_errored(&note, answer, &tag_kind, row->tags, row->ntags);
+	note_errored(&note, answer, &field_kind, row->fields, row->nfields);
+	note_unaccounted(&note, answer, &tag_kind, row->tags, row->ntags);
+	note_unaccounted(&note, answer, &field_kind, row->fields, row->nfields);
 	if (note.len > MAX_NOTE)
 		strcpy(note.data + fault_cliplen(note.data, MAX_NOTE - 3), "...");
 	return note.len > 0 ? note.data : NULL;
 }
 
+/* What names no name of ours may be about any, and is shown as it is. */
 static void
-note_errors(StringInfo note, Jsonb *answer, const Kind *kind)
+note_errored(StringInfo note, Jsonb *answer, const Kind *kind, const char **names, int nnames)
 {
-	JsonbContainer *errored = array_of(answer, kind->key, "errored");
+	JsonbContainer *errored = nnames > 0 ? array_of(answer, kind->key, "errored") : NULL;
 	uint32		nerrored = errored ? JsonContainerSize(errored) : 0;
 
 	for (uint32 i = 0; i < nerrored && note->len <= MAX_NOTE; i++)
@@ -169,19 +223,42 @@ note_errors(StringInfo note, Jsonb *answer, const Kind *kind)
 		JsonbValue *error = member->type == jbvBinary && name ?
 		string_of(member->val.binary.data, "error") : NULL;
 
-		appendStringInfo(note, "%s%s \"", note->len > 0 ? "; " : "",
-						 kind == &tag_kind ? "tag" : "custom field");
-		append_string(note, name, "?");
-		appendStringInfoString(note, error ? "\": " : "\"");
-		append_string(note, error, "");
+		if (name && !is_among(name, names, nnames))
+			continue;
+		appendStringInfo(note, "%s%s ", note->len > 0 ? "; " : "", kind->word);
+		if (name == NULL)
+		{
+			Jsonb	   *json = JsonbValueToJsonb(member);
+
+			JsonbToCString(note, &json->root, VARSIZE(json));
+			continue;
+		}
+		append_name(note, name->val.string.val, name->val.string.len);
+		if (error)
+		{
+			appendStringInfoString(note, ": ");
+			appendBinaryStringInfo(note, error->val.string.val, error->val.string.len);
+		}
 	}
 }
 
 static void
-append_string(StringInfo note, const JsonbValue *string, const char *otherwise)
+note_unaccounted(StringInfo note, Jsonb *answer, const Kind *kind, const char **names, int nnames)
 {
-	if (string)
-		appendBinaryStringInfo(note, string->val.string.val, string->val.string.len);
-	else
-		appendStringInfoString(note, otherwise);
+	for (int i = next_unaccounted(answer, kind, names, nnames, 0);
+		 i < nnames && note->len <= MAX_NOTE;
+		 i = next_unaccounted(answer, kind, names, nnames, i + 1))
+	{
+		appendStringInfo(note, "%sthe answer does not mention %s ",
+						 note->len > 0 ? "; " : "", kind->word);
+		append_name(note, names[i], strlen(names[i]));
+	}
+}
+
+static void
+append_name(StringInfo note, const char *name, int length)
+{
+	appendStringInfoChar(note, '"');
+	appendBinaryStringInfo(note, name, length);
+	appendStringInfoChar(note, '"');
 }

@@ -12,6 +12,7 @@
 #include "drain/customer.h"
 
 extern Jsonb *split_answer(Jsonb *answer, const DueRow *row);
-extern char *answer_errors(Jsonb *answer);
+extern bool answer_accounts_for(Jsonb *answer, const DueRow *row);
+extern char *answer_problems(Jsonb *answer, const DueRow *row);
 
 #endif							/* DOUBLETICK_DRAIN_SPLIT_ANSWER_H */

@@ -481,6 +481,15 @@ store_customer(const char *server, Oid role, const char *phone, const char *waba
 }
 
 /*
+ * Are these the numbers of customers with the same phone?
+ */
+bool
+store_same_phone(int64 customer, int64 other)
+{
+	return ((uint64) (customer ^ other) >> CUSTOMER_HASH_BITS) == 0;
+}
+
+/*
  * Do two rows belong to the same customer?
  */
 bool

@@ -110,6 +110,7 @@ extern int64 store_count_waiting(Store *waiting);
 
 extern int64 store_customer(const char *server, Oid role, const char *phone,
 							const char *waba);
+extern bool store_same_phone(int64 customer, int64 other);
 extern bool store_is_same_customer(const QueueRow *row, const QueueRow *other);
 
 #endif							/* DOUBLETICK_QUEUE_STORE_H */

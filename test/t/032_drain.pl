@@ -338,12 +338,15 @@ sub unusable_answers
 	like(drain(), qr/queue: 0 done, 2 failed/, 'unusable answer to several: settled');
 	is(scalar @{ $sb->journal }, 1, 'unusable answer to several: sent once');
 
-	# A JSON object of another shape is a success that says nothing about any name.
+	# A JSON object of another shape is a success, and kept whole where it does not
+	# mention a name.
 	fresh();
-	$sb->rule($phone, { status => 200, body => { tags => ['1'], customFields => { removed => { a => 1 }, errored => [ 5, { x => 1 }, { customField => 'f' } ] } } });
+	my $odd;
+	$sb->rule($phone, { status => 200, body => $odd = { tags => ['1'], customFields => { removed => { a => 1 }, errored => [ 5, { x => 1 }, { customField => 'f' } ] } } });
 	@ids = (enqueue($phone, ['1']), enqueue($phone, undef, ['f']));
 	like(drain(), qr/queue: 2 done/, 'other shapes: done');
-	is_deeply(settled($ids[0])->{answer}, answer([ [], [] ], [ [], [] ]), 'other shapes: nothing about the first');
+	is_deeply(settled($ids[0])->{answer}, $odd, 'other shapes: the first, which is not mentioned, has the whole answer');
+	is(settled($ids[0])->{error}, 'the answer does not mention tag "1"', 'other shapes: and the error says so');
 	is_deeply(settled($ids[1])->{answer}{customFields}, { removed => [], errored => [ { customField => 'f' } ] },
 		'other shapes: the second has its own name');
 	is(settled($ids[1])->{error}, 'custom field "f"', 'other shapes: and the error says so');

@@ -6,6 +6,7 @@ use strict;
 use warnings;
 
 use File::Basename qw(dirname);
+use JSON::PP;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -64,6 +65,69 @@ SKIP:
 	$calls->sql('ALTER SERVER doubletick OPTIONS (ADD retry_for \'2d\')');
 	drain();
 	is(states(@ids), join(' ', ('done') x @ids), 'all go when there is room again');
+}
+
+# What an answer does not say in the shape of API.md is not lost.
+{
+	my $phone = '14155550150';
+	my %answers = (
+		'another case' => { tags => { removed => ['Lead'], errored => [] }, customFields => { removed => [], errored => [] } },
+		'under neither list' => { tags => { removed => [], errored => [] }, customFields => { removed => [], errored => [] } },
+		'no lists' => { success => JSON::PP::false(), reason => 'busy' },
+		'an empty object' => {},
+		'a list that is none' => { tags => { removed => 'lead', errored => [] } });
+
+	foreach my $name (sort keys %answers)
+	{
+		fresh();
+		$sb->rule($phone, { status => 201, body => $answers{$name}, times => 1 });
+		my @ids = map { enqueue($phone, [$_]) } qw(lead vip);
+		drain();
+		is(states(@ids), 'done done', "$name: done");
+		is_deeply(settled($_)->{answer}, $answers{$name}, "$name: the history has the whole answer") foreach @ids;
+		is(settled($ids[0])->{error}, 'the answer does not mention tag "lead"', "$name: and says which name it does not account for");
+		is(status('doubletick')->{errored}, 2, "$name: both are counted");
+	}
+	fresh();
+	$sb->rule($phone, { status => 201, body => { tags => { removed => [], errored => [ { name => 'lead', why => 'locked' } ] },
+		customFields => { removed => [], errored => [] } }, times => 1 });
+	my $id = enqueue($phone, ['lead']);
+	drain();
+	is(settled($id)->{error}, 'tag {"why": "locked", "name": "lead"}; the answer does not mention tag "lead"', 'another key: what was said is shown');
+}
+
+# One request at a time for one phone, when one removal names the WABA number that
+# the other takes from the server.
+{
+	my $phone = '14155550160';
+	fresh();
+	$calls->sql("ALTER SERVER doubletick OPTIONS (ADD waba_number '919812345678')");
+	$sb->hold($phone);
+	my @ids = (enqueue($phone, ['lead']), enqueue($phone, ['vip'], undef, waba => '919812345678'),
+		enqueue($phone, ['old'], undef, waba => '919812345679'));
+	my $other = enqueue('14155550161', ['lead']);
+	my $drain = start_drain();
+	eventually(sub { states($other) eq 'done' }, 'another customer is done meanwhile');
+	is(scalar(() = requests($phone)), 1, 'one phone: one request is out');
+	is($sb->held($phone), 1, 'and is held');
+	$sb->clear_rules;
+	like(await_drain($drain), qr/queue: 4 done/, 'then the others go');
+	$calls->sql('ALTER SERVER doubletick OPTIONS (DROP waba_number)');
+}
+
+# A CALL that runs obeys the configuration file.
+{
+	fresh();
+	$calls->sql("ALTER SERVER doubletick OPTIONS (SET rate_limit '5')");
+	enqueue_many('14155570000', 100);
+	my $drain = start_drain();
+	eventually(sub { scalar(() = requests()) > 2 }, 'a CALL sends');
+	$node->append_conf('postgresql.conf', 'doubletick.enabled = off');
+	$node->reload;
+	like(await_drain($drain), qr/are held: requests are switched off/, 'it stops when doubletick.enabled is switched off by a reload');
+	cmp_ok($calls->sql('SELECT count(*) FROM dt_waiting'), '>', 0, 'and leaves what it has not sent');
+	$node->append_conf('postgresql.conf', 'doubletick.enabled = on');
+	$node->reload;
 }
 
 done_testing();
