@@ -1,8 +1,9 @@
 
-# Each misbehaviour that the sandbox knows, met by both calls: what SQL gets,
-# that it gets it in time, and that the session is none the worse for it.
+# Each fault that the sandbox knows, as both calls meet it: what SQL gets, that it
+# gets it in time, and that the session can go on.
 #
-# What breaks off is tried again within "timeout", so that is short here.
+# A call whose connection breaks off is tried again until its "timeout" is over, so
+# that is short here.
 
 use strict;
 use warnings;
@@ -20,14 +21,15 @@ my $calls = Calls->new;
 my $sb = $calls->sandbox;
 my $phone = '919876543210';
 
-# What nobody waits for in a test that passes.
+# Seconds; a test that passes takes far fewer.
 my $too_long = 60;
 
-# The usual server has the usual budget; these have less.
-$calls->server('brief', timeout => '400ms', base_url => $sb->http);
-$calls->server('brief_tls', timeout => '800ms');
+# The server "doubletick" has the default timeout; these have less, but enough for
+# some tries on a busy machine.
+$calls->server('brief', timeout => '1s', base_url => $sb->http);
+$calls->server('brief_tls', timeout => '2s');
 
-# Tests one fault; what the sandbox has received is left in its journal.
+# Tests one fault; the journal then has the requests.
 sub fault_ok
 {
 	my ($rule, $name, %expected) = @_;
@@ -42,7 +44,7 @@ sub fault_ok
 	return $raised;
 }
 
-# Tests that a fault spoils nothing: the normal answer comes.
+# Tests that the normal answer comes in spite of a fault.
 sub answer_ok
 {
 	my ($rule, $name) = @_;
@@ -58,14 +60,13 @@ sub answer_ok
 				tags => { removed => ['lead'], errored => [] },
 				customFields => { removed => ['plan'], errored => [] } },
 			"$name: the normal answer");
-		is_deeply($after->{value}{tags}, { removed => ['vip'], errored => [] }, "$name: and again");
+		is_deeply($after->{value}{tags}, { removed => ['vip'], errored => [] }, "$name: and so for the next call");
 		is_deeply([ map { $_->{body}{tags}[0] } @{ $sb->journal } ], [ 'lead', 'vip' ], "$name: with one request each");
 	}
 	return;
 }
 
-# The requests for the phone, of which there are at least two for each call:
-# what breaks off is tried again.
+# Tests that each of the two calls has made at least two requests.
 sub tried_again_ok
 {
 	my ($name) = @_;
@@ -75,7 +76,7 @@ sub tried_again_ok
 	return;
 }
 
-# The same, where it never is.
+# Tests that each of the two calls has made one request.
 sub tried_once_ok
 {
 	my ($name) = @_;
@@ -85,7 +86,7 @@ sub tried_once_ok
 	return;
 }
 
-# No answer, or only part of one.
+# No answer comes, or only part of one.
 sub broken_off
 {
 	my %part_of = (reset => '', empty => '', reset_body => '', truncate => '', truncate_chunked => '',
@@ -108,13 +109,13 @@ sub broken_off
 		$sb->customer($phone, ['lead'], []);
 		$sb->rule($phone, { fault => $fault });
 		my ($lost) = $calls->session('SET doubletick.server = brief', attempt($phone, ['lead']));
-		is($lost->{value}{error}, 'fdw_unable_to_create_reply', "$fault: an error");
-		is_deeply($sb->customer_now($phone)->{tags}, [], "$fault: of a removal that is done");
+		is($lost->{value}{error}, 'fdw_unable_to_create_reply', "$fault: the answer is lost");
+		is_deeply($sb->customer_now($phone)->{tags}, [], "$fault: but the removal is done");
 	}
 	return;
 }
 
-# Something came that is no answer.
+# Something comes that is not an answer.
 sub not_an_answer
 {
 	fault_ok({ fault => 'not_http' }, 'not_http', message => qr/not (?:valid|usable) HTTP/, hint => qr/base_url/);
@@ -131,7 +132,7 @@ sub not_an_answer
 	return;
 }
 
-# Memory and time must be bounded however much comes.
+# Memory and time stay bounded however much comes.
 sub without_end
 {
 	foreach my $fault (qw(endless gzip_bomb header_flood))
@@ -146,31 +147,41 @@ sub without_end
 	return;
 }
 
-# A budget is kept to the end, whatever trickles in meanwhile.
+# A call waits until its timeout is over, and no longer, although some bytes come
+# meanwhile.
 sub out_of_time
 {
 	foreach my $rule ({ fault => 'hang' }, { fault => 'slow', interval_ms => 200 }, { delay_ms => 30_000 })
 	{
-		my $name = ($rule->{fault} || 'delay') . ' beyond the budget';
+		my $name = ($rule->{fault} || 'delay') . ' beyond the timeout';
 		my $begin = time;
 		fault_ok($rule, $name, server => 'brief', vague => 1, message => qr/did not answer in time/, hint => qr/timeout/);
-		cmp_ok(time - $begin, '>=', 0.75, "$name: both calls used their budget");
-		cmp_ok(time - $begin, '<', 15, "$name: and no more");
+		cmp_ok(time - $begin, '>=', 1.9, "$name: each call waits for a second");
+		# The answer itself would take 20 s or more.
+		cmp_ok(time - $begin, '<', 20, "$name: and not for the answer");
 	}
 	return;
 }
 
-# Unusual, but answers.
+# Answers of an unusual form, or that come late.
 sub answers
 {
-	answer_ok({ fault => 'slow', interval_ms => 1, times => 1 }, 'slow within the budget');
+	answer_ok({ fault => 'slow', interval_ms => 1, times => 1 }, 'slow within the timeout');
 	answer_ok({ fault => $_, times => 1 }, $_) foreach qw(gzip chunked interim close);
-	answer_ok({ delay_ms => 300, times => 1 }, 'delay within the budget');
+
+	my $session = $calls->node->background_psql('postgres', on_error_stop => 0);
+	$sb->customer($phone, ['lead'], []);
+	$sb->rule($phone, { hold => JSON::PP::true });
+	$session->query_until(qr/on its way/, "\\echo on its way\n" . removal($phone, ['lead']) . ";\n");
+	$sb->await_held(1);
+	$sb->clear_rules;
+	like(($session->query("SELECT 'over'"))[0], qr/"removed": \["lead"\].*over/s, 'an answer that comes late');
+	$session->quit;
 	return;
 }
 
-# The connection that was kept turns out to be gone: the request goes out once
-# more over a new one, and nobody notices.
+# The kept connection turns out to be closed: the request is sent once more over a
+# new one, and the caller does not notice.
 sub stale_connection
 {
 	foreach my $call (\&removal, \&attempt)
@@ -189,7 +200,7 @@ sub stale_connection
 	return;
 }
 
-# A careless server repeats the key. Nothing that SQL gets may.
+# A server repeats the key in its answer.  What SQL gets must not show it.
 sub key_echoed
 {
 	my $key = $sb->key;
@@ -214,12 +225,12 @@ sub key_echoed
 	}
 	$sb->rule($phone, { status => 201, body => { note => "for $key" } });
 	my ($answer) = $calls->session(removal($phone, ['lead']));
-	is($answer->{value}{note}, 'for ' . '*' x length $key, 'nor does a success');
-	unlike(slurp_file($calls->node->logfile), qr/(?<!api_key ')(?<!api_key '')\Q$key\E/, 'nor the log');
+	is($answer->{value}{note}, 'for ' . '*' x length $key, 'a success does not show the key');
+	unlike(slurp_file($calls->node->logfile), qr/(?<!api_key ')(?<!api_key '')\Q$key\E/, 'nor does the log');
 	return;
 }
 
-# A fault in the middle of many: the rows around it are done.
+# A fault in one of many rows: the rows around it are done.
 sub among_many
 {
 	my %rules = (2 => { fault => 'not_http' }, 4 => { fault => 'gzip_bomb' }, 6 => { fault => 'no_content' },

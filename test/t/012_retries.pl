@@ -1,6 +1,7 @@
 
-# What is tried again inside a call, when, and what is not; the connection that
-# is kept; the pace; and that a changed definition counts from the next request.
+# What a call tries again, when it does so, and what it does not try again; that
+# connections are kept; the pace; and that a changed definition counts from the
+# next request on.
 
 use strict;
 use warnings;
@@ -19,13 +20,15 @@ my $calls = Calls->new(sandbox => [ '--key', 'key_sandbox', '--key', 'key_second
 my $sb = $calls->sandbox;
 my $phone = '919876543210';
 
-# What nobody waits for in a test that passes.
+# Seconds; a test that passes takes far fewer.
 my $too_long = 60;
 
-$calls->server('brief', timeout => '500ms');
+# Seconds, enough for some tries on a busy machine.
+my $budget = 3;
+$calls->server('brief', timeout => "${budget}s");
 
-# Makes both calls under a rule, each in a fresh state. Runs the test with the
-# outcome and the journal, for each.
+# Makes each of the two calls under a rule, with nothing left of the call before.
+# Passes its outcome and the journal to the test.
 sub with_both
 {
 	my ($name, $rule, $server, $test) = @_;
@@ -42,7 +45,7 @@ sub with_both
 	return;
 }
 
-# One bad answer, and then a good one that the caller gets.
+# After one bad answer comes a good one, which the caller gets.
 sub tried_again
 {
 	my @rules = (
@@ -69,7 +72,7 @@ sub tried_again
 	return;
 }
 
-# What the same request will meet with again.
+# Answers that the same request would get again.
 sub never_tried_again
 {
 	foreach my $status (400, 401, 403, 404, 409, 422, 500, 501, 302)
@@ -84,7 +87,7 @@ sub never_tried_again
 	return;
 }
 
-# While it goes on and on: until the budget is used up, and with pauses.
+# When each answer is bad: until the timeout is over, with pauses.
 sub until_the_budget_ends
 {
 	my %sqlstate = (429 => '53400', 503 => '58000');
@@ -98,14 +101,14 @@ sub until_the_budget_ends
 				"$name: the error");
 			cmp_ok(scalar @$journal, '>=', 2, "$name: after several requests");
 			cmp_ok(scalar @$journal, '<=', 60, "$name: but not a storm of them");
-			cmp_ok($journal->[-1]{at} - $journal->[0]{at}, '<=', 0.5, "$name: all within the budget");
+			cmp_ok($journal->[-1]{at} - $journal->[0]{at}, '<=', $budget * 1.5, "$name: all within about the timeout");
 		});
 		cmp_ok(time - $begin, '<', $too_long, "status $status for ever: in time");
 	}
 	return;
 }
 
-# The server says when; a date has whole seconds.
+# The server says when to try again; a date has whole seconds.
 sub retry_after_obeyed
 {
 	with_both('Retry-After of a second', { status => 429, retry_after => '1', times => 1 }, 'doubletick', sub {
@@ -113,7 +116,6 @@ sub retry_after_obeyed
 		ok(exists $got->{value}{tags}, "$name: a good answer");
 		is(scalar @$journal, 2, "$name: to the second request");
 		cmp_ok($journal->[1]{at} - $journal->[0]{at}, '>=', 0.99, "$name: not before");
-		cmp_ok($journal->[1]{at} - $journal->[0]{at}, '<', 9, "$name: and not long after");
 	});
 	with_both('Retry-After of a date', { status => 503, retry_after => { date_in => 2 }, times => 1 }, 'doubletick', sub {
 		my ($name, $got, $journal) = @_;
@@ -133,7 +135,7 @@ sub retry_after_obeyed
 	return;
 }
 
-# To wait would be in vain: the caller is told at once.
+# A call does not wait for a time that is beyond its timeout.
 sub retry_after_too_late
 {
 	foreach my $later ('11', '86400', '4294967296', { date_in => 3600 })
@@ -148,7 +150,8 @@ sub retry_after_too_late
 					$got->{value} ? $status : $status == 429 ? '53400' : '58000', "$name: the error");
 				is(scalar @$journal, 1, "$name: after one request");
 			});
-			cmp_ok(time - $begin, '<', 9, 'at once');
+			# Both calls would wait for 22 s or more.
+			cmp_ok(time - $begin, '<', 20, 'without waiting');
 		}
 	}
 	return;
@@ -203,10 +206,12 @@ sub one_connection
 	return;
 }
 
-# The most requests in any second.
+# The most requests in any second.  The first over a connection is not counted: it
+# was allowed to leave before the connection was made.
 sub most_in_a_second
 {
-	my @times = map { $_->{at} } @{ $sb->journal };
+	my %connected;
+	my @times = map { $_->{at} } grep { $connected{ $_->{connection} }++ } @{ $sb->journal };
 	my $most = 0;
 
 	foreach my $begin (@times)
@@ -222,40 +227,42 @@ sub pace
 
 	$sb->reset;
 	$calls->server('paced', rate_limit => '20');
+	my $begin = time;
 	is($calls->sql('SET doubletick.server = paced; ' . sprintf $many, 35), '35', 'calls at a pace');
 	is(scalar @{ $sb->journal }, 35, 'all sent');
 	cmp_ok(most_in_a_second(), '<=', 21, 'no second has more than the rate and one');
-	cmp_ok($sb->journal->[-1]{at} - $sb->journal->[0]{at}, '>=', 34 / 20 - 0.05, 'the whole took its time');
+	cmp_ok($sb->journal->[-1]{at} - $begin, '>=', 34 / 20 - 0.05, 'all together take as long as the rate says');
 
-	# A rate applies to tries, too.
+	# The rate counts each try of a call.
 	$sb->reset;
 	$sb->rule($phone, { status => 503 });
-	$calls->server('paced_brief', rate_limit => '10', timeout => '1s');
+	$calls->server('paced_brief', rate_limit => '10', timeout => '3s');
 	$calls->sql('SET doubletick.server = paced_brief; ' . sprintf $many, 1);
-	cmp_ok(most_in_a_second(), '<=', 11, 'nor with retries');
-	cmp_ok(scalar @{ $sb->journal }, '>=', 2, 'of which there were some');
+	cmp_ok(most_in_a_second(), '<=', 11, 'nor when calls are tried again');
+	cmp_ok(scalar @{ $sb->journal }, '>=', 2, 'and they are');
 
-	# Waiting for the pace is not waiting for the answer.
+	# The timeout does not count the time that a call waits for its turn.
 	$sb->reset;
-	$calls->server('slow_paced', rate_limit => '0.8', timeout => '1s');
+	$calls->server('slow_paced', rate_limit => '0.4', timeout => '2s');
+	$begin = time;
 	is($calls->sql("SET doubletick.server = slow_paced; SELECT count(t->'tags') FROM
 		(SELECT dt_try_remove_tags_custom_fields('$phone', '{lead}') AS t FROM generate_series(1, 3)) AS _"),
-		'3', 'a pause longer than the timeout is not counted in it');
-	cmp_ok($sb->journal->[-1]{at} - $sb->journal->[0]{at}, '>=', 2.45, 'though there was one');
+		'3', 'calls that wait longer than their timeout for their turn succeed');
+	cmp_ok($sb->journal->[-1]{at} - $begin, '>=', 4.95, 'and they did wait');
 
 	$sb->reset;
 	is($calls->sql(sprintf $many, 100), '100', 'no limit');
 	cmp_ok($sb->journal->[-1]{at} - $sb->journal->[0]{at}, '<', 100 / 20, 'is faster than the default');
 
-	# In the session that goes on.
+	# In a session that goes on.  At the old rate these would take a quarter of a second.
 	$sb->reset;
 	$calls->sql('SET doubletick.server = paced; ' . sprintf($many, 5) . "; ALTER SERVER paced OPTIONS (SET rate_limit '4'); "
 		  . sprintf $many, 5);
-	cmp_ok($sb->journal->[-1]{at} - $sb->journal->[4]{at}, '>=', 5 / 4 - 0.05, 'a changed rate counts at once');
+	cmp_ok($sb->journal->[-1]{at} - $sb->journal->[4]{at}, '>=', 5 / 4 - 0.25, 'a changed rate counts at once');
 	return;
 }
 
-# Answers of the one statement that is made in a session that goes on.
+# Makes one call in a session that goes on, and returns the request.
 sub ask
 {
 	my ($session, $waba) = @_;
@@ -267,7 +274,7 @@ sub ask
 	return $journal->[0];
 }
 
-# What another session changes while this one goes on.
+# Another session changes definitions while this one goes on.
 sub changed_elsewhere
 {
 	my $session = $calls->node->background_psql('postgres', on_error_stop => 1);
@@ -311,7 +318,7 @@ sub changed_elsewhere
 	return;
 }
 
-# In one transaction, before it commits and after it rolls back.
+# A change in a transaction, before and after it rolls back.
 sub changed_here
 {
 	$sb->reset;
@@ -348,8 +355,8 @@ sub which_server
 	return;
 }
 
-# Another session's change counts for the rows of a statement that are still to
-# come, also where the next of them already waits for its turn.
+# A change by another session counts for the rows of a statement that are yet to
+# come, even if the next of them waits for its turn already.
 sub changed_in_mid_statement
 {
 	$sb->reset;
@@ -369,7 +376,7 @@ sub changed_in_mid_statement
 	return;
 }
 
-# A server that keeps few connections does not take those of others.
+# A server that keeps few connections does not close those of others.
 sub kept_connections
 {
 	$sb->reset;

@@ -18,7 +18,7 @@ use Calls;
 
 my $phone = '919876543210';
 
-# All that the core can be kept from logging; what is left is our own doing.
+# The core logs as little as it can be told to: what is left is ours.
 my $conf = <<'CONF';
 log_min_messages = debug5
 log_statement = none
@@ -71,7 +71,7 @@ sub is_silent
 	return;
 }
 
-# What calls may meet with, at the highest verbosity.
+# Calls and what they may meet, at the highest verbosity.
 sub calls_are_silent
 {
 	my $key = $sb->key;
@@ -86,7 +86,7 @@ sub calls_are_silent
 		redirect => [ { fault => 'redirect', location => "https://localhost/?$key" }, qr/HV00M/ ],
 		'out of time' => [ { fault => 'hang' }, qr/HV00M/ ]);
 
-	$calls->server('brief', timeout => '300ms');
+	$calls->server('brief', timeout => '2s');
 	foreach my $name (sort keys %rules)
 	{
 		my ($rule, $expected) = @{ $rules{$name} };
@@ -103,27 +103,27 @@ sub calls_are_silent
 	return;
 }
 
-# While a request is out.
+# While a request is in flight.
 sub activity_is_silent
 {
 	my $session = $calls->node->background_psql('postgres', on_error_stop => 0);
 	my $pid = $session->query_safe('SELECT pg_backend_pid()');
 
 	$sb->reset;
-	$sb->rule($phone, { delay_ms => 3000 });
+	$sb->rule($phone, { hold => JSON::PP::true });
 	$session->query_until(qr/begun/, "\\echo begun\n" . removal($phone, ['lead']) . ";\n");
-	eventually(sub { $sb->stats->{in_flight} == 1 }, 'a request is out');
+	$sb->await_held(1);
 	my $activity = $calls->sql("SELECT a FROM pg_stat_activity AS a WHERE pid = $pid");
 	like($activity, qr/dt_remove_tags_custom_fields/, 'pg_stat_activity shows the call');
 	unlike($activity, qr/\Q@{[ $sb->key ]}\E/, 'but not the key');
 	unlike(slurp_file("/proc/$pid/cmdline"), qr/\Q@{[ $sb->key ]}\E/, 'nor does the process list') if -r "/proc/$pid/cmdline";
+	$sb->reset;
 	$session->query("SELECT 'over'");
 	$session->quit;
-	$sb->reset;
 	return;
 }
 
-# A definition that is refused does not repeat what it refuses.
+# The message about a refused definition does not repeat the key.
 sub definitions_are_silent
 {
 	my %bad = (
@@ -213,7 +213,8 @@ sub key_file_refused
 	shape_ok($got, $name);
 	is($tried->{sqlstate}, '55000', "$name: dt_try raises it");
 	is_deeply($sb->journal, [], "$name: no request");
-	cmp_ok(time - $begin, '<', 30, "$name: at once");
+	# Some files would never come to an end.
+	cmp_ok(time - $begin, '<', 60, "$name: in time");
 	return;
 }
 
@@ -276,7 +277,7 @@ sub changed_key_file
 	return;
 }
 
-# A key in a file was never told to the core: so it must be in no file of the cluster.
+# The core never sees a key that is in a file: so no file of the cluster may have it.
 sub nothing_written
 {
 	my @found;
@@ -336,7 +337,7 @@ sub superuser_options
 	return;
 }
 
-# Nothing leaves, and dt_try tells, too.
+# Tests that both calls raise an error and send nothing.
 sub raised_without_request
 {
 	my ($name, $sqlstate, $message, $setting, %with) = @_;
@@ -426,7 +427,7 @@ sub other_database
 	return;
 }
 
-# A short key would be found in answers by chance: it is let stand there.
+# A short key may be part of a word of an answer: there it is not masked.
 sub short_key
 {
 	my $calls_before = 'ALTER USER MAPPING FOR CURRENT_USER SERVER doubletick OPTIONS (SET api_key %s)';

@@ -1,6 +1,6 @@
 
-# A session that calls again and again, and fails again and again, takes no
-# more descriptors and no more memory for it.
+# A session whose calls fail many times takes no more descriptors and no more memory
+# for it.
 
 use strict;
 use warnings;
@@ -92,7 +92,8 @@ my %after = usage();
 
 is($after{contexts}, $before{contexts}, 'memory contexts have not grown');
 cmp_ok($after{resident} - $before{resident}, '<', 1024, 'resident memory has not grown by 1 MiB');
-# A thread that looks up a name may hold some yet, although nobody waits for it.
+# A thread that looks up a name may still have some open, although no call waits
+# for it.
 my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
 until ($after{descriptors} <= $before{descriptors} || time > $deadline)
 {
@@ -112,7 +113,7 @@ for my $i (1 .. $max_connections)
 	system_or_bail('cp', $sandbox->ca_file, $ca_file);
 	$node->safe_psql('postgres', <<"SQL");
 CREATE SERVER s$i FOREIGN DATA WRAPPER doubletick
-	OPTIONS (base_url '@{[ $sandbox->url('https') ]}', ca_file '$ca_file', rate_limit '0', timeout '300ms',
+	OPTIONS (base_url '@{[ $sandbox->url('https') ]}', ca_file '$ca_file', rate_limit '0', timeout '2s',
 		max_connections '1000');
 CREATE USER MAPPING FOR PUBLIC SERVER s$i OPTIONS (api_key '@{[ $sandbox->key ]}');
 SQL
@@ -144,7 +145,7 @@ sub usage
 			'SELECT sum(total_bytes) FROM pg_backend_memory_contexts'
 			  . " WHERE name ~ 'doubletick' OR name IN ('TopMemoryContext')"));
 
-	# elsewhere than on Linux the system's own count is not to be had so easily
+	# only Linux has /proc
 	return (%usage, resident => 0, descriptors => 0) unless -d "/proc/$pid/fd";
 
 	my @descriptors = glob("/proc/$pid/fd/*");
