@@ -59,6 +59,7 @@ OBJS = \
 	src/trigger/statement.o \
 	src/trigger/trigger.o \
 	src/worker/launcher.o \
+	src/worker/process.o \
 	src/worker/status.o \
 	src/worker/worker.o
 
@@ -97,6 +98,9 @@ object_dirs := $(addprefix $(CURDIR)/,$(sort $(dir $(OBJS))))
 $(OBJS) $(OBJS:.o=.bc): | $(object_dirs)
 $(object_dirs):
 	mkdir -p $@
+
+# PGXS knows no headers: after a change of one, everything is built anew.
+$(OBJS): $(wildcard $(source)/src/*.h $(source)/src/*/*.h)
 
 # pg_regress looks for expected/ where it runs.
 $(CURDIR)/expected:

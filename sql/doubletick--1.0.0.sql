@@ -75,7 +75,7 @@ CREATE TABLE @extschema@.dt_waiting (
 	attempts integer NOT NULL,
 	http_status integer,
 	keep boolean NOT NULL,
-	alone boolean NOT NULL,
+	together integer NOT NULL,
 	server text COLLATE "C" NOT NULL,
 	phone text COLLATE "C" NOT NULL,
 	waba text COLLATE "C",
@@ -94,8 +94,8 @@ COMMENT ON COLUMN @extschema@.dt_waiting.xact IS
 '64-bit id of the transaction that inserted the row. With it the drainer finds rows that were committed late.';
 COMMENT ON COLUMN @extschema@.dt_waiting.customer IS
 'Number of the customer, whose removals are sent together: the digits of phone, and in the lower 14 bits a hash of server, role, phone and waba, without a leading "+". Two customers may have the same number.';
-COMMENT ON COLUMN @extschema@.dt_waiting.alone IS
-'True if a request of several removals was refused, so that this one is sent by itself.';
+COMMENT ON COLUMN @extschema@.dt_waiting.together IS
+'Most removals that a request with this one may carry, since a larger request was refused; 0 when there is no such limit.';
 
 COMMENT ON SEQUENCE @extschema@.dt_waiting_id_seq IS
 'Gives dt_queue and dt_history their ids, which are also the order of removals and keeps.';
@@ -361,7 +361,7 @@ COMMENT ON COLUMN @extschema@.dt_status.sent_per_minute IS
 COMMENT ON COLUMN @extschema@.dt_status.failed_per_minute IS
 'Removals that failed in the worker''s hands in the last minute, for all servers.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_error IS
-'The error that last ended a worker of this database.';
+'The error that last ended a worker of this database, with %s for whatever its message names; the server''s log has all of it.';
 
 GRANT SELECT ON @extschema@.dt_queue, @extschema@.dt_history, @extschema@.dt_status TO PUBLIC;
 
@@ -375,7 +375,7 @@ AS 'MODULE_PATHNAME', 'dt_enqueue_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
-'Stores the removal of tags and custom fields and returns its id in dt_queue and dt_history. It is sent as the current role, after this transaction has committed. Takes the arguments of dt_remove_tags_custom_fields. Raises 22023 or 22004 for a bad argument, 25006 in a read-only session.';
+'Stores the removal of tags and custom fields and returns its id in dt_queue and dt_history. It is sent as the current role, after this transaction has committed. Takes the arguments of dt_remove_tags_custom_fields. Raises 22023 or 22004 for a bad argument, 42704 when there is no DoubleTick server of the name in doubletick.server, 25006 in a read-only session.';
 
 CREATE FUNCTION @extschema@.dt_cancel(id bigint)
 RETURNS boolean

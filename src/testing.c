@@ -34,31 +34,32 @@ PG_FUNCTION_INFO_V1(dt_test_turn);
 
 /*
  * dt_test_outcome(result int, status int, is_object bool, no_route bool,
- * retry_after bigint, coalesced bool, attempts int, age float8, retry_for float8)
+ * retry_after bigint, nrows int, attempts int, age float8, retry_for float8)
  * returns text
  */
 Datum
 dt_test_outcome(PG_FUNCTION_ARGS)
 {
-	static const char *const verdicts[] = {"done", "failed", "again", "alone", "hold"};
+	static const char *const verdicts[] = {"done", "failed", "again", "parts", "hold"};
 	Facts		facts = {
 		.result = PG_GETARG_INT32(0),
 		.status = PG_GETARG_INT32(1),
 		.is_object = PG_GETARG_BOOL(2),
 		.no_route = PG_GETARG_BOOL(3),
 		.retry_after = PG_GETARG_INT64(4),
-		.coalesced = PG_GETARG_BOOL(5),
+		.nrows = PG_GETARG_INT32(5),
 		.attempts = PG_GETARG_INT32(6),
 		.age = PG_GETARG_FLOAT8(7),
 		.retry_for = PG_GETARG_FLOAT8(8)
 	};
 	Outcome		outcome = outcome_of(&facts);
 
-	PG_RETURN_TEXT_P(cstring_to_text(psprintf("%s %lld+%lld%s%s", verdicts[outcome.verdict],
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf("%s %lld+%lld%s%s%s", verdicts[outcome.verdict],
 											  (long long) outcome.least_delay,
 											  (long long) outcome.random_delay,
 											  outcome.pause ? " pause" : "",
-											  outcome.too_old ? " too old" : "")));
+											  outcome.too_old ? " too old" : "",
+											  outcome.together ? psprintf(" together %d", outcome.together) : "")));
 }
 
 /*

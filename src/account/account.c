@@ -47,6 +47,8 @@ static MemoryContext cache_context = NULL;
 static Fault *refill_cache(const char *servername, Oid roleid, Account *account);
 static void invalidate_cache(Datum arg, SyscacheId cacheid, uint32 hashvalue);
 static Fault *look_up_account(const char *servername, Oid roleid, Account *account);
+static void watch_catalogs(void);
+static Fault *find_server(const char *servername, ForeignServer **server);
 static Fault *read_options(const char *servername, Account *account, List *of_server,
 						   List *of_mapping);
 static TransactionId xmin_of(SyscacheId cache, Oid oid);
@@ -92,22 +94,11 @@ account_get(const char *servername, Oid roleid, Account *account)
 static Fault *
 refill_cache(const char *servername, Oid roleid, Account *account)
 {
-	static const SyscacheId caches[] = {
-		FOREIGNSERVEROID, FOREIGNDATAWRAPPEROID, USERMAPPINGOID,
-		AUTHOID, AUTHMEMROLEMEM, DATABASEOID
-	};
 	uint64		now = ninvalidations;
 	MemoryContext caller = CurrentMemoryContext;
 	Fault	   *fault;
 
-	if (cache_context == NULL)
-	{
-		cache_context = AllocSetContextCreate(TopMemoryContext, "doubletick account",
-											  ALLOCSET_SMALL_SIZES);
-		for (int i = 0; i < (int) lengthof(caches); i++)
-			CacheRegisterSyscacheCallback(caches[i], invalidate_cache, (Datum) 0);
-	}
-
+	watch_catalogs();
 	fault = look_up_account(servername, roleid, account);
 	if (fault)
 		return fault;
@@ -121,6 +112,23 @@ refill_cache(const char *servername, Oid roleid, Account *account)
 	strlcpy(cached_name, servername, NAMEDATALEN);
 	cached_at = now;
 	return NULL;
+}
+
+/* Called before the first look-up: has "ninvalidations" count from then on. */
+static void
+watch_catalogs(void)
+{
+	static const SyscacheId caches[] = {
+		FOREIGNSERVEROID, FOREIGNDATAWRAPPEROID, USERMAPPINGOID,
+		AUTHOID, AUTHMEMROLEMEM, DATABASEOID
+	};
+
+	if (cache_context != NULL)
+		return;
+	cache_context = AllocSetContextCreate(TopMemoryContext, "doubletick account",
+										  ALLOCSET_SMALL_SIZES);
+	for (int i = 0; i < (int) lengthof(caches); i++)
+		CacheRegisterSyscacheCallback(caches[i], invalidate_cache, (Datum) 0);
 }
 
 static void
@@ -140,17 +148,9 @@ look_up_account(const char *servername, Oid roleid, Account *account)
 	Fault	   *fault;
 
 	*account = option_defaults;
-	server = GetForeignServerByName(servername, true);
-	if (server == NULL)
-		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
-									 "server \"%s\" does not exist", servername),
-						  "Create it: CREATE SERVER %s FOREIGN DATA WRAPPER " WRAPPER ";",
-						  quote_identifier(servername));
-	if (strcmp(GetForeignDataWrapper(server->fdwid)->fdwname, WRAPPER) != 0)
-		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
-									 "server \"%s\" is not a DoubleTick server", servername),
-						  "Set \"doubletick.server\" to the name of a server of the foreign-data wrapper \"%s\".",
-						  WRAPPER);
+	fault = find_server(servername, &server);
+	if (fault)
+		return fault;
 	account->serverid = server->serverid;
 	fault = read_options(servername, account, server->options, NIL);
 	if (fault)
@@ -190,6 +190,50 @@ look_up_account(const char *servername, Oid roleid, Account *account)
 						  "Add it: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (ADD api_key '...');",
 						  is_public ? "PUBLIC" : quote_identifier(role),
 						  quote_identifier(servername));
+	return NULL;
+}
+
+/* A server of ours; a Fault when there is none of that name. */
+static Fault *
+find_server(const char *servername, ForeignServer **server)
+{
+	*server = GetForeignServerByName(servername, true);
+	if (*server == NULL)
+		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
+									 "server \"%s\" does not exist", servername),
+						  "Create it: CREATE SERVER %s FOREIGN DATA WRAPPER " WRAPPER ";",
+						  quote_identifier(servername));
+	if (strcmp(GetForeignDataWrapper((*server)->fdwid)->fdwname, WRAPPER) != 0)
+		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
+									 "server \"%s\" is not a DoubleTick server", servername),
+						  "Set \"doubletick.server\" to the name of a server of the foreign-data wrapper \"%s\".",
+						  WRAPPER);
+	return NULL;
+}
+
+/*
+ * Is there a server of ours with this name?  NULL when there is, else a Fault:
+ * undefined_object.  Asked for each removal that is enqueued by name, so that
+ * nobody fills the queue with servers that do not exist.
+ */
+Fault *
+account_check_server(const char *servername)
+{
+	static uint64 checked_at = 0;
+	static char checked_name[NAMEDATALEN];
+	uint64		now;
+	ForeignServer *server;
+	Fault	   *fault;
+
+	watch_catalogs();
+	if (checked_at == ninvalidations && strcmp(checked_name, servername) == 0)
+		return NULL;
+	now = ninvalidations;
+	fault = find_server(servername, &server);
+	if (fault)
+		return fault;
+	strlcpy(checked_name, servername, NAMEDATALEN);
+	checked_at = now;
 	return NULL;
 }
 
@@ -245,8 +289,17 @@ account_definition(const char *servername, Oid roleid)
 	if (mapping == NULL)
 		return pstrdup("");
 	return psprintf("%u %u, %u %u",
-					server->serverid, xmin_of(FOREIGNSERVEROID, server->serverid),
+					server->serverid, account_server_xmin(server->serverid),
 					mapping->umid, xmin_of(USERMAPPINGOID, mapping->umid));
+}
+
+/*
+ * Which transaction wrote the server's definition.
+ */
+TransactionId
+account_server_xmin(Oid serverid)
+{
+	return xmin_of(FOREIGNSERVEROID, serverid);
 }
 
 static TransactionId

@@ -13,6 +13,8 @@
 #include "base/fault.h"
 
 extern Fault *account_get(const char *servername, Oid roleid, Account *account);
+extern Fault *account_check_server(const char *servername);
 extern char *account_definition(const char *servername, Oid roleid);
+extern TransactionId account_server_xmin(Oid serverid);
 
 #endif							/* DOUBLETICK_ACCOUNT_ACCOUNT_H */

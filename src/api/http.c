@@ -21,6 +21,7 @@
  */
 #include "postgres.h"
 
+#include <arpa/inet.h>
 #include <curl/curl.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -29,6 +30,7 @@
 #include "api/http.h"
 #include "api/inbox.h"
 #include "base/clock.h"
+#include "base/fault_point.h"
 #include "compat.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
@@ -55,11 +57,20 @@ typedef struct HttpGuard
 	HttpTransfer *transfer;		/* NULL once released */
 } HttpGuard;
 
-/* An easy handle and what belongs to it; malloc'd, used again and never freed. */
+/* A socket of a connection, malloc'd. */
+typedef struct HttpSocket
+{
+	dlist_node	node;			/* in "sockets" */
+	int			fd;
+	int			own_port;		/* 0: not connected yet */
+	bool		used;			/* has it had a request? */
+} HttpSocket;
+
+/* An easy handle and what belongs to it; malloc'd and used again. */
 struct HttpTransfer
 {
 	dlist_node	node;			/* in "idle", else unlinked */
-	CURL	   *easy;
+	CURL	   *easy;			/* NULL when idle and not reusable */
 	HttpGuard  *guard;			/* NULL when idle */
 	bool		running;		/* is it on the multi handle? */
 
@@ -67,6 +78,10 @@ struct HttpTransfer
 	CURLU	   *url;
 	struct curl_slist *headers; /* the first is Authorization */
 	char	   *target;			/* malloc'd, see target_text() */
+
+	/* Was the connection not silent, and is the request sent over a new one? */
+	bool		not_silent;
+	bool		afresh;
 
 	/* What has come so far. */
 	Inbox		inbox;
@@ -79,10 +94,19 @@ struct HttpTransfer
 
 static CURLM *multi = NULL;
 static dlist_head idle = DLIST_STATIC_INIT(idle);
+static dlist_head sockets = DLIST_STATIC_INIT(sockets);
+
+/* Has libcurl lacked memory since a transfer was started, or failed for it? */
+static bool out_of_memory = false;
 
 /* Has a transfer been added that libcurl has not looked at yet? */
 static bool added = false;
 
+static void *noted(void *memory);
+static void *malloc_noted(size_t size);
+static void *calloc_noted(size_t number, size_t size);
+static void *realloc_noted(void *memory, size_t size);
+static char *strdup_noted(const char *string);
 static void set_up_process(void);
 static void keep_connections(int max_connections);
 static HttpTransfer *idle_or_new_transfer(void);
@@ -94,12 +118,17 @@ static void set_fixed_options(HttpTransfer *transfer);
 static void set_target_options(HttpTransfer *transfer, const HttpTarget *target);
 static void add_header(HttpTransfer *transfer, const char *line);
 static void forget_target(HttpTransfer *transfer);
+static bool is_easy_reusable(void);
+static void free_easy(HttpTransfer *transfer);
 static void wait_for_sockets(int timeout);
 static void collect_finished(void);
+static CURLMcode send_afresh(HttpTransfer *transfer);
 static void read_outcome(HttpTransfer *transfer, CURLcode code);
 static HttpResult classify_outcome(const HttpTransfer *transfer, CURLcode code);
 static bool is_handshake_broken_off(const HttpTransfer *transfer);
 static int	note_sending(void *arg, char *peer, char *own, int peer_port, int own_port);
+static int	own_port_of(int fd);
+static bool has_input(int fd);
 static curl_socket_t open_socket(void *arg, curlsocktype purpose,
 								 struct curl_sockaddr *address);
 static int	close_socket(void *arg, curl_socket_t fd);
@@ -123,6 +152,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	HttpTransfer *transfer;
 	CURLMcode	code;
 
+	out_of_memory = false;
 	set_up_process();
 	transfer = idle_or_new_transfer();
 	guard_transfer(transfer, guard);
@@ -131,8 +161,11 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) length);
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDS, body);
 	SET_OPTION(transfer->easy, CURLOPT_TIMEOUT_MS, (long) Max(timeout, 1));
+	SET_OPTION(transfer->easy, CURLOPT_FRESH_CONNECT, 0L);
 	keep_connections(target->max_connections);
 
+	transfer->not_silent = false;
+	transfer->afresh = false;
 	transfer->no_descriptor = false;
 	transfer->sent_at = 0;
 	transfer->error[0] = '\0';
@@ -217,21 +250,69 @@ http_release(HttpTransfer *transfer)
 		transfer->running = false;
 	}
 	inbox_clear(&transfer->inbox);
+	if (!is_easy_reusable())
+		free_easy(transfer);
 	dlist_push_head(&idle, &transfer->node);
 }
 
-/* libcurl is set up when a process first needs it, since that must follow the fork. */
+/*
+ * libcurl's allocations.  It has one code for a lack of memory and for a header line
+ * that is too long, and other codes for a lack of memory in some places: so it is
+ * noted here.
+ */
+static void *
+noted(void *memory)
+{
+	out_of_memory = out_of_memory || memory == NULL;
+	return memory;
+}
+
+static void *
+malloc_noted(size_t size)
+{
+	return noted(FAULT_ALLOCATION() ? NULL : malloc(size));
+}
+
+static void *
+calloc_noted(size_t number, size_t size)
+{
+	return noted(FAULT_ALLOCATION() ? NULL : calloc(number, size));
+}
+
+static void *
+realloc_noted(void *memory, size_t size)
+{
+	return noted(FAULT_ALLOCATION() ? NULL : realloc(memory, size));
+}
+
+static char *
+strdup_noted(const char *string)
+{
+	return noted(FAULT_ALLOCATION() ? NULL : strdup(string));
+}
+
+/*
+ * libcurl is set up when a process first needs it, since that must follow the fork.
+ *
+ * It reads two variables of the environment meanwhile, of which we want neither: to
+ * write the keys of TLS sessions to a file, and to use another TLS library.  What it
+ * reads later has an option (set_fixed_options()).
+ */
 static void
 set_up_process(void)
 {
+	static const char *const unwanted[] = {"SSLKEYLOGFILE", "CURL_SSL_BACKEND"};
 	sigset_t	saved;
 	CURLcode	code;
 
 	if (multi != NULL)
 		return;
 
+	for (int i = 0; i < (int) lengthof(unwanted); i++)
+		(void) unsetenv(unwanted[i]);
 	block_signals(&saved);
-	code = curl_global_init(CURL_GLOBAL_DEFAULT);
+	code = curl_global_init_mem(CURL_GLOBAL_DEFAULT, malloc_noted, free, realloc_noted,
+								strdup_noted, calloc_noted);
 	if (code == CURLE_OK)
 		multi = curl_multi_init();
 	restore_signals(&saved);
@@ -276,21 +357,23 @@ idle_or_new_transfer(void)
 	HttpTransfer *transfer;
 	sigset_t	saved;
 
-	if (!dlist_is_empty(&idle))
-		return dlist_container(HttpTransfer, node, dlist_pop_head_node(&idle));
-
-	transfer = calloc(1, sizeof(HttpTransfer));
-	if (transfer != NULL)
+	if (dlist_is_empty(&idle))
+	{
+		transfer = calloc(1, sizeof(HttpTransfer));
+		if (transfer == NULL)
+			check_easy(CURLE_OUT_OF_MEMORY, "http_start");
+		dlist_push_head(&idle, &transfer->node);
+	}
+	transfer = dlist_head_element(HttpTransfer, node, &idle);
+	if (transfer->easy == NULL)
 	{
 		block_signals(&saved);
 		transfer->easy = curl_easy_init();
 		restore_signals(&saved);
+		if (transfer->easy == NULL)
+			check_easy(CURLE_OUT_OF_MEMORY, "curl_easy_init");
 	}
-	if (transfer == NULL || transfer->easy == NULL)
-	{
-		free(transfer);
-		check_easy(CURLE_OUT_OF_MEMORY, "curl_easy_init");
-	}
+	dlist_delete(&transfer->node);
 	return transfer;
 }
 
@@ -384,6 +467,13 @@ set_fixed_options(HttpTransfer *transfer)
 	SET_OPTION(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
 	SET_OPTION(easy, CURLOPT_PROXY_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
 	SET_OPTION(easy, CURLOPT_CA_CACHE_TIMEOUT, CA_CACHE_TIMEOUT);
+
+	/*
+	 * A handle's TLS sessions are of no use to others; and where handles are
+	 * not used again, libcurl frees a session twice that it had no memory
+	 * for.
+	 */
+	SET_OPTION(easy, CURLOPT_SSL_SESSIONID_CACHE, (long) is_easy_reusable());
 }
 
 /*
@@ -413,7 +503,7 @@ set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 
 	transfer->url = curl_url();
 	if (transfer->url == NULL ||
-		curl_url_set(transfer->url, CURLUPART_URL, target->url, 0) == CURLUE_OUT_OF_MEMORY)
+		(curl_url_set(transfer->url, CURLUPART_URL, target->url, 0) != CURLUE_OK && out_of_memory))
 		check_easy(CURLE_OUT_OF_MEMORY, "curl_url_set");
 	SET_OPTION(easy, CURLOPT_CURLU, transfer->url);
 	SET_OPTION(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) Max(target->connect_timeout, 1));
@@ -454,6 +544,29 @@ forget_target(HttpTransfer *transfer)
 	transfer->target = NULL;
 }
 
+/*
+ * May an easy handle be used for a second request?  Before 8.1 libcurl keeps a
+ * pointer to the last header of an answer when it frees that, and writes there if
+ * the next answer's first header line begins with a blank.
+ */
+static bool
+is_easy_reusable(void)
+{
+	return curl_version_info(CURLVERSION_NOW)->version_num >= 0x080100;
+}
+
+static void
+free_easy(HttpTransfer *transfer)
+{
+	sigset_t	saved;
+
+	block_signals(&saved);
+	curl_easy_cleanup(transfer->easy);
+	restore_signals(&saved);
+	transfer->easy = NULL;
+	forget_target(transfer);
+}
+
 static void
 wait_for_sockets(int timeout)
 {
@@ -483,9 +596,22 @@ collect_finished(void)
 
 		(void) curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, (char **) &transfer);
 		(void) curl_multi_remove_handle(multi, transfer->easy);
+		if (transfer->not_silent && !transfer->afresh && send_afresh(transfer) == CURLM_OK)
+			continue;
 		transfer->running = false;
 		read_outcome(transfer, code);
 	}
+}
+
+/* Sends a request whose connection was not silent over a new one. */
+static CURLMcode
+send_afresh(HttpTransfer *transfer)
+{
+	transfer->afresh = true;
+	transfer->error[0] = '\0';
+	added = true;
+	(void) curl_easy_setopt(transfer->easy, CURLOPT_FRESH_CONNECT, 1L);
+	return curl_multi_add_handle(multi, transfer->easy);
 }
 
 static void
@@ -505,10 +631,11 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 	if (code == CURLE_TOO_LARGE)
 		inbox->too_long = "headers";
 #endif
-	if (code == CURLE_OUT_OF_MEMORY && transfer->sent_at != 0 && !inbox->no_memory)
-		inbox->too_long = "headers";
-	else if (code == CURLE_OUT_OF_MEMORY)
+	if (code != CURLE_OK && out_of_memory)
 		inbox->no_memory = true;
+	else if (code == CURLE_OUT_OF_MEMORY)
+		inbox->too_long = "headers";
+	out_of_memory = false;
 
 	if (inbox->too_long)		/* libcurl only says "failed writing" */
 		snprintf(transfer->error, CURL_ERROR_SIZE, "more than %d bytes of %s",
@@ -557,6 +684,7 @@ classify_outcome(const HttpTransfer *transfer, CURLcode code)
 		case CURLE_UNSUPPORTED_PROTOCOL:	/* HTTP/0.9, or no HTTP at all */
 		case CURLE_WEIRD_SERVER_REPLY:
 		case CURLE_BAD_CONTENT_ENCODING:
+		case CURLE_BAD_FUNCTION_ARGUMENT:	/* a folded line without a header */
 			return HTTP_NOT_HTTP;
 		default:
 			if (transfer->sent_at == 0)
@@ -585,13 +713,62 @@ is_handshake_broken_off(const HttpTransfer *transfer)
 	return false;
 }
 
-/* Called by libcurl when the connection is there, and the request is sent next. */
+/*
+ * Called by libcurl when the connection is there, and the request is sent next.
+ *
+ * What can be read from a connection before a request is sent over it is not the
+ * answer to that: the request is taken back, and the connection closed.  It may be a
+ * TLS session ticket, but that only costs a new connection.  A first request's
+ * connection is not looked at, since tickets are sent there.
+ */
 static int
 note_sending(void *arg, char *peer pg_attribute_unused(), char *own pg_attribute_unused(),
-			 int peer_port pg_attribute_unused(), int own_port pg_attribute_unused())
+			 int peer_port pg_attribute_unused(), int own_port)
 {
-	((HttpTransfer *) arg)->sent_at = clock_now();
+	HttpTransfer *transfer = arg;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &sockets)
+	{
+		HttpSocket *sock = dlist_container(HttpSocket, node, iter.cur);
+
+		if (sock->own_port == 0)
+			sock->own_port = own_port_of(sock->fd);
+		if (sock->own_port != own_port)
+			continue;
+		if (sock->used && !transfer->afresh && has_input(sock->fd))
+		{
+			transfer->not_silent = true;
+			return CURL_PREREQFUNC_ABORT;
+		}
+		sock->used = true;
+	}
+	transfer->sent_at = clock_now();
 	return CURL_PREREQFUNC_OK;
+}
+
+/* The port of this side, by which libcurl tells us which connection it uses. */
+static int
+own_port_of(int fd)
+{
+	struct sockaddr_storage address;
+	socklen_t	length = sizeof(address);
+
+	if (getsockname(fd, (struct sockaddr *) &address, &length) != 0)
+		return 0;
+	return ntohs(address.ss_family == AF_INET6 ?
+				 ((struct sockaddr_in6 *) &address)->sin6_port :
+				 ((struct sockaddr_in *) &address)->sin_port);
+}
+
+/* Can something be read: bytes, the end of the connection, or an error? */
+static bool
+has_input(int fd)
+{
+	char		byte;
+
+	return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 ||
+		(errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
 }
 
 /*
@@ -603,24 +780,43 @@ open_socket(void *arg, curlsocktype purpose pg_attribute_unused(),
 			struct curl_sockaddr *address)
 {
 	HttpTransfer *transfer = arg;
-	int			fd;
+	HttpSocket *sock;
 
 	transfer->no_descriptor = !AcquireExternalFD();
 	if (transfer->no_descriptor)
 		return CURL_SOCKET_BAD;
-	fd = socket(address->family, address->socktype, address->protocol);
-	if (fd < 0)
+	sock = calloc(1, sizeof(HttpSocket));
+	if (sock == NULL)
+		transfer->inbox.no_memory = true;
+	else
+		sock->fd = socket(address->family, address->socktype, address->protocol);
+	if (sock == NULL || sock->fd < 0)
 	{
+		free(sock);
 		ReleaseExternalFD();
 		return CURL_SOCKET_BAD;
 	}
-	(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
-	return fd;
+	(void) fcntl(sock->fd, F_SETFD, FD_CLOEXEC);
+	dlist_push_head(&sockets, &sock->node);
+	return sock->fd;
 }
 
 static int
 close_socket(void *arg pg_attribute_unused(), curl_socket_t fd)
 {
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &sockets)
+	{
+		HttpSocket *sock = dlist_container(HttpSocket, node, iter.cur);
+
+		if (sock->fd == fd)
+		{
+			dlist_delete(&sock->node);
+			free(sock);
+			break;
+		}
+	}
 	ReleaseExternalFD();
 	return close(fd);
 }
@@ -644,7 +840,7 @@ restore_signals(const sigset_t *saved)
 static void
 check_easy(CURLcode code, const char *what)
 {
-	if (code == CURLE_OUT_OF_MEMORY)
+	if (code == CURLE_OUT_OF_MEMORY || (code != CURLE_OK && out_of_memory))
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("out of memory"),
@@ -656,7 +852,7 @@ check_easy(CURLcode code, const char *what)
 static void
 check_multi(CURLMcode code, const char *what)
 {
-	if (code == CURLM_OUT_OF_MEMORY)
+	if (code == CURLM_OUT_OF_MEMORY || (code != CURLM_OK && out_of_memory))
 		check_easy(CURLE_OUT_OF_MEMORY, what);
 	if (code != CURLM_OK)
 		elog(ERROR, "libcurl: %s: %s", what, curl_multi_strerror(code));

@@ -24,6 +24,7 @@
 
 #include <math.h>
 
+#include "account/account.h"
 #include "api/pace.h"
 #include "base/clock.h"
 #include "base/shared.h"
@@ -140,23 +141,29 @@ pace_wait(Oid serverid, double per_second)
 void
 pace_pause(Oid serverid, int64 microseconds)
 {
+	TransactionId xmin = account_server_xmin(serverid);
 	PaceEntry  *pace = lock_pace(serverid);
 
+	if (pace->paused_xmin != xmin)
+		pace->paused_until = 0;
+	pace->paused_xmin = xmin;
 	pace->paused_until = Max(pace->paused_until,
 							 clock_now() + Min(microseconds, MAX_PAUSE));
 	unlock_pace();
 }
 
 /*
- * How long the server is still paused, in microseconds.
+ * How long the server is still paused, in microseconds.  ALTER SERVER ends a pause.
  */
 int64
 pace_paused(Oid serverid)
 {
-	int64		left = lock_pace(serverid)->paused_until - clock_now();
+	PaceEntry  *pace = lock_pace(serverid);
+	int64		left = pace->paused_until - clock_now();
+	TransactionId xmin = pace->paused_xmin;
 
 	unlock_pace();
-	return Max(left, 0);
+	return left > 0 && xmin == account_server_xmin(serverid) ? left : 0;
 }
 
 static PaceEntry *
@@ -200,5 +207,6 @@ find_pace(PaceEntry *paces, Oid serverid)
 	oldest->server = serverid;
 	oldest->last_turn = PG_INT64_MIN;
 	oldest->paused_until = 0;
+	oldest->paused_xmin = InvalidTransactionId;
 	return oldest;
 }

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * base/fault_point.c
- *		Places where a test can have the process killed, or an error raised.
+ *		Places where a test can have the process killed, an error raised, or an
+ *		allocation fail.
  *
  * Empty unless built with TESTING=1.
  *
@@ -20,9 +21,11 @@
 
 static char *setting_fault_point;
 static int	setting_fault_point_skip;
+static int	setting_fault_allocation;
 
 /*
- * Defines the settings doubletick.fault_point and doubletick.fault_point_skip.
+ * Defines the settings doubletick.fault_point, doubletick.fault_point_skip and
+ * doubletick.fault_allocation.
  */
 void
 fault_point_init(void)
@@ -35,6 +38,19 @@ fault_point_init(void)
 							"Sets how often that place is passed unharmed.",
 							NULL, &setting_fault_point_skip, 0, 0, INT_MAX,
 							PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("doubletick.fault_allocation",
+							"Sets which allocation of libcurl is to fail, counted from now.",
+							NULL, &setting_fault_allocation, 0, 0, INT_MAX,
+							PGC_SUSET, 0, NULL, NULL, NULL);
+}
+
+/*
+ * Is this the allocation that is to fail?  Counts the setting down to 0.
+ */
+bool
+fault_allocation(void)
+{
+	return setting_fault_allocation > 0 && --setting_fault_allocation == 0;
 }
 
 /*

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * base/fault_point.h
- *		Places where a test can have the process killed.
+ *		Places where a test can have the process killed, an error raised, or an
+ *		allocation fail.
  *
  * They are there only when built with TESTING=1, as test/check does.
  *
@@ -14,9 +15,12 @@
 extern void fault_point_init(void);
 extern void fault_point(const char *name);
 #define FAULT_POINT(name) fault_point(name)
+extern bool fault_allocation(void);
+#define FAULT_ALLOCATION() fault_allocation()
 #else
 #define fault_point_init() ((void) 0)
 #define FAULT_POINT(name) ((void) 0)
+#define FAULT_ALLOCATION() false
 #endif
 
 #endif							/* DOUBLETICK_BASE_FAULT_POINT_H */

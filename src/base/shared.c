@@ -12,6 +12,7 @@
 #include "base/shared.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
+#include "storage/latch.h"
 #include "storage/shmem.h"
 
 #define TRANCHE "doubletick"
@@ -60,7 +61,6 @@ attach_shared_memory(void)
 		memset(shared, 0, sizeof(Shared));
 		shared->lock = &GetNamedLWLockTranche(TRANCHE)[0].lock;
 		shared->pace_lock = &GetNamedLWLockTranche(TRANCHE)[1].lock;
-		shared->explore = true;
 	}
 	LWLockRelease(AddinShmemInitLock);
 }
@@ -112,7 +112,7 @@ shared_find_database(Oid oid, bool create)
 		return NULL;
 	memset(unused, 0, sizeof(SharedDatabase));
 	unused->oid = oid;
-	unused->wake_at = DT_NOEND;
+	unused->wanted_at = PG_INT64_MAX;
 	return unused;
 }
 
@@ -120,6 +120,15 @@ shared_find_database(Oid oid, bool create)
 static bool
 is_quiet(const SharedDatabase *database)
 {
-	return !database->wake && database->wake_at == DT_NOEND && !database->has_prepared &&
-		!database->starting && database->proc == NULL;
+	return database->wanted_at == PG_INT64_MAX && database->proc == NULL;
+}
+
+/*
+ * Has the launcher look at what has changed.  The caller holds the lock.
+ */
+void
+shared_wake_launcher(void)
+{
+	if (shared->launcher)
+		SetLatch(&shared->launcher->procLatch);
 }

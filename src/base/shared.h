@@ -27,6 +27,7 @@ typedef struct PaceEntry
 	Oid			server;			/* InvalidOid: the entry is free */
 	int64		last_turn;		/* see pace.c; PG_INT64_MIN: none yet */
 	int64		paused_until;	/* 0: not paused */
+	TransactionId paused_xmin;	/* of the server's definition then */
 } PaceEntry;
 
 /* Requests of a span of time. */
@@ -37,24 +38,20 @@ typedef struct SharedSpan
 	int64		failed;
 } SharedSpan;
 
-/* A database whose queue has work, or had. */
+/* A database whose queue has work, or had; times by clock_now(). */
 typedef struct SharedDatabase
 {
 	Oid			oid;			/* InvalidOid: the entry is free */
-	bool		wake;			/* may there be rows that no worker has seen? */
-	bool		exploring;		/* is that only a guess? */
-	TimestampTz wake_at;		/* when a row that has been seen is due */
-	bool		has_prepared;	/* were there prepared transactions last? */
+	int64		wanted_at;		/* when a worker is to look at the queue; 0:
+								 * at once, PG_INT64_MAX: not before somebody
+								 * enqueues */
+	bool		exploring;		/* is it to look only whether there is work? */
 
 	/* Its worker. */
-	bool		starting;		/* has the launcher asked for it? */
-	bool		adopted;		/* was that an earlier launcher? */
-	PGPROC	   *proc;			/* NULL when it does not run */
-	int			pid;
+	PGPROC	   *proc;			/* NULL: it does not run */
 	TimestampTz since;
-	bool		left;			/* did it end because it was idle? */
 	int			failures;		/* in a row */
-	int64		next_try;		/* not to be started before, by clock_now() */
+	int64		not_before;		/* when the next one may be started */
 
 	/* What dt_status shows. */
 	char		state[64];
@@ -72,7 +69,9 @@ typedef struct Shared
 	LWLock	   *lock;			/* for all but the paces */
 	LWLock	   *pace_lock;
 	PGPROC	   *launcher;		/* NULL when it does not run */
-	bool		explore;		/* must every database be looked at once? */
+	bool		lacks_slot;		/* does a database wait for a worker's slot? */
+	Oid			explored;		/* databases up to this OID have been looked
+								 * at since the server started */
 	int			ndatabases;		/* entries in use or free, from the first */
 	SharedDatabase databases[SHARED_MAX_DATABASES];
 	PaceEntry	paces[SHARED_MAX_PACES];
@@ -85,5 +84,6 @@ extern void shared_init(void);
 extern SharedDatabase *shared_lock_database(Oid oid, bool create);
 extern void shared_unlock(void);
 extern SharedDatabase *shared_find_database(Oid oid, bool create);
+extern void shared_wake_launcher(void);
 
 #endif							/* DOUBLETICK_BASE_SHARED_H */

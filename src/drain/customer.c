@@ -212,32 +212,28 @@ longest_wait(List *rows, TimestampTz now)
 }
 
 /*
- * Divides rows that can all be sent now: those that go out together, as many as
- * one request may carry, or one that must be sent by itself; and the others.
+ * Divides rows that can all be sent now: the first ones go out together, as many
+ * as one request may carry, and the others later.
  */
 static void
 choose_rows_to_send(List *rows, Due *due)
 {
-	DueRow	   *alone = NULL;
+	int			limit = PAYLOAD_MAX_NAMES;	/* each row has a name at least */
 	int			nnames = 0;
 	size_t		nbytes = 0;
 	ListCell   *cell;
 
 	foreach(cell, rows)
 	{
-		if (alone == NULL && ((DueRow *) lfirst(cell))->row.alone)
-			alone = lfirst(cell);
-	}
-
-	foreach(cell, rows)
-	{
 		DueRow	   *row = lfirst(cell);
-		bool		fits;
 
+		if (row->row.together > 0)
+			limit = Min(limit, row->row.together);
 		nnames += row->ntags + row->nfields;
 		nbytes += json_length(row);
-		fits = due->send == NIL || (nnames <= PAYLOAD_MAX_NAMES && nbytes <= PAYLOAD_MAX_BYTES);
-		if (alone ? row == alone : fits && due->later == NIL)
+		if (due->send == NIL ||
+			(due->later == NIL && list_length(due->send) < limit &&
+			 nnames <= PAYLOAD_MAX_NAMES && nbytes <= PAYLOAD_MAX_BYTES))
 			due->send = lappend(due->send, row);
 		else
 			due->later = lappend(due->later, row);

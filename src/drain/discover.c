@@ -28,6 +28,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+static void restart_horizon(Horizon *horizon);
 static int	read_rows(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
 					  int limit, QueueRow *found, int *nfound);
 static void note_ended(Horizon *horizon, Snapshot snapshot, int64 next);
@@ -53,6 +54,8 @@ discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int 
 	bool		more = false;
 
 	*nfound = 0;
+	if (store_last_id() < horizon->id)
+		restart_horizon(horizon);
 	note_ended(horizon, snapshot, next);
 	note_running(horizon, snapshot, next);
 	if (horizon->ended != NIL)
@@ -73,6 +76,23 @@ discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int 
 					  nleft, found, nfound) == nleft;
 	UnregisterSnapshot(snapshot);
 	return more;
+}
+
+/*
+ * Ids come again from below the horizon (TRUNCATE ... RESTART IDENTITY, setval()).
+ * Reads the table from its beginning, and expects any id of every transaction.
+ */
+static void
+restart_horizon(Horizon *horizon)
+{
+	ListCell   *cell;
+
+	horizon->id = 0;
+	horizon->unknown.rows_above = 0;
+	foreach(cell, horizon->running)
+		((XactRange *) lfirst(cell))->rows_above = 0;
+	list_free_deep(horizon->ended);
+	horizon->ended = NIL;
 }
 
 /*

@@ -243,6 +243,7 @@ static Turn *
 open_turn(Drain *drain)
 {
 	Turn	   *turn;
+	Store		hold;
 
 	MemoryContextReset(drain->turn_context);
 	MemoryContextSwitchTo(drain->turn_context);
@@ -255,9 +256,13 @@ open_turn(Drain *drain)
 	turn->drain_context = drain->context;
 	store_open(&turn->waiting, RELATION_WAITING);
 	store_open(&turn->settled, RELATION_SETTLED);
+	/* Checks it, since a hold may have to be recorded. */
+	store_open(&hold, RELATION_HOLD);
+	store_close(&hold);
 	turn->now = GetCurrentTimestamp();
 	turn->clock = clock_now();
 	turn->nrows_left = TURN_MAX_ROWS;
+	turn->nlocks_left = TURN_MAX_LOCKS;
 	turn->deadline = turn->clock + TURN_MAX_TIME;
 	return turn;
 }

@@ -25,6 +25,12 @@
 StaticAssertDecl(OUTCOME_MAX_DELAY == MAX_RETRY_AFTER * 1000 + LAST_BACKOFF,
 				 "a longer delay counts as a mistake of the clock");
 
+/*
+ * Requests after which several rows that met with nothing but 5xx are sent in
+ * parts: one of them may be what the API cannot bear.
+ */
+#define WHOLE_ATTEMPTS 3
+
 static Verdict verdict_of(const Facts *facts);
 static Verdict verdict_of_status(const Facts *facts);
 
@@ -36,9 +42,13 @@ outcome_of(const Facts *facts)
 {
 	Outcome		outcome = {.verdict = verdict_of(facts)};
 
+	if (outcome.verdict == VERDICT_PARTS)
+		outcome.together = facts->status == 413 ? facts->nrows / 2 : 1;
 	if (outcome.verdict != VERDICT_AGAIN)
 		return outcome;
 
+	if (facts->nrows > 1 && facts->status >= 500 && facts->attempts >= WHOLE_ATTEMPTS)
+		outcome.together = facts->nrows / 2;
 	outcome.least_delay = Min(facts->retry_after, MAX_RETRY_AFTER) * 1000;
 	outcome.random_delay = Min(FIRST_BACKOFF << Min(facts->attempts - 1, 20), LAST_BACKOFF);
 	outcome.pause = facts->result == HTTP_ANSWERED && facts->status == 429;
@@ -77,17 +87,20 @@ verdict_of_status(const Facts *facts)
 		return VERDICT_AGAIN;
 	switch (facts->status)
 	{
-		case 400:
-		case 422:
-			return facts->coalesced ? VERDICT_ALONE : VERDICT_FAILED;
 		case 401:
 			return VERDICT_HOLD;
 		case 404:
-			return facts->no_route ? VERDICT_HOLD : VERDICT_FAILED;
+			if (facts->no_route)
+				return VERDICT_HOLD;
+			break;
 		case 408:
 		case 425:
 		case 429:
 			return VERDICT_AGAIN;
 	}
+
+	/* One row must not take the others with it. */
+	if (facts->status >= 400 && facts->status < 500 && facts->nrows > 1)
+		return VERDICT_PARTS;
 	return VERDICT_FAILED;
 }

@@ -25,7 +25,7 @@ typedef struct Facts
 								 * hold? */
 	bool		no_route;		/* does it say "Cannot POST ..."? */
 	int64		retry_after;	/* seconds, 0 when the server did not say */
-	bool		coalesced;		/* did the request carry other rows, too? */
+	int			nrows;			/* rows that the request carried */
 	int			attempts;		/* made for the row, this one included */
 	double		age;			/* ms since the row was enqueued */
 	double		retry_for;		/* ms */
@@ -36,7 +36,7 @@ typedef enum Verdict
 	VERDICT_DONE,
 	VERDICT_FAILED,
 	VERDICT_AGAIN,				/* later, see the delays */
-	VERDICT_ALONE,				/* at once, but not with other rows */
+	VERDICT_PARTS,				/* at once, but with fewer other rows */
 	VERDICT_HOLD				/* when server and role are mended */
 } Verdict;
 
@@ -47,6 +47,8 @@ typedef struct Outcome
 	int64		random_delay;	/* ms of which a random part comes on top */
 	bool		pause;			/* does the whole server wait as long? */
 	bool		too_old;		/* has it failed for its age alone? */
+	int			together;		/* most rows that its next request may carry;
+								 * 0: no such limit */
 } Outcome;
 
 extern Outcome outcome_of(const Facts *facts);

@@ -98,7 +98,8 @@ serve_lane(Turn *turn, Lane *lane)
 	paused = pace_paused(service.account.serverid);
 	if (paused > 0)
 	{
-		lane->not_before = turn->clock + paused;
+		/* ALTER SERVER ends a pause, and does not wake the drainer. */
+		lane->not_before = turn->clock + Min(paused, USECS_PER_SEC);
 		return turn->clock;
 	}
 	lane->not_before = 0;
@@ -209,7 +210,8 @@ send_customer(Service *service, Position position)
 		request_note_next(request, position);
 		return false;
 	}
-	if (!lock_partition(position.customer))
+	turn->nlocks_left--;
+	if (!lock_partition(lane->key.role, position.customer))
 	{
 		lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
 		return false;
@@ -337,7 +339,8 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 			lane_push_front(lane, position);
 			break;
 		}
-		if (!lock_partition(row.customer))
+		turn->nlocks_left--;
+		if (!lock_partition(row.role, row.customer))
 		{
 			lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
 			if (error)
@@ -358,7 +361,7 @@ static bool
 take_position(Turn *turn, int64 until, Position *position)
 {
 	CHECK_FOR_INTERRUPTS();
-	if (clock_now() >= turn->deadline)
+	if (turn->nlocks_left == 0 || clock_now() >= turn->deadline)
 		turn->nrows_left = 0;
 	if (turn->nrows_left <= 0 || !lane_pop(turn->lane, until, position))
 		return false;

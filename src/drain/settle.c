@@ -104,7 +104,7 @@ gather_facts(const Request *request, const HttpReply *reply, const Answer *answe
 		.is_object = answer->body != NULL,
 		.no_route = answer->no_route,
 		.retry_after = reply->retry_after,
-		.coalesced = list_length(request->due.send) > 1,
+		.nrows = list_length(request->due.send),
 		.retry_for = request->retry_for
 	};
 	ListCell   *cell;
@@ -129,6 +129,8 @@ settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 		row.last_error = answer->fault->message;
 	if (outcome->verdict != VERDICT_HOLD)
 		row.attempts++;
+	if (outcome->together > 0)
+		row.together = outcome->together;
 
 	switch (outcome->verdict)
 	{
@@ -148,8 +150,7 @@ settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 							 row.enqueued_at + (int64) (request->retry_for * 1000));
 			due->next_at = turn->clock + (row.due_at - turn->now);
 			break;
-		case VERDICT_ALONE:
-			row.alone = true;
+		case VERDICT_PARTS:
 			break;
 		case VERDICT_HOLD:
 			break;

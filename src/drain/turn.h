@@ -22,8 +22,12 @@ typedef struct Tally
 	int64		expired;		/* of the failed: for their age */
 } Tally;
 
-/* Rows that one transaction looks at, and how long it lasts, in µs, at the most. */
+/*
+ * Rows that one transaction looks at, partitions that it locks, and how long it
+ * lasts, in µs, at the most.
+ */
 #define TURN_MAX_ROWS 1000
+#define TURN_MAX_LOCKS 256
 #define TURN_MAX_TIME (200 * INT64CONST(1000))
 
 typedef struct Turn
@@ -40,6 +44,7 @@ typedef struct Turn
 
 	/* Bounds of the transaction. */
 	int			nrows_left;		/* rows that it may yet look at */
+	int			nlocks_left;	/* partitions that it may yet lock */
 	int64		deadline;		/* when it is to end, by clock_now() */
 
 	/* What is worked on: an error holds the lane. */

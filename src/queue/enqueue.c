@@ -15,6 +15,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "account/account.h"
 #include "base/names.h"
 #include "common/hashfn.h"
 #include "executor/tuptable.h"
@@ -101,6 +102,8 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 						  ARGUMENT(1, PG_GETARG_ARRAYTYPE_P),
 						  ARGUMENT(2, PG_GETARG_ARRAYTYPE_P),
 						  ARGUMENT(3, PG_GETARG_TEXT_PP), &removal);
+	if (fault == NULL)
+		fault = account_check_server(setting_server);
 	if (fault)
 		fault_raise(fault);
 

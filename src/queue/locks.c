@@ -10,10 +10,11 @@
  *	 it does.
  * - Customer lock: a request of the customer is out or not yet settled.  The
  *	 drainer holds it across transactions; dt_cancel() tests it.
- * - Partition lock: one of 256.  The drainer takes it exclusively while it picks
- *	 a customer; dt_cancel() takes it in share mode until its transaction ends, so
- *	 that what it took out of the queue cannot be sent before it commits.  There
- *	 are few, so that cancelling a million rows does not fill the lock table.
+ * - Partition lock: one of 256 of a role.  The drainer takes it exclusively while
+ *	 it picks a customer; dt_cancel() takes it in share mode until its transaction
+ *	 ends, so that what it took out of the queue cannot be sent before it commits.
+ *	 There are few, so that cancelling a million rows does not fill the lock table;
+ *	 and each role has its own, so that whoever does that holds up only himself.
  *
  *-------------------------------------------------------------------------
  */
@@ -74,9 +75,9 @@ unlock_drain(void)
  * over has cancelled something in that partition.
  */
 bool
-lock_partition(int64 customer)
+lock_partition(Oid role, int64 customer)
 {
-	return take_queue_lock((uint32) customer % NPARTITIONS, 0, LOCK_PARTITION, ExclusiveLock,
+	return take_queue_lock((uint32) customer % NPARTITIONS, role, LOCK_PARTITION, ExclusiveLock,
 						   false, false);
 }
 
@@ -108,8 +109,8 @@ lock_against_sending(const QueueRow *row)
 {
 	CustomerTag tag = customer_tag(row);
 
-	(void) take_queue_lock((uint32) row->customer % NPARTITIONS, 0, LOCK_PARTITION, ShareLock,
-						   false, true);
+	(void) take_queue_lock((uint32) row->customer % NPARTITIONS, row->role, LOCK_PARTITION,
+						   ShareLock, false, true);
 	if (!take_queue_lock(tag.server, tag.customer, LOCK_CUSTOMER, ShareLock, true, false))
 		return false;
 	drop_queue_lock(tag.server, tag.customer, LOCK_CUSTOMER, ShareLock);

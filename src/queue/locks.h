@@ -21,7 +21,7 @@ extern CustomerTag customer_tag(const QueueRow *row);
 
 extern bool lock_drain(void);
 extern void unlock_drain(void);
-extern bool lock_partition(int64 customer);
+extern bool lock_partition(Oid role, int64 customer);
 extern void lock_customer(CustomerTag tag);
 extern void unlock_customer(CustomerTag tag);
 extern bool lock_against_sending(const QueueRow *row);

@@ -17,7 +17,7 @@
 #include "utils/builtins.h"
 
 static void check_sendable(const QueueRow *row);
-static void enqueue_again(QueueRow *row);
+static void enqueue_again(Store *waiting, QueueRow *row);
 
 PG_FUNCTION_INFO_V1(dt_retry);
 
@@ -28,6 +28,7 @@ Datum
 dt_retry(PG_FUNCTION_ARGS)
 {
 	int64		id = PG_GETARG_INT64(0);
+	Store		waiting;
 	Store		settled;
 	QueueRow	row;
 	bool		is_found;
@@ -36,6 +37,7 @@ dt_retry(PG_FUNCTION_ARGS)
 
 	/* What this statement has failed can be retried, too. */
 	CommandCounterIncrement();
+	store_open(&waiting, RELATION_WAITING);
 	store_open(&settled, RELATION_SETTLED);
 	is_found = history_find_failed(&settled, id, &row) &&
 		has_privs_of_role(GetUserId(), row.role);
@@ -43,8 +45,9 @@ dt_retry(PG_FUNCTION_ARGS)
 		check_sendable(&row);
 	is_found = is_found && store_delete(&settled, &row.tid, true);
 	if (is_found)
-		enqueue_again(&row);
+		enqueue_again(&waiting, &row);
 	store_close(&settled);
+	store_close(&waiting);
 	PG_RETURN_BOOL(is_found);
 }
 
@@ -70,12 +73,11 @@ check_sendable(const QueueRow *row)
  * come later take its names back.
  */
 static void
-enqueue_again(QueueRow *row)
+enqueue_again(Store *waiting, QueueRow *row)
 {
 	Requester	requester = {row->server, row->role, row->enqueued_by};
 	Removal		nothing = {.phone = row->phone, .waba = row->waba};
 	QueueRow	marker;
-	Store		waiting;
 
 	queue_make_row(&marker, &requester, &nothing);
 	marker.keep = true;
@@ -85,9 +87,7 @@ enqueue_again(QueueRow *row)
 	row->customer = marker.customer;
 	row->enqueued_at = row->due_at = marker.enqueued_at;
 
-	store_open(&waiting, RELATION_WAITING);
-	store_insert_waiting(&waiting, row);
-	store_insert_waiting(&waiting, &marker);
-	store_close(&waiting);
+	store_insert_waiting(waiting, row);
+	store_insert_waiting(waiting, &marker);
 	wake_worker_at_commit();
 }

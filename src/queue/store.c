@@ -15,6 +15,7 @@
 
 #include "access/heapam.h"
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
@@ -45,9 +46,10 @@
  */
 typedef struct IndexCache
 {
-	uint64		generation;		/* of relations_generation(); 0: none cached */
+	uint64		generation;		/* relations_generation() when the table was
+								 * checked; 0: it was not */
 	MemoryContext context;
-	CatalogIndexState indexes;
+	CatalogIndexState indexes;	/* NULL: not to be cached */
 	Oid			oids[2];
 } IndexCache;
 
@@ -61,7 +63,7 @@ static const int own_indexes[NRELATIONS] = {
 };
 
 static void open_indexes(Store *store, QueueRelation table);
-static CatalogIndexState cache_indexes(Relation rel, IndexCache *cache);
+static void check_and_cache(IndexCache *cache, Relation rel, QueueRelation table);
 
 /*
  * Opens a table.  Its locks last until the transaction ends, so that to open it
@@ -76,58 +78,59 @@ store_open(Store *store, QueueRelation table)
 	open_indexes(store, table);
 }
 
-/*
- * Others' indexes are filled, too: REINDEX CONCURRENTLY makes some, and so may an
- * administrator.  They are not cached, since the IndexInfo of other access methods
- * may point to the open relation.
- */
 static void
 open_indexes(Store *store, QueueRelation table)
 {
 	IndexCache *cache = &index_caches[table];
-	List	   *oids;
 
-	store->indexes_are_cached = cache->generation == relations_generation();
-	if (store->indexes_are_cached)
+	if (cache->generation != relations_generation())
+		check_and_cache(cache, store->rel, table);
+	store->indexes_are_cached = cache->indexes != NULL;
+	if (!store->indexes_are_cached)
 	{
-		store->indexes = cache->indexes;
-		store->indexes->ri_RelationDesc = store->rel;
-		for (int i = 0; i < store->indexes->ri_NumIndices; i++)
-			store->indexes->ri_IndexRelationDescs[i] = index_open(cache->oids[i], RowExclusiveLock);
+		store->indexes = CatalogOpenIndexes(store->rel);
 		return;
 	}
-	check_table_shape(store->rel, table);
-	oids = RelationGetIndexList(store->rel);
-	store->indexes_are_cached = list_length(oids) == own_indexes[table];
-	list_free(oids);
-	store->indexes = store->indexes_are_cached ? cache_indexes(store->rel, cache) :
-		CatalogOpenIndexes(store->rel);
+	store->indexes = cache->indexes;
+	store->indexes->ri_RelationDesc = store->rel;
 	for (int i = 0; i < store->indexes->ri_NumIndices; i++)
-		check_index_shape(store->rel, table, store->indexes->ri_IndexRelationDescs[i]);
-	if (store->indexes_are_cached)
-		cache->generation = relations_generation();
+		store->indexes->ri_IndexRelationDescs[i] = index_open(cache->oids[i], RowExclusiveLock);
 }
 
 /*
- * Opens the indexes and caches how.  What was cached before goes when the
- * transaction ends, since another Store may still use it.
+ * Others' indexes are filled, too: REINDEX CONCURRENTLY makes some, and so may an
+ * administrator.  With one of them nothing is cached, since the IndexInfo of other
+ * access methods may point to the open relation.  What was cached before goes when
+ * the transaction ends, since another Store may still use it.
  */
-static CatalogIndexState
-cache_indexes(Relation rel, IndexCache *cache)
+static void
+check_and_cache(IndexCache *cache, Relation rel, QueueRelation table)
 {
+	CatalogIndexState indexes;
 	MemoryContext caller;
 
 	cache->generation = 0;
+	cache->indexes = NULL;
+	check_table_shape(rel, table);
 	if (cache->context)
 		MemoryContextSetParent(cache->context, TopTransactionContext);
 	cache->context = AllocSetContextCreate(TopMemoryContext, "doubletick indexes",
 										   ALLOCSET_SMALL_SIZES);
 	caller = MemoryContextSwitchTo(cache->context);
-	cache->indexes = CatalogOpenIndexes(rel);
+	indexes = CatalogOpenIndexes(rel);
 	MemoryContextSwitchTo(caller);
-	for (int i = 0; i < cache->indexes->ri_NumIndices; i++)
-		cache->oids[i] = RelationGetRelid(cache->indexes->ri_IndexRelationDescs[i]);
-	return cache->indexes;
+	if (indexes->ri_NumIndices == own_indexes[table])
+		cache->indexes = indexes;
+	for (int i = 0; i < indexes->ri_NumIndices; i++)
+	{
+		Relation	index = indexes->ri_IndexRelationDescs[i];
+
+		check_index_shape(rel, table, index);
+		if (cache->indexes)
+			cache->oids[i] = RelationGetRelid(index);
+		index_close(index, NoLock);
+	}
+	cache->generation = relations_generation();
 }
 
 /*
@@ -269,6 +272,28 @@ store_next_id(void)
 }
 
 /*
+ * The last id that was given out, or a larger one after a crash.  It can become
+ * smaller: by TRUNCATE ... RESTART IDENTITY, or setval().
+ */
+int64
+store_last_id(void)
+{
+	Relation	sequence = relation_open(relation_oid(RELATION_WAITING_ID), AccessShareLock);
+	SysScanDesc scan = systable_beginscan(sequence, InvalidOid, false, SnapshotSelf, 0, NULL);
+	HeapTuple	tuple = systable_getnext(scan);
+	bool		isnull;
+	int64		id;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "sequence \"%s\" is empty", RelationGetRelationName(sequence));
+	/* last_value is the first column of a sequence. */
+	id = DatumGetInt64(heap_getattr(tuple, 1, RelationGetDescr(sequence), &isnull));
+	systable_endscan(scan);
+	relation_close(sequence, AccessShareLock);
+	return id;
+}
+
+/*
  * Makes the tuple of a row.
  */
 HeapTuple
@@ -289,7 +314,7 @@ store_form_waiting(Store *waiting, const QueueRow *row)
 	values[WAITING_HTTP_STATUS - 1] = Int32GetDatum(row->http_status);
 	nulls[WAITING_HTTP_STATUS - 1] = row->http_status == 0;
 	values[WAITING_KEEP - 1] = BoolGetDatum(row->keep);
-	values[WAITING_ALONE - 1] = BoolGetDatum(row->alone);
+	values[WAITING_TOGETHER - 1] = Int32GetDatum(row->together);
 	store_set_text(values, nulls, WAITING_SERVER, row->server);
 	store_set_text(values, nulls, WAITING_PHONE, row->phone);
 	store_set_text(values, nulls, WAITING_WABA, row->waba);
@@ -363,7 +388,7 @@ store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
 	row->http_status = nulls[WAITING_HTTP_STATUS - 1] ? 0 :
 		DatumGetInt32(values[WAITING_HTTP_STATUS - 1]);
 	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
-	row->alone = DatumGetBool(values[WAITING_ALONE - 1]);
+	row->together = DatumGetInt32(values[WAITING_TOGETHER - 1]);
 	row->server = store_read_text(values[WAITING_SERVER - 1], false);
 	row->phone = store_read_text(values[WAITING_PHONE - 1], false);
 	row->waba = store_read_text(values[WAITING_WABA - 1], nulls[WAITING_WABA - 1]);

@@ -37,7 +37,7 @@ typedef enum WaitingColumn
 	WAITING_ATTEMPTS,
 	WAITING_HTTP_STATUS,
 	WAITING_KEEP,
-	WAITING_ALONE,
+	WAITING_TOGETHER,
 	WAITING_SERVER,
 	WAITING_PHONE,
 	WAITING_WABA,
@@ -63,7 +63,8 @@ typedef struct QueueRow
 	int			attempts;		/* requests made */
 	int			http_status;	/* of the last one, 0: none */
 	bool		keep;			/* names that came back, not a removal */
-	bool		alone;			/* not to be sent together with others */
+	int			together;		/* most rows that a request with it may carry;
+								 * 0: no such limit */
 	const char *server;
 	const char *phone;			/* as given */
 	const char *waba;			/* as given, NULL: none */
@@ -97,6 +98,7 @@ extern char *store_read_text(Datum value, bool isnull);
 extern void store_set_text(Datum *values, bool *nulls, int column, const char *string);
 
 extern int64 store_next_id(void);
+extern int64 store_last_id(void);
 extern HeapTuple store_form_waiting(Store *waiting, const QueueRow *row);
 extern void store_insert_waiting(Store *waiting, const QueueRow *row);
 extern void store_update_waiting(Store *waiting, const QueueRow *row);

@@ -19,14 +19,15 @@
 
 static void wake_worker_at_xact_end(XactEvent event, void *arg);
 static void wake_worker(void);
-static void note_prepared(void);
 
 /* Must the worker be woken when this transaction commits? */
 static bool wake_at_commit = false;
 
 /*
- * Called when a row was enqueued: wakes the worker of this database when the
- * transaction commits.  For COMMIT PREPARED, see worker/launcher.c.
+ * Wakes the worker of this database when the transaction commits.  Called when
+ * a row was enqueued.  PREPARE wakes it, too: whoever then commits does not
+ * know what is in the transaction, but a worker that is there stays until it has
+ * ended.
  */
 void
 wake_worker_at_commit(void)
@@ -49,12 +50,9 @@ wake_worker_at_xact_end(XactEvent event, void *arg pg_attribute_unused())
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
-			wake_at_commit = false;
-			wake_worker();
-			break;
 		case XACT_EVENT_PREPARE:
 			wake_at_commit = false;
-			note_prepared();
+			wake_worker();
 			break;
 		case XACT_EVENT_ABORT:
 			wake_at_commit = false;
@@ -71,23 +69,12 @@ wake_worker(void)
 
 	if (database)
 	{
-		database->wake = true;
+		database->wanted_at = 0;
 		database->exploring = false;
 		if (database->proc)
 			SetLatch(&database->proc->procLatch);
-		else if (shared->launcher)
-			SetLatch(&shared->launcher->procLatch);
+		else
+			shared_wake_launcher();
 	}
-	shared_unlock();
-}
-
-/* Noted, since it may be committed before the launcher looks for it. */
-static void
-note_prepared(void)
-{
-	SharedDatabase *database = shared_lock_database(MyDatabaseId, true);
-
-	if (database)
-		database->has_prepared = true;
 	shared_unlock();
 }

@@ -21,8 +21,11 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "base/phone.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_trigger.h"
+#include "commands/defrem.h"
+#include "foreign/foreign.h"
 #include "trigger/definition.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
@@ -50,6 +53,7 @@ static void check_arguments(const Trigger *trigger);
 static const char *get_argument(const Trigger *trigger, int n);
 static void refuse_definition(const Trigger *trigger, const char *problem,
 							  const char *hint) pg_attribute_noreturn();
+static const char *find_own_waba(const char *servername, MemoryContext context);
 static Oid	find_owner(const TriggerData *data);
 
 /*
@@ -97,6 +101,8 @@ read_definition(const TriggerData *data, MemoryContext context)
 	definition->requester.server =
 		MemoryContextStrdup(context, *server == '\0' ? DEFAULT_SERVER : server);
 	definition->requester.role = find_owner(data);
+	if (columns->waba.attno != 0)
+		definition->own_waba = find_own_waba(definition->requester.server, context);
 	return definition;
 }
 
@@ -164,6 +170,39 @@ refuse_definition(const Trigger *trigger, const char *problem, const char *hint)
 			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 			 errmsg("trigger \"%s\" %s", trigger->tgname, problem),
 			 errhint("%s", hint)));
+}
+
+/*
+ * The server's WABA number, which requests carry when a row has none; NULL when
+ * the server has none, or does not exist.  A table without a column for WABA
+ * numbers does not need it: all its rows have none.
+ */
+static const char *
+find_own_waba(const char *servername, MemoryContext context)
+{
+	ForeignServer *server = GetForeignServerByName(servername, true);
+	ListCell   *cell;
+
+	foreach(cell, server ? server->options : NIL)
+	{
+		DefElem    *option = lfirst(cell);
+
+		if (strcmp(option->defname, "waba_number") == 0)
+			return MemoryContextStrdup(context, defGetString(option));
+	}
+	return NULL;
+}
+
+/*
+ * The WABA number of a row as far as it tells customers apart: NULL for the
+ * server's own, whether the row names it or has none.
+ */
+const char *
+definition_waba(const Definition *definition, const char *waba)
+{
+	if (waba && definition->own_waba && phone_equal(waba, definition->own_waba))
+		return NULL;
+	return waba;
 }
 
 /* The owner of the table that the trigger was created on. */

@@ -21,6 +21,12 @@
 #include "trigger/gains.h"
 
 static Removal copy_removal(const Removal *names);
+static void keep_unusable(const Definition *definition, const Removal *old, const Removal *new,
+						  Removal *lost);
+static void clean_up_unusable(const Definition *definition, const Removal *new, Removal *gained,
+							  uint32 new_row, Removal *lost);
+static bool has_same_digits(const char *number, const char *other);
+static bool get_other_form(const Definition *definition, const Removal *now, Removal *other);
 static const char *number_problem(const Removal *names);
 static void enter_removals(Queue *queue, const Requester *requester, const Removal *lost);
 static int	count_fitting(const char **names, int nnames, int most, size_t *nbytes);
@@ -34,7 +40,7 @@ static bool is_sendable(const char *name);
  * in "lost" what is to be removed, as far as this row can tell.
  */
 void
-difference_row(const Requester *requester, const Removal *old, uint32 old_row,
+difference_row(const Definition *definition, const Removal *old, uint32 old_row,
 			   const Removal *new, uint32 new_row, Removal *lost)
 {
 	bool		had = old && old->phone;
@@ -46,50 +52,139 @@ difference_row(const Requester *requester, const Removal *old, uint32 old_row,
 		*lost = *old;
 	if (has)
 		gained = copy_removal(new);
-	if (had && has && difference_is_same_customer(old, new))
+	if (had && has && difference_is_same_customer(definition, old, new))
 	{
 		if (gains_any() && old_row != new_row)
 		{
 			Removal		stay = difference_intersection(new, old);
 
-			gains_renumber(requester, &stay, old_row, new_row);
+			gains_renumber(definition, &stay, old_row, new_row);
 		}
 		difference_subtract(&gained, old);
 		difference_subtract(lost, new);
 	}
-	gains_record(requester, &gained, new_row);
-	gains_withhold_lost(requester, lost, old_row);
+	else if (had && has && number_problem(new))
+		keep_unusable(definition, old, new, lost);
+	else if (had && has && number_problem(old))
+		clean_up_unusable(definition, new, &gained, new_row, lost);
+	gains_record(definition, &gained, new_row);
+	gains_withhold_lost(definition, lost, old_row);
+}
+
+/*
+ * A row's number was changed to one that cannot be used: this removes nothing by
+ * itself, and the history says so.
+ */
+static void
+keep_unusable(const Definition *definition, const Removal *old, const Removal *new, Removal *lost)
+{
+	Removal		stay = difference_intersection(new, old);
+
+	if (!payload_is_empty(&stay))
+	{
+		PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
+		(void) queue_add_failed(&definition->requester, &stay,
+								psprintf("%s; nothing was removed from \"%s\"",
+										 number_problem(new), old->phone));
+	}
+	difference_subtract(lost, new);
+	if (number_problem(old))
+		lost->ntags = lost->nfields = 0;
+}
+
+/*
+ * A row's number was changed from one that could not be used.  If it is the same
+ * number in another form, the names that the row has lost go from its customer.
+ * The customer may have had the others all along: they are gained, but when the
+ * row loses them again, they must be removed.
+ */
+static void
+clean_up_unusable(const Definition *definition, const Removal *new, Removal *gained,
+				  uint32 new_row, Removal *lost)
+{
+	Removal		all = copy_removal(gained);
+
+	difference_subtract(lost, new);
+	if (!has_same_digits(lost->phone, new->phone))
+		lost->ntags = lost->nfields = 0;
+	lost->phone = new->phone;
+	lost->waba = new->waba;
+	gains_record(definition, gained, new_row);
+	gains_note_suppressed(definition, &all);
+	gained->ntags = gained->nfields = 0;
+}
+
+/* Are these the same number, but for what stands between the digits? */
+static bool
+has_same_digits(const char *number, const char *other)
+{
+	for (;; number++, other++)
+	{
+		number += strcspn(number, "0123456789");
+		other += strcspn(other, "0123456789");
+		if (*number != *other)
+			return false;
+		if (*number == '\0')
+			return true;
+	}
 }
 
 /*
  * Can a removal of these names wait, which a customer has now?
  */
 bool
-difference_may_keep(Queue *queue, const Requester *requester, const Removal *now)
+difference_may_keep(Queue *queue, const Definition *definition, const Removal *now)
 {
+	const Requester *requester = &definition->requester;
+	Removal		other;
+
 	if (payload_is_empty(now) || number_problem(now))
 		return false;
 	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
-	return queue_may_have_waiting(queue, requester, now);
+	return queue_may_have_waiting(queue, requester, now) ||
+		(get_other_form(definition, now, &other) &&
+		 queue_may_have_waiting(queue, requester, &other));
 }
 
 /*
  * Takes waiting removals of these names back.  Uses the names up.
  */
 void
-difference_keep(Queue *queue, const Requester *requester, Removal *now)
+difference_keep(Queue *queue, const Definition *definition, Removal *now)
 {
-	queue_add_keep(queue, requester, now);
-	gains_note_suppressed(requester, now);
+	Removal		other;
+
+	if (get_other_form(definition, now, &other))
+	{
+		other = copy_removal(&other);
+		queue_add_keep(queue, &definition->requester, &other);
+		gains_note_suppressed(definition, &other);
+	}
+	queue_add_keep(queue, &definition->requester, now);
+	gains_note_suppressed(definition, now);
 }
 
 /*
- * Do both name the same customer?
+ * Removals of the same customer may wait in another form: with the server's own
+ * WABA number where this has none, or the other way round.
+ */
+static bool
+get_other_form(const Definition *definition, const Removal *now, Removal *other)
+{
+	*other = *now;
+	other->waba = now->waba ? NULL : definition->own_waba;
+	return definition->own_waba && definition_waba(definition, now->waba) == NULL;
+}
+
+/*
+ * Do both name the same customer, so that requests for them would be the same?
  */
 bool
-difference_is_same_customer(const Removal *row, const Removal *other)
+difference_is_same_customer(const Definition *definition, const Removal *row, const Removal *other)
 {
-	return phone_equal(row->phone, other->phone) && phone_equal(row->waba, other->waba);
+	return phone_equal(row->phone, other->phone) &&
+		phone_equal(definition_waba(definition, row->waba),
+					definition_waba(definition, other->waba));
 }
 
 /*
@@ -130,7 +225,7 @@ copy_removal(const Removal *names)
  * Enters that a customer has lost these names.  Uses them up.
  */
 void
-difference_remove(Queue *queue, const Requester *requester, Removal *lost)
+difference_remove(Queue *queue, const Definition *definition, Removal *lost)
 {
 	Removal		unsendable = *lost;
 	const char *problem;
@@ -141,17 +236,17 @@ difference_remove(Queue *queue, const Requester *requester, Removal *lost)
 	problem = number_problem(lost);
 	if (problem)
 	{
-		(void) queue_add_failed(requester, lost, problem);
+		(void) queue_add_failed(&definition->requester, lost, problem);
 		return;
 	}
 	lost->ntags = split_unsendable(lost->tags, lost->ntags, &unsendable.tags, &unsendable.ntags);
 	lost->nfields = split_unsendable(lost->fields, lost->nfields,
 									 &unsendable.fields, &unsendable.nfields);
 	if (!payload_is_empty(&unsendable))
-		(void) queue_add_failed(requester, &unsendable,
+		(void) queue_add_failed(&definition->requester, &unsendable,
 								psprintf("names cannot be sent: UTF-8 cannot hold them, or they are longer than %d bytes as JSON",
 										 PAYLOAD_MAX_BYTES));
-	enter_removals(queue, requester, lost);
+	enter_removals(queue, &definition->requester, lost);
 }
 
 /* What is wrong with the phone or the WABA number; NULL: nothing. */

@@ -8,14 +8,15 @@
 #ifndef DOUBLETICK_TRIGGER_DIFFERENCE_H
 #define DOUBLETICK_TRIGGER_DIFFERENCE_H
 
-#include "queue/enqueue.h"
+#include "trigger/definition.h"
 
-extern void difference_row(const Requester *requester, const Removal *old, uint32 old_row,
+extern void difference_row(const Definition *definition, const Removal *old, uint32 old_row,
 						   const Removal *new, uint32 new_row, Removal *lost);
-extern bool difference_may_keep(Queue *queue, const Requester *requester, const Removal *now);
-extern void difference_keep(Queue *queue, const Requester *requester, Removal *now);
-extern void difference_remove(Queue *queue, const Requester *requester, Removal *lost);
-extern bool difference_is_same_customer(const Removal *row, const Removal *other);
+extern bool difference_may_keep(Queue *queue, const Definition *definition, const Removal *now);
+extern void difference_keep(Queue *queue, const Definition *definition, Removal *now);
+extern void difference_remove(Queue *queue, const Definition *definition, Removal *lost);
+extern bool difference_is_same_customer(const Definition *definition, const Removal *row,
+										const Removal *other);
 extern void difference_subtract(Removal *names, const Removal *others);
 extern Removal difference_intersection(const Removal *names, const Removal *others);
 

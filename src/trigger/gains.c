@@ -21,7 +21,7 @@
  * Gains are found by a hash of 64 bits over customer and name.  Two that collide
  * could hide a removal, once in millions of the largest transactions.
  *
- * A gain takes 41 bytes until the transaction ends, and each change of it inside
+ * A gain takes 42 bytes until the transaction ends, and each change of it inside
  * a savepoint another 24.  When memory runs out inside a savepoint, rolling back
  * to it must leave the gains as they were before.  dynahash promises that an
  * insertion that fails leaves its table intact; simplehash does not.
@@ -73,7 +73,7 @@ typedef bool (*NameAction) (uint64 key, uint32 row);
 
 static void create_gains(void);
 static uint32 hash_gain_key(const void *key, Size size);
-static void for_each_name(const Requester *requester, Removal *names, uint32 row,
+static void for_each_name(const Definition *definition, Removal *names, uint32 row,
 						  NameAction action);
 static int	for_each_in_list(uint64 customer, const char **names, int nnames, uint32 row,
 							 NameAction action);
@@ -103,13 +103,13 @@ gains_any(void)
  * A row has gained these names, each of which it did not have before.
  */
 void
-gains_record(const Requester *requester, Removal *gained, uint32 row)
+gains_record(const Definition *definition, Removal *gained, uint32 row)
 {
 	if (payload_is_empty(gained))
 		return;
 	if (!gains_any())
 		create_gains();
-	for_each_name(requester, gained, row, record_name);
+	for_each_name(definition, gained, row, record_name);
 }
 
 static void
@@ -143,15 +143,16 @@ hash_gain_key(const void *key, Size size pg_attribute_unused())
 
 /* Tags and fields of the same name are different. */
 static void
-for_each_name(const Requester *requester, Removal *names, uint32 row, NameAction action)
+for_each_name(const Definition *definition, Removal *names, uint32 row, NameAction action)
 {
+	const Requester *requester = &definition->requester;
 	uint64		customer;
 
 	if (payload_is_empty(names))
 		return;
 	customer = hash_bytes_extended((const unsigned char *) requester->server,
 								   strlen(requester->server), requester->role);
-	customer = phone_hash(names->waba, phone_hash(names->phone, customer));
+	customer = phone_hash(definition_waba(definition, names->waba), phone_hash(names->phone, customer));
 	names->ntags = for_each_in_list(customer, names->tags, names->ntags, row, action);
 	names->nfields = for_each_in_list(~customer, names->fields, names->nfields, row, action);
 }
@@ -201,10 +202,10 @@ count_gain(uint64 key)
  * Uses the names up.
  */
 void
-gains_renumber(const Requester *requester, Removal *names, uint32 from, uint32 to)
+gains_renumber(const Definition *definition, Removal *names, uint32 from, uint32 to)
 {
-	for_each_name(requester, names, from, withdraw_name);
-	gains_record(requester, names, to);
+	for_each_name(definition, names, from, withdraw_name);
+	gains_record(definition, names, to);
 }
 
 /* Leaves the names that the row has gained. */
@@ -247,10 +248,10 @@ withdraw_gain(Gain *gain, uint32 row)
  * it.  Names that no row has gained may be among them.
  */
 void
-gains_note_suppressed(const Requester *requester, Removal *names)
+gains_note_suppressed(const Definition *definition, Removal *names)
 {
 	if (gains_any())
-		for_each_name(requester, names, GAINS_ANY_ROW, note_suppressed_name);
+		for_each_name(definition, names, GAINS_ANY_ROW, note_suppressed_name);
 }
 
 static bool
@@ -276,10 +277,10 @@ note_suppressed(Gain *gain)
  * A row has lost these names: leaves those whose removal is to be entered.
  */
 void
-gains_withhold_lost(const Requester *requester, Removal *lost, uint32 row)
+gains_withhold_lost(const Definition *definition, Removal *lost, uint32 row)
 {
 	if (gains_any())
-		for_each_name(requester, lost, row, withhold_name);
+		for_each_name(definition, lost, row, withhold_name);
 }
 
 static bool

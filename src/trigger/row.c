@@ -33,7 +33,6 @@ void
 row_fired(Definition *definition, const TriggerData *data)
 {
 	Columns    *columns = &definition->columns;
-	const Requester *requester = &definition->requester;
 	TupleTableSlot *old = NULL;
 	TupleTableSlot *new = NULL;
 	Removal		had;
@@ -55,13 +54,13 @@ row_fired(Definition *definition, const TriggerData *data)
 			return;
 		}
 	}
-	difference_row(requester,
+	difference_row(definition,
 				   columns_read_row(columns, old, &had), number_by_place(data, old),
 				   columns_read_row(columns, new, &has), number_by_place(data, new), &lost);
 	queue = queue_open(1);
-	if (difference_may_keep(queue, requester, &has))
-		difference_keep(queue, requester, &has);
-	difference_remove(queue, requester, &lost);
+	if (difference_may_keep(queue, definition, &has))
+		difference_keep(queue, definition, &has);
+	difference_remove(queue, definition, &lost);
 	queue_close(queue);
 }
 
@@ -72,7 +71,7 @@ renumber_row(Definition *definition, const TriggerData *data)
 	Removal		names;
 
 	columns_read_row(&definition->columns, data->tg_trigslot, &names);
-	gains_renumber(&definition->requester, &names, number_by_place(data, data->tg_trigslot),
+	gains_renumber(definition, &names, number_by_place(data, data->tg_trigslot),
 				   number_by_place(data, data->tg_newslot));
 }
 

@@ -77,7 +77,7 @@ typedef struct CustomerEntry
 #define SH_KEY_TYPE const Removal *
 #define SH_KEY number
 #define SH_HASH_KEY(tb, key) ((uint32) phone_hash((key)->phone, 0))
-#define SH_EQUAL(tb, a, b) difference_is_same_customer((a), (b))
+#define SH_EQUAL(tb, a, b) difference_is_same_customer((tb)->private_data, (a), (b))
 #define SH_STORE_HASH
 #define SH_GET_HASH(tb, a) (a)->hash
 #define SH_SCOPE static inline
@@ -89,7 +89,7 @@ typedef struct CustomerEntry
 typedef struct Statement
 {
 	Columns    *columns;
-	const Requester *requester;
+	const Definition *definition;
 	MemoryContext context;		/* of the queue */
 	MemoryContext customers_context;
 	MemoryContext row_context;	/* of the row at hand */
@@ -143,7 +143,7 @@ statement_fired(Definition *definition, const TriggerData *data)
 	Rows	   *new = rows_open(data, data->tg_newtable);
 
 	statement.columns = &definition->columns;
-	statement.requester = &definition->requester;
+	statement.definition = definition;
 	statement.in_portions = old == NULL || new == NULL;
 	statement.nrows = tuplestore_tuple_count(old ? old->store : new->store);
 	statement.context = AllocSetContextCreate(CurrentMemoryContext, "doubletick statement",
@@ -241,7 +241,6 @@ static void
 compare_row(Statement *statement, TupleTableSlot *old, TupleTableSlot *new)
 {
 	Columns    *columns = statement->columns;
-	const Requester *requester = statement->requester;
 	MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 	Removal		had;
 	Removal		has = {0};
@@ -255,13 +254,13 @@ compare_row(Statement *statement, TupleTableSlot *old, TupleTableSlot *new)
 		new_row = TEMPORARY_NUMBER(new_row);
 		statement->has_temporary_numbers = true;
 	}
-	difference_row(requester, columns_read_row(columns, old, &had), old_row,
+	difference_row(statement->definition, columns_read_row(columns, old, &had), old_row,
 				   columns_read_row(columns, new, &has), new_row, &lost);
 	if (!payload_is_empty(&lost))
 		append_names(statement, &get_customer(statement, &lost, &is_first)->lost, &lost);
-	if (!payload_is_empty(&has) && !(is_first && difference_is_same_customer(&lost, &has)))
+	if (!payload_is_empty(&has) && !(is_first && difference_is_same_customer(statement->definition, &lost, &has)))
 		statement->needs_second_pass = true;
-	if (difference_may_keep(open_queue(statement), requester, &has))
+	if (difference_may_keep(open_queue(statement), statement->definition, &has))
 	{
 		Customer   *customer = get_customer(statement, &has, &is_first);
 
@@ -321,7 +320,7 @@ replace_temporary_numbers(Statement *statement, Rows *old, Rows *new)
 		Removal		names;
 
 		if (number != number_by_key(columns, old->slot))
-			gains_renumber(statement->requester, columns_read_row(columns, new->slot, &names),
+			gains_renumber(statement->definition, columns_read_row(columns, new->slot, &names),
 						   TEMPORARY_NUMBER(number), number);
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
@@ -332,7 +331,8 @@ static void
 reset_customers(Statement *statement)
 {
 	MemoryContextReset(statement->customers_context);
-	statement->customers = customers_create(statement->customers_context, 64, NULL);
+	statement->customers = customers_create(statement->customers_context, 64,
+											unconstify(Definition *, statement->definition));
 	dlist_init(&statement->order);
 }
 
@@ -420,7 +420,7 @@ subtract_remaining(Statement *statement, Customer *customer, const Removal *name
 	{
 		Removal		suppressed = difference_intersection(names, &customer->lost);
 
-		gains_note_suppressed(statement->requester, &suppressed);
+		gains_note_suppressed(statement->definition, &suppressed);
 	}
 	difference_subtract(&customer->lost, names);
 }
@@ -448,12 +448,12 @@ enter_customer(Statement *statement, Customer *customer)
 	if (customer->kept)
 	{
 		make_distinct(customer->kept);
-		difference_keep(open_queue(statement), statement->requester, customer->kept);
+		difference_keep(open_queue(statement), statement->definition, customer->kept);
 	}
 	make_distinct(&customer->lost);
 	if (customer->remaining)
 		subtract_remaining(statement, customer, customer->remaining);
-	difference_remove(open_queue(statement), statement->requester, &customer->lost);
+	difference_remove(open_queue(statement), statement->definition, &customer->lost);
 }
 
 /* Several rows may have appended the same name. */

@@ -3,71 +3,62 @@
  * worker/launcher.c
  *		Starts a worker for each database whose queue has work.
  *
- * The launcher is connected to no database, so that it is in nobody's way; it
- * reads pg_database alone.  It learns from shared memory which databases have
- * work: from the sessions that enqueue, and from a worker that leaves while rows
- * wait for their time.  When the server starts nobody has told it anything yet,
- * and so every database is looked at once.
+ * The launcher is connected to no database, so that it keeps none from being
+ * dropped; it reads pg_database alone.  It learns from shared memory which
+ * databases have work: sessions that enqueue say so, and so do workers that leave
+ * while rows wait for their time.  When the server starts nobody has said
+ * anything yet, and so each database is looked at once.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/genam.h"
-#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "access/twophase.h"
 #include "access/xact.h"
 #include "base/clock.h"
-#include "base/shared.h"
 #include "catalog/pg_database.h"
 #include "compat.h"
 #include "miscadmin.h"
-#include "postmaster/bgworker.h"
-#include "postmaster/interrupt.h"
-#include "settings.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
-#include "tcop/tcopprot.h"
-#include "utils/guc.h"
-#include "utils/memutils.h"
-#include "utils/snapmgr.h"
-#include "utils/timestamp.h"
+#include "utils/rel.h"
 #include "worker/launcher.h"
+#include "worker/process.h"
 
-/* Pause before a worker that failed is started again: doubled each time, in ms. */
-#define FIRST_PAUSE 1000
-#define LAST_PAUSE (60 * 1000)
+/* Longest sleep, in µs; whoever has news sets the latch. */
+#define LONGEST_SLEEP USECS_PER_MINUTE
 
-/* Longest sleep, in ms; whoever has news sets the latch. */
-#define LONGEST_SLEEP (60 * 1000)
+/* When no slot is free: until the next try, even if no worker has left, in µs. */
+#define SLOT_INTERVAL USECS_PER_SEC
 
-/* Workers that look at their databases for the first time, at once. */
+/* When no slot has been lacking for so many µs, that one is lacking is news. */
+#define WARN_INTERVAL USECS_PER_MINUTE
+
+/* Workers that are being started only to look, at once. */
 #define MAX_EXPLORING 2
 
-/* A worker that was asked for. */
-typedef struct Started
-{
-	Oid			database;
-	BackgroundWorkerHandle *handle;
-} Started;
+/* The last of all databases, which need not be there. */
+#define LAST_DATABASE ((Oid) OID_MAX)
+
+/*
+ * The workers that this launcher has asked for: one for each entry of
+ * shared->databases, NULL when it has ended.  Those of an earlier launcher are
+ * known by their entries alone.
+ */
+static BackgroundWorkerHandle *handles[SHARED_MAX_DATABASES];
+
+static void resign_as_launcher(int code, Datum arg);
+static void reap_workers(void);
+static void explore_databases(void);
+static int	count_exploring(void);
+static int64 start_due_workers(void);
+static int64 time_to_start(int i);
+static bool start_worker(int i);
+static void warn_of_slots(int i, Oid database);
+static Oid	find_database(Oid from, bool *is_open);
 
 PGDLLEXPORT void doubletick_launcher_main(Datum arg);
-
-static void leave(int code, Datum arg);
-static List *list_databases(bool open_only);
-static List *list_unexplored(void);
-static void explore_some(List **unexplored);
-static void adopt(void);
-static void reap(List **started);
-static void note_end(Oid oid);
-static void note_prepared(void);
-static int64 start_due(List **started);
-static bool is_in(Oid database, List *databases);
-static bool start_worker(Oid database, List **started);
-static void put_off(Oid database, bool *is_first);
-static void forget(Oid database);
 
 /*
  * Asks the postmaster for the launcher.  Called while it loads the library.
@@ -75,413 +66,241 @@ static void forget(Oid database);
 void
 launcher_register(void)
 {
-	BackgroundWorker worker;
+	BackgroundWorker process;
 
-	memset(&worker, 0, sizeof(worker));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = 1;
-	strlcpy(worker.bgw_library_name, "doubletick", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "doubletick_launcher_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, "doubletick launcher", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "doubletick launcher", BGW_MAXLEN);
-	RegisterBackgroundWorker(&worker);
+	process_describe(&process, "launcher", InvalidOid);
+	process.bgw_restart_time = 1;
+	RegisterBackgroundWorker(&process);
 }
 
+/*
+ * The launcher's process.
+ */
 void
 doubletick_launcher_main(Datum arg pg_attribute_unused())
 {
-	MemoryContext context;
-	List	   *started = NIL;
-	List	   *unexplored;
-	int64		prepared_at = 0;	/* by clock_now() */
-	uint32		wait_event;
-
-	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
-	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
-	context = AllocSetContextCreate(TopMemoryContext, "doubletick launcher",
-									ALLOCSET_DEFAULT_SIZES);
-	MemoryContextSwitchTo(context);
-
-	wait_event = new_wait_event("DoubletickLauncher");
-	before_shmem_exit(leave, (Datum) 0);
-	adopt();
-	unexplored = list_unexplored();
+	process_begin(InvalidOid);
+	before_shmem_exit(resign_as_launcher, (Datum) 0);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->launcher = MyProc;
+	LWLockRelease(shared->lock);
 
 	for (;;)
 	{
 		int64		next;
-		int64		left;
 
-		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-			prepared_at = 0;
-		}
-
-		reap(&started);
-		if (clock_now() >= prepared_at)
-		{
-			note_prepared();
-			prepared_at = clock_now() + setting_worker_idle_timeout * INT64CONST(1000);
-		}
-		explore_some(&unexplored);
-		next = start_due(&started);
-
-		if (max_prepared_xacts > 0)
-			next = Min(next, prepared_at);
-		left = Max(next - clock_now(), 0) / 1000 + 1;
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 (long) Min(left, LONGEST_SLEEP), wait_event);
-		ResetLatch(MyLatch);
+		(void) process_reload();
+		reap_workers();
+		explore_databases();
+		next = start_due_workers();
+		process_wait("DoubletickLauncher", (next - clock_now()) / 1000 + 1);
 	}
 }
 
 static void
-leave(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
+resign_as_launcher(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	shared->launcher = NULL;
 	LWLockRelease(shared->lock);
 }
 
-/*
- * After a start of the server, all databases are to be looked at; and again, if
- * the launcher that began with it did not come to the end.
- */
-static List *
-list_unexplored(void)
-{
-	bool		wanted;
-
-	LWLockAcquire(shared->lock, LW_SHARED);
-	wanted = shared->explore;
-	LWLockRelease(shared->lock);
-	return wanted ? list_databases(true) : NIL;
-}
-
-/* The databases that are there, or only those that take connections. */
-static List *
-list_databases(bool open_only)
-{
-	MemoryContext context = CurrentMemoryContext;
-	List	   *databases = NIL;
-	Relation	rel;
-	TableScanDesc scan;
-	HeapTuple	tuple;
-
-	StartTransactionCommand();
-	(void) GetTransactionSnapshot();
-	rel = table_open(DatabaseRelationId, AccessShareLock);
-	scan = table_beginscan_catalog(rel, 0, NULL);
-	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
-	{
-		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
-		bool		is_open = database->datallowconn &&
-		database->datconnlimit != DATCONNLIMIT_INVALID_DB;
-
-		if (is_open || !open_only)
-		{
-			MemoryContext caller = MemoryContextSwitchTo(context);
-
-			databases = lappend_oid(databases, database->oid);
-			MemoryContextSwitchTo(caller);
-		}
-	}
-	table_endscan(scan);
-	table_close(rel, AccessShareLock);
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(context);
-	return databases;
-}
-
-/* Few at a time: a cluster may have thousands. */
+/* Workers whose process has ended; whether they failed they have noted themselves. */
 static void
-explore_some(List **unexplored)
+reap_workers(void)
+{
+	for (int i = 0; i < shared->ndatabases; i++)
+	{
+		const SharedDatabase *database = &shared->databases[i];
+		pid_t		pid;
+
+		if (handles[i] == NULL || GetBackgroundWorkerPid(handles[i], &pid) != BGWH_STOPPED)
+			continue;
+		pfree(handles[i]);
+		handles[i] = NULL;
+		if (database->failures == 1)
+			ereport(LOG,
+					(errmsg("doubletick worker of database %u has failed", database->oid),
+					 errdetail("It is started again, after pauses that grow to %d s.",
+							   (int) (PROCESS_LONGEST_PAUSE / USECS_PER_SEC))));
+	}
+}
+
+/*
+ * After a start of the server, has each database looked at, in the order of
+ * their OIDs: few at a time, for a cluster may have thousands.
+ */
+static void
+explore_databases(void)
+{
+	while (shared->explored != LAST_DATABASE && count_exploring() < MAX_EXPLORING)
+	{
+		bool		is_open;
+		Oid			oid = find_database(shared->explored + 1, &is_open);
+		SharedDatabase *database;
+
+		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+		shared->explored = OidIsValid(oid) ? oid : LAST_DATABASE;
+		database = is_open ? shared_find_database(oid, true) : NULL;
+		/* Where there is work, a worker comes anyway. */
+		if (database && database->wanted_at == PG_INT64_MAX && database->proc == NULL)
+		{
+			database->wanted_at = 0;
+			database->exploring = true;
+		}
+		LWLockRelease(shared->lock);
+	}
+}
+
+static int
+count_exploring(void)
 {
 	int			nexploring = 0;
 
-	if (*unexplored == NIL)
-		return;
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	LWLockAcquire(shared->lock, LW_SHARED);
 	for (int i = 0; i < shared->ndatabases; i++)
-	{
-		if (OidIsValid(shared->databases[i].oid) && shared->databases[i].exploring)
-			nexploring++;
-	}
-	while (nexploring < MAX_EXPLORING && *unexplored != NIL)
-	{
-		SharedDatabase *database = shared_find_database(linitial_oid(*unexplored), true);
-
-		/* Where there is work, somebody looks anyway. */
-		if (database && !database->wake && database->proc == NULL)
-		{
-			database->wake = database->exploring = true;
-			nexploring++;
-		}
-		*unexplored = list_delete_first(*unexplored);
-	}
-	shared->explore = *unexplored != NIL;
+		nexploring += OidIsValid(shared->databases[i].oid) && shared->databases[i].exploring;
 	LWLockRelease(shared->lock);
+	return nexploring;
 }
 
 /*
- * Begins to be the launcher.  One that was terminated has left its workers
- * behind; of their end we are told by themselves alone.  Those that have failed
- * since then, as when all sessions are terminated, have told nobody.
+ * Starts the workers whose time has come.  Returns when to look again.
+ *
+ * When no slot is free, a worker that only waits is asked to leave, and the
+ * database that got none is the first one in the next turn.
  */
-static void
-adopt(void)
-{
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	shared->launcher = MyProc;
-	for (int i = 0; i < shared->ndatabases; i++)
-	{
-		SharedDatabase *database = &shared->databases[i];
-
-		if (database->starting && database->proc == NULL && !database->left)
-			database->wake = true;
-		database->starting = database->adopted = database->proc != NULL;
-	}
-	LWLockRelease(shared->lock);
-}
-
-/* Workers that have ended: of their own accord, or for another reason. */
-static void
-reap(List **started)
-{
-	Oid			ended[SHARED_MAX_DATABASES];
-	int			nended = 0;
-	ListCell   *cell;
-
-	foreach(cell, *started)
-	{
-		Started    *worker = lfirst(cell);
-		pid_t		pid;
-
-		if (GetBackgroundWorkerPid(worker->handle, &pid) != BGWH_STOPPED)
-			continue;
-		note_end(worker->database);
-		pfree(worker->handle);
-		pfree(worker);
-		*started = foreach_delete_current(*started, cell);
-	}
-
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < shared->ndatabases; i++)
-	{
-		if (shared->databases[i].adopted && shared->databases[i].proc == NULL)
-			ended[nended++] = shared->databases[i].oid;
-	}
-	LWLockRelease(shared->lock);
-
-	for (int i = 0; i < nended; i++)
-		note_end(ended[i]);
-}
-
-static void
-note_end(Oid oid)
-{
-	SharedDatabase *database;
-	bool		failed = false;
-	bool		is_first;
-
-	database = shared_lock_database(oid, false);
-	if (database)
-	{
-		/* The one that has ended may have found another one at work. */
-		database->starting = database->adopted = database->proc != NULL;
-		failed = !database->starting && !database->left;
-	}
-	shared_unlock();
-	if (!failed)
-		return;
-	put_off(oid, &is_first);
-	if (is_first)
-		ereport(LOG,
-				(errmsg("doubletick worker of database %u has failed", oid),
-				 errdetail("It is started again, after pauses that grow to %d s.",
-						   LAST_PAUSE / 1000)));
-}
-
-/* Tries again after a pause, which grows with each time. */
-static void
-put_off(Oid oid, bool *is_first)
-{
-	SharedDatabase *database;
-
-	*is_first = false;
-	database = shared_lock_database(oid, false);
-	if (database)
-	{
-		int64		pause = Min((int64) FIRST_PAUSE << Min(database->failures, 16), LAST_PAUSE);
-
-		*is_first = database->failures++ == 0;
-		database->starting = false;
-		database->exploring = false;	/* others need not wait for it */
-		database->wake = true;
-		database->next_try = clock_now() + pause * 1000;
-	}
-	shared_unlock();
-}
-
-/*
- * Who commits a prepared transaction does not know what is in it.  So a database
- * that had some at the last look, or has, is looked at.
- */
-static void
-note_prepared(void)
-{
-	bool		has[SHARED_MAX_DATABASES] = {false};
-
-	if (max_prepared_xacts == 0)
-		return;
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	LWLockAcquire(ProcArrayLock, LW_SHARED);
-	for (int i = 0; i < max_prepared_xacts; i++)
-	{
-		PGPROC	   *proc = &PreparedXactProcs[i];
-		Oid			oid = proc->databaseId;
-
-		/* Those that are over still have their xid, but no longer its place. */
-		if (OidIsValid(oid) && TransactionIdIsValid(proc->xid) && proc->pgxactoff >= 0 &&
-			ProcGlobal->xids[proc->pgxactoff] == proc->xid)
-		{
-			SharedDatabase *database = shared_find_database(oid, true);
-
-			if (database)
-				has[database - shared->databases] = true;
-		}
-	}
-	LWLockRelease(ProcArrayLock);
-	for (int i = 0; i < shared->ndatabases; i++)
-	{
-		SharedDatabase *database = &shared->databases[i];
-
-		if (database->has_prepared || has[i])
-		{
-			database->wake = true;
-			if (database->proc)
-				SetLatch(&database->proc->procLatch);
-		}
-		database->has_prepared = has[i];
-	}
-	LWLockRelease(shared->lock);
-}
-
-/* Starts workers where there is work.  Returns when to look again, by clock_now(). */
 static int64
-start_due(List **started)
+start_due_workers(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	int64		clock = clock_now();
-	int64		next = PG_INT64_MAX;
-	Oid			due[SHARED_MAX_DATABASES];
-	int			ndue = 0;
+	static int	first = 0;
+	int64		now = clock_now();
+	int64		next = now + LONGEST_SLEEP;
+	bool		has_slots = true;
+	int			ndatabases = shared->ndatabases;
 
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < shared->ndatabases; i++)
+	for (int n = 0; n < ndatabases && has_slots; n++)
 	{
-		SharedDatabase *database = &shared->databases[i];
-		int64		when = database->next_try;
+		int			i = (first + n) % ndatabases;
 
-		if (!OidIsValid(database->oid) || database->starting ||
-			(!database->wake && database->wake_at == DT_NOEND))
-			continue;
-		if (!database->wake)
-			when = Max(when, clock + database->wake_at - now);
-		if (when <= clock)
-			due[ndue++] = database->oid;
+		if (time_to_start(i) <= now)
+			has_slots = start_worker(i);
+		if (has_slots)
+			next = Min(next, Max(time_to_start(i), now));
 		else
-			next = Min(next, when);
+			first = i;
 	}
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->lacks_slot = !has_slots;
 	LWLockRelease(shared->lock);
-
-	for (int i = 0; i < ndue; i++)
-	{
-		if (!start_worker(due[i], started))
-			next = Min(next, clock + FIRST_PAUSE * 1000);
-	}
-	return next;
+	return has_slots ? next : now + SLOT_INTERVAL;
 }
 
-/* False when it could not be started; it is tried again. */
-static bool
-start_worker(Oid oid, List **started)
+/*
+ * When an entry's worker is to be started, by clock_now(); PG_INT64_MAX: one is
+ * there, or none is wanted.
+ */
+static int64
+time_to_start(int i)
 {
-	BackgroundWorker worker;
-	BackgroundWorkerHandle *handle;
-	SharedDatabase *database;
-	Started    *entry;
-	bool		is_first;
+	const SharedDatabase *database = &shared->databases[i];
+	int64		start_at = PG_INT64_MAX;
 
-	if (!is_in(oid, list_databases(false)))
+	LWLockAcquire(shared->lock, LW_SHARED);
+	if (OidIsValid(database->oid) && database->proc == NULL && handles[i] == NULL)
+		start_at = Max(database->wanted_at, database->not_before);
+	LWLockRelease(shared->lock);
+	return start_at;
+}
+
+/* False when no slot is free. */
+static bool
+start_worker(int i)
+{
+	SharedDatabase *database = &shared->databases[i];
+	Oid			oid = database->oid;
+	BackgroundWorker process;
+	bool		is_open;
+	bool		is_dropped;
+	int			nfailures = 0;
+
+	is_dropped = find_database(oid, &is_open) != oid;
+	if (is_dropped || !is_open)
 	{
-		forget(oid);
-		return true;
-	}
-	if (!is_in(oid, list_databases(true)))
-	{
-		put_off(oid, &is_first);
-		if (is_first)
+		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+		if (is_dropped)
+			memset(database, 0, sizeof(SharedDatabase));
+		else
+			nfailures = process_put_off(database);
+		LWLockRelease(shared->lock);
+		if (nfailures == 1)
 			ereport(LOG,
 					(errmsg("queue of database %u waits, since the database takes no connections", oid)));
-		return false;
+		return true;
 	}
 
-	database = shared_lock_database(oid, false);
-	database->starting = true;
-	database->left = false;
-	database->wake_at = DT_NOEND;
-	shared_unlock();
-
-	memset(&worker, 0, sizeof(worker));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "doubletick", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "doubletick_worker_main", BGW_MAXLEN);
-	snprintf(worker.bgw_name, BGW_MAXLEN, "doubletick worker of database %u", oid);
-	strlcpy(worker.bgw_type, "doubletick worker", BGW_MAXLEN);
-	worker.bgw_main_arg = ObjectIdGetDatum(oid);
-	worker.bgw_notify_pid = MyProcPid;
-	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+	process_describe(&process, "worker", oid);
+	process.bgw_restart_time = BGW_NEVER_RESTART;
+	process.bgw_notify_pid = MyProcPid;
+	if (!RegisterDynamicBackgroundWorker(&process, &handles[i]))
 	{
-		put_off(oid, &is_first);
-		if (is_first)
-			ereport(WARNING,
-					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("queue of database %u waits, since no background worker is free", oid),
-					 errhint("Raise \"max_worker_processes\".")));
+		handles[i] = NULL;
+		warn_of_slots(i, oid);
 		return false;
 	}
-	entry = palloc(sizeof(Started));
-	entry->database = oid;
-	entry->handle = handle;
-	*started = lappend(*started, entry);
+
+	/* A process that fails to come up says nothing: do not retry at once. */
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (database->proc == NULL)
+		database->not_before = Max(database->not_before, clock_now() + PROCESS_FIRST_PAUSE);
+	LWLockRelease(shared->lock);
 	return true;
 }
 
-static bool
-is_in(Oid oid, List *databases)
+/* Once for each database, and then not until slots have sufficed for a while. */
+static void
+warn_of_slots(int i, Oid database)
 {
-	bool		found = list_member_oid(databases, oid);
+	static int64 lacked_at[SHARED_MAX_DATABASES];
+	int64		now = clock_now();
+	bool		is_new = lacked_at[i] == 0 || now - lacked_at[i] > WARN_INTERVAL;
 
-	list_free(databases);
-	return found;
+	lacked_at[i] = now;
+	if (is_new)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("queue of database %u waits, since no background worker is free", database),
+				 errhint("Raise \"max_worker_processes\".")));
 }
 
-/* The database was dropped. */
-static void
-forget(Oid oid)
+/*
+ * The first database from this OID on, InvalidOid when there is none; and
+ * whether it takes connections.  The table is scanned: without a database of its
+ * own, a process cannot always open an index.
+ */
+static Oid
+find_database(Oid from, bool *is_open)
 {
-	SharedDatabase *database = shared_lock_database(oid, false);
+	Oid			found = InvalidOid;
+	Relation	rel;
+	SysScanDesc scan;
+	HeapTuple	tuple;
 
-	if (database)
-		database->oid = InvalidOid;
-	shared_unlock();
+	*is_open = false;
+	StartTransactionCommand();
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
+
+		if (database->oid < from || (OidIsValid(found) && found < database->oid))
+			continue;
+		found = database->oid;
+		*is_open = database->datallowconn && database->datconnlimit != DATCONNLIMIT_INVALID_DB;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+	return found;
 }

@@ -10,7 +10,7 @@
 
 #include "drain/drain.h"
 
-extern void status_report_work(const char *state, const Drain *drain, Tally *told);
+extern void status_report_work(const char *state, const Drain *drain);
 extern void status_report_error(void);
 
 #endif							/* DOUBLETICK_WORKER_STATUS_H */

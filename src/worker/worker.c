@@ -3,10 +3,10 @@
  * worker/worker.c
  *		The worker of one database: the drainer with a process around it.
  *
- * It is started by the launcher, woken at the commit of whoever enqueues, and
- * leaves when it has been idle for a while.  It must be in nobody's way: between
- * transactions it looks whether somebody wants the database to himself, to drop
- * or rename or copy it, and then leaves at once.
+ * The launcher starts it, whoever enqueues wakes it by COMMIT, and it leaves when
+ * it has been idle for a while.  It must be in nobody's way: between transactions
+ * it looks whether another session waits for exclusive use of the database, to
+ * drop, rename or copy it, and then leaves at once.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,27 +15,23 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/twophase.h"
 #include "access/xact.h"
 #include "base/clock.h"
-#include "base/shared.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_db_role_setting.h"
 #include "compat.h"
-#include "drain/drain.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "postmaster/bgworker.h"
-#include "postmaster/interrupt.h"
 #include "settings.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "storage/lmgr.h"
-#include "tcop/tcopprot.h"
 #include "utils/fmgroids.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "worker/process.h"
 #include "worker/status.h"
 
 /* Longest sleep, in ms: how soon it sees that it is in somebody's way. */
@@ -45,74 +41,78 @@
 #define CHORE_INTERVAL (250 * INT64CONST(1000))
 
 /* Time between two prunings of the history, in µs. */
-#define PRUNE_INTERVAL (60 * USECS_PER_SEC)
+#define PRUNE_INTERVAL USECS_PER_MINUTE
+
+/* Time between two looks for prepared transactions, in µs. */
+#define PREPARED_INTERVAL USECS_PER_SEC
+
+/* For how long one that still waits for something makes room, at least, in µs. */
+#define ROOM_INTERVAL USECS_PER_SEC
 
 /* For how long it waits for answers that are out, before it makes way, in µs. */
 #define GRACE (500 * INT64CONST(1000))
 
-/* After that many µs without an error it counts as sound. */
-#define SOUND_AFTER (60 * USECS_PER_SEC)
+/* What fails after a worker has run for so many ms is something new. */
+#define SOUND_AFTER (60 * 1000)
 
-/* What the worker knows of itself. */
+/* Room for what identifies the database's settings. */
+#define SETTINGS_LENGTH 64
+
+/* What the worker knows of itself; times by clock_now(). */
 typedef struct Worker
 {
 	Drain	   *drain;			/* NULL: another session drains */
-	int64		started_at;		/* times by clock_now() */
+	bool		has_drained;	/* has it found the extension? */
+	bool		exploring;		/* has it found nothing to do so far? */
 	int64		worked_at;		/* when there was last something to do */
 	int64		chores_at;		/* when to do what is not urgent */
 	int64		prune_at;
-	bool		sound;			/* has it been at work for long enough? */
-	bool		found;			/* has it found the extension? */
-	bool		exploring;		/* has it found nothing to do so far? */
-	char	   *settings;		/* what the database's settings came from */
-	Tally		told;			/* what has been counted in shared memory */
-	int64		warned_expired;
+	int64		prepared_at;	/* when to look for prepared transactions */
+	bool		none_prepared;	/* were there none, and has none come since? */
+	char		settings[SETTINGS_LENGTH];	/* see read_database_settings() */
+	int64		nexpired;		/* removals given up that were warned of */
 } Worker;
 
-static void attach(Worker *worker);
-static void detach(int code, Datum arg);
-static void let_go(SharedDatabase *database);
-static void run(Worker *worker);
+static void register_worker(Worker *worker);
+static void unregister_worker(int code, Datum oid);
+static void work(Worker *worker);
+static DrainState drain_some(Worker *worker);
+static bool take_wake_up(void);
 static void do_chores(Worker *worker);
-static void note_sound(Worker *worker);
 static void wait_for_work(Worker *worker);
-static bool take_wake(Worker *worker);
-static bool is_idle_for_long(const Worker *worker);
+static bool can_be_spared(const Worker *worker);
 static bool try_to_leave(Worker *worker);
-static bool is_in_the_way(void);
-static char *database_settings(bool obey);
+static bool find_prepared_transaction(void);
+static bool is_database_wanted(void);
+static void read_database_settings(char *settings, bool apply);
 static void make_way(Worker *worker, const char *why);
-static void finish(Worker *worker, int64 until);
-static void tell(Worker *worker, const char *state);
 static void warn_of_expired(Worker *worker);
 static void begin_transaction(void);
 static void commit_transaction(void);
 
-PGDLLEXPORT void doubletick_worker_main(Datum arg);
+PGDLLEXPORT void doubletick_worker_main(Datum oid);
 
-static const DrainTransactions transactions = {begin_transaction, commit_transaction, AbortCurrentTransaction};
+static const DrainTransactions transactions = {
+	begin_transaction, commit_transaction, AbortCurrentTransaction
+};
 
 /*
- * The worker's process.  Its argument is the database's OID.
+ * The worker's process.
  */
 void
-doubletick_worker_main(Datum arg)
+doubletick_worker_main(Datum oid)
 {
 	Worker		worker = {0};
 
-	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
-	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
+	before_shmem_exit(unregister_worker, oid);
+	process_begin(DatumGetObjectId(oid));
 	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
 	lift_timeouts();
 	pgstat_report_appname("doubletick worker");
-	attach(&worker);
-
-	worker.started_at = worker.worked_at = clock_now();
+	register_worker(&worker);
 	PG_TRY();
 	{
-		run(&worker);
+		work(&worker);
 	}
 	PG_CATCH();
 	{
@@ -120,144 +120,153 @@ doubletick_worker_main(Datum arg)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	warn_of_expired(&worker);
 	proc_exit(0);
 }
 
 /*
- * From now on whoever commits work here sets our latch.  A launcher that has
- * just replaced another one may not know of a worker that is here already; then
- * this one is not needed.
+ * From now on whoever commits work here sets our latch.  If a worker is here
+ * already, one that a launcher has started which has ended since, this one is not
+ * needed.
  */
 static void
-attach(Worker *worker)
+register_worker(Worker *worker)
 {
-	SharedDatabase *database;
-	bool		attached = false;
+	SharedDatabase *database = shared_lock_database(MyDatabaseId, true);
+	bool		is_needed = database && database->proc == NULL;
 
-	before_shmem_exit(detach, (Datum) 0);
-	database = shared_lock_database(MyDatabaseId, true);
-	if (database && database->proc == NULL)
+	if (is_needed)
 	{
 		database->proc = MyProc;
-		database->pid = MyProcPid;
 		database->since = GetCurrentTimestamp();
-		database->left = false;
-		attached = true;
+		database->not_before = 0;
 
 		/* It looks at everything at once, and so needs no wake-up for that. */
 		worker->exploring = database->exploring;
 		if (worker->exploring)
 		{
-			database->wake = database->exploring = false;
-			if (shared->launcher)
-				SetLatch(&shared->launcher->procLatch);
+			database->wanted_at = PG_INT64_MAX;
+			database->exploring = false;
+			shared_wake_launcher();
 		}
 	}
 	shared_unlock();
-	if (!attached)
+	if (!is_needed)
 		proc_exit(0);
+	worker->worked_at = clock_now();
 }
 
+/* Called when the process ends, whatever ends it: then "code" is not 0. */
 static void
-detach(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
+unregister_worker(int code, Datum oid)
 {
-	SharedDatabase *database = shared_lock_database(MyDatabaseId, false);
+	SharedDatabase *database = shared_lock_database(DatumGetObjectId(oid), false);
 
-	if (database && database->pid == MyProcPid)
-		let_go(database);
-	if (shared->launcher)
-		SetLatch(&shared->launcher->procLatch);
+	if (database && database->proc == MyProc)
+	{
+		if (code == 0 ||
+			TimestampDifferenceExceeds(database->since, GetCurrentTimestamp(), SOUND_AFTER))
+			database->failures = 0;
+		database->proc = NULL;
+		database->in_flight = 0;
+		database->state[0] = '\0';
+	}
+	if (database && database->proc == NULL && code != 0)
+		(void) process_put_off(database);
+	shared_wake_launcher();
 	shared_unlock();
 }
 
-/* From now on nobody sets our latch. */
 static void
-let_go(SharedDatabase *database)
+work(Worker *worker)
 {
-	database->proc = NULL;
-	database->pid = 0;
-	database->in_flight = 0;
-	database->state[0] = '\0';
-}
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "doubletick worker",
+												  ALLOCSET_DEFAULT_SIZES);
 
-static void
-run(Worker *worker)
-{
 	for (;;)
 	{
-		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-			if (worker->drain)
-				drain_wake(worker->drain);
-		}
+		MemoryContextSwitchTo(context);
+		MemoryContextReset(context);
+		if (process_reload() && worker->drain)
+			drain_wake(worker->drain);
 		if (clock_now() >= worker->chores_at)
 			do_chores(worker);
-
-		if (worker->drain == NULL)
-		{
-			worker->drain = drain_start(TopMemoryContext, &transactions);
-			if (worker->drain == NULL)
-				tell(worker, "waiting for another session that drains");
-		}
-		if (worker->drain)
-		{
-			if (take_wake(worker))
-			{
-				drain_wake(worker->drain);
-				worker->worked_at = clock_now();
-			}
-			switch (drain_turn(worker->drain))
-			{
-				case DRAIN_BUSY:
-					worker->found = true;
-					worker->exploring = false;
-					worker->worked_at = clock_now();
-					continue;
-				case DRAIN_IDLE:
-					worker->found = true;
-					break;
-				case DRAIN_GONE:
-					make_way(worker, worker->found ? "the extension was dropped" : NULL);
-			}
-		}
-		if (is_idle_for_long(worker) && try_to_leave(worker))
-		{
-			warn_of_expired(worker);
-			return;
-		}
+		if (drain_some(worker) == DRAIN_BUSY)
+			continue;
+		if (can_be_spared(worker) && try_to_leave(worker))
+			break;
 		wait_for_work(worker);
 	}
+}
+
+/* One turn of the drain, unless another session drains. */
+static DrainState
+drain_some(Worker *worker)
+{
+	DrainState	state;
+
+	if (worker->drain == NULL)
+		worker->drain = drain_start(TopMemoryContext, &transactions);
+	if (worker->drain == NULL)
+	{
+		status_report_work("waiting for another session that drains", NULL);
+		return DRAIN_IDLE;
+	}
+
+	if (take_wake_up())
+	{
+		drain_wake(worker->drain);
+		worker->exploring = worker->none_prepared = false;
+		worker->worked_at = clock_now();
+	}
+	state = drain_turn(worker->drain);
+	if (state == DRAIN_GONE)
+		make_way(worker, worker->has_drained ? "the extension was dropped" : NULL);
+	worker->has_drained = true;
+	if (state == DRAIN_BUSY)
+	{
+		worker->exploring = false;
+		worker->worked_at = clock_now();
+	}
+	return state;
+}
+
+/* Has work been committed, or a transaction prepared, since the last call? */
+static bool
+take_wake_up(void)
+{
+	SharedDatabase *database = shared_lock_database(MyDatabaseId, false);
+	bool		is_wanted = database && database->wanted_at <= clock_now();
+
+	if (is_wanted)
+		database->wanted_at = PG_INT64_MAX;
+	shared_unlock();
+	return is_wanted;
 }
 
 /* What need not be done in each turn. */
 static void
 do_chores(Worker *worker)
 {
-	char	   *settings;
+	char		settings[SETTINGS_LENGTH];
 
 	worker->chores_at = clock_now() + CHORE_INTERVAL;
-	if (is_in_the_way())
+	if (is_database_wanted())
 		make_way(worker, "database is wanted by another session");
 
-	settings = database_settings(worker->settings == NULL);
-	if (worker->settings && strcmp(worker->settings, settings) != 0)
-	{
-		finish(worker, PG_INT64_MAX);
+	/*
+	 * Applied at first, too: they may have changed since the connection
+	 * began.
+	 */
+	read_database_settings(settings, worker->settings[0] == '\0');
+	if (worker->settings[0] != '\0' && strcmp(worker->settings, settings) != 0)
 		make_way(worker, "settings of the database have changed");
-	}
-	if (worker->settings)
-		pfree(worker->settings);
-	worker->settings = settings;
+	strlcpy(worker->settings, settings, sizeof(settings));
 
-	if (!worker->sound && clock_now() - worker->started_at > SOUND_AFTER)
-		note_sound(worker);
 	if (worker->drain == NULL)
 		return;
 	if (drain_in_flight(worker->drain) > 0)
-		tell(worker, "sending");
+		status_report_work("sending", worker->drain);
 	if (clock_now() >= worker->prune_at && !drain_prune(worker->drain))
 	{
 		worker->prune_at = clock_now() + PRUNE_INTERVAL;
@@ -265,92 +274,110 @@ do_chores(Worker *worker)
 	}
 }
 
-/* What may go wrong from now on is something new. */
-static void
-note_sound(Worker *worker)
-{
-	SharedDatabase *database = shared_lock_database(MyDatabaseId, false);
-
-	if (database)
-		database->failures = 0;
-	shared_unlock();
-	worker->sound = true;
-}
-
 static void
 wait_for_work(Worker *worker)
 {
-	static uint32 wait_event = 0;
-	long		timeout = worker->drain ? drain_idle_time(worker->drain, LONGEST_SLEEP) : LONGEST_SLEEP;
+	long		longest = LONGEST_SLEEP;
 
-	if (wait_event == 0)
-		wait_event = new_wait_event("DoubletickWorker");
 	if (worker->drain)
-		tell(worker, "idle");
+	{
+		status_report_work("idle", worker->drain);
+		longest = drain_idle_time(worker->drain, LONGEST_SLEEP);
+	}
 	pgstat_report_activity(STATE_IDLE, NULL);
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout, wait_event);
-	ResetLatch(MyLatch);
+	process_wait("DoubletickWorker", longest);
 }
 
-/* Has somebody committed work since the last call? */
+/*
+ * Can the worker be spared?  It has nothing to do now.  After a start of the server
+ * nobody stays in databases where nothing waits, and when another database waits
+ * for a worker's slot, whoever is idle makes room.
+ */
 static bool
-take_wake(Worker *worker)
+can_be_spared(const Worker *worker)
 {
-	SharedDatabase *database;
-	bool		wake;
-
-	database = shared_lock_database(MyDatabaseId, false);
-	wake = database && database->wake;
-	if (wake)
-		worker->exploring = database->wake = false;
-	shared_unlock();
-	return wake;
-}
-
-/* After a start of the server nobody stays in databases where nothing waits. */
-static bool
-is_idle_for_long(const Worker *worker)
-{
+	if (shared->lacks_slot)
+		return true;
 	if (worker->exploring && worker->drain && drain_next_due(worker->drain) == DT_NOEND)
 		return true;
 	return clock_now() - worker->worked_at >= setting_worker_idle_timeout * INT64CONST(1000);
 }
 
 /*
- * Leaves, unless work has come in this moment.  Tells the launcher when rows
- * that wait for their time want a worker again.
+ * May the worker leave?  Not while there are prepared transactions, for COMMIT
+ * PREPARED wakes nobody; when they have ended the queue is looked at once more,
+ * since what they have enqueued may have come.  And not when work has just been
+ * committed, or a transaction prepared.  Else the launcher is told when a worker
+ * is wanted again: when the next row is due, or, while another session drains,
+ * after a while.
  */
 static bool
 try_to_leave(Worker *worker)
 {
+	bool		makes_room = shared->lacks_slot;
+	bool		may_have_prepared = max_prepared_xacts > 0 && !worker->none_prepared;
+	int64		wanted_at = PG_INT64_MAX;
 	SharedDatabase *database;
-	TimestampTz next = DT_NOEND;
-	bool		may_leave;
+	bool		is_wanted;
 
-	if (worker->drain == NULL)
-		next = GetCurrentTimestamp() + setting_worker_idle_timeout * INT64CONST(1000);
-	else
-		next = drain_next_due(worker->drain);
-
-	database = shared_lock_database(MyDatabaseId, false);
-	may_leave = database == NULL || !database->wake;
-	if (may_leave && database)
+	if (may_have_prepared && !makes_room)
 	{
-		let_go(database);
-		database->left = true;
-		database->failures = 0;
-		database->wake_at = next;
+		if (clock_now() >= worker->prepared_at)
+		{
+			worker->prepared_at = clock_now() + PREPARED_INTERVAL;
+			worker->none_prepared = !find_prepared_transaction();
+		}
+		return false;
+	}
+
+	if (makes_room && (may_have_prepared || worker->drain == NULL))
+		wanted_at = clock_now() + ROOM_INTERVAL;
+	else if (worker->drain == NULL)
+		wanted_at = clock_now() + setting_worker_idle_timeout * INT64CONST(1000);
+	if (worker->drain && drain_next_due(worker->drain) != DT_NOEND)
+		wanted_at = Min(wanted_at,
+						clock_now() + (drain_next_due(worker->drain) - GetCurrentTimestamp()));
+
+	/* While another session drains, this worker can do nothing for anybody. */
+	database = shared_lock_database(MyDatabaseId, false);
+	is_wanted = database && database->wanted_at <= clock_now() &&
+		!(makes_room && worker->drain == NULL);
+	if (database && !is_wanted)
+	{
+		database->wanted_at = wanted_at;
+		if (makes_room)
+			shared->lacks_slot = false; /* one that leaves is enough */
 	}
 	shared_unlock();
-	return may_leave;
+	return !is_wanted;
+}
+
+/* Is there a prepared transaction in this database? */
+static bool
+find_prepared_transaction(void)
+{
+	bool		found;
+
+	begin_transaction();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	if (SPI_execute("SELECT FROM pg_catalog.pg_prepared_xacts"
+					" WHERE database = pg_catalog.current_database()", true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read pg_prepared_xacts");
+	found = SPI_processed > 0;
+	SPI_finish();
+	PopActiveSnapshot();
+	commit_transaction();
+	return found;
 }
 
 /*
- * Does somebody want the database to himself?  He holds a lock on it that keeps
- * new sessions out, and waits for those that are there to leave.
+ * Is another session waiting for exclusive use of this database (DROP, RENAME,
+ * TEMPLATE)?  It holds a lock on the database, which keeps new sessions out, and
+ * waits for those that are there to leave.
  */
 static bool
-is_in_the_way(void)
+is_database_wanted(void)
 {
 	LOCKTAG		tag;
 
@@ -362,20 +389,19 @@ is_in_the_way(void)
 }
 
 /*
- * Where the database's own settings stand, as text that is another one after
- * each ALTER DATABASE ... SET: a session has them from its beginning, and no
- * news of them.  "obey" takes them over once more: they may have changed between
- * that beginning and the first call.
+ * Where the database's own settings (ALTER DATABASE ... SET) are stored, which
+ * is another place after each change: a session reads them when it begins, and is
+ * not told when they change.
  */
-static char *
-database_settings(bool obey)
+static void
+read_database_settings(char *settings, bool apply)
 {
 	Relation	rel;
 	ScanKeyData keys[1];
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	char		found[100] = "";
 
+	strlcpy(settings, "none", SETTINGS_LENGTH);
 	begin_transaction();
 	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
 	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber, F_OIDEQ,
@@ -383,79 +409,57 @@ database_settings(bool obey)
 	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 1, keys);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
-		if (((Form_pg_db_role_setting) GETSTRUCT(tuple))->setrole == InvalidOid)
-			snprintf(found, sizeof(found), "%u (%u,%u)", HeapTupleHeaderGetRawXmin(tuple->t_data),
+		if (!OidIsValid(((Form_pg_db_role_setting) GETSTRUCT(tuple))->setrole))
+			snprintf(settings, SETTINGS_LENGTH, "%u (%u,%u)",
+					 HeapTupleHeaderGetRawXmin(tuple->t_data),
 					 ItemPointerGetBlockNumber(&tuple->t_self),
 					 ItemPointerGetOffsetNumber(&tuple->t_self));
 	}
 	systable_endscan(scan);
-	if (obey)
+	if (apply)
 		ApplySetting(NULL, MyDatabaseId, InvalidOid, rel, PGC_S_DATABASE);
 	table_close(rel, AccessShareLock);
 	commit_transaction();
-	return MemoryContextStrdup(TopMemoryContext, found);
 }
 
 /*
- * Ends the process, so that the database is free; another one is started as soon
- * as it can be, if there is work.  Answers that come soon are still settled.
+ * Ends the process before its time, after answers that come soon are settled.
+ * Another worker is started as soon as one can be; without a reason, only if work
+ * has been committed since.
  */
 static void
 make_way(Worker *worker, const char *why)
 {
+	int64		until = clock_now() + GRACE;
 	SharedDatabase *database;
-	int64		next_try;
+	bool		is_wanted;
 
 	if (why)
-	{
 		ereport(LOG, (errmsg("doubletick worker makes way: %s", why)));
-		finish(worker, clock_now() + GRACE);
-	}
+	while (why && worker->drain && clock_now() < until &&
+		   drain_finish(worker->drain) == DRAIN_BUSY)
+		CHECK_FOR_INTERRUPTS();
 	warn_of_expired(worker);
 
-	/* The next one would only wait until the database is dropped, say. */
-	next_try = clock_now() + (is_in_the_way() ? USECS_PER_SEC : 0);
-
+	/* The next one could only wait until the database is dropped, say. */
+	is_wanted = is_database_wanted();
 	database = shared_lock_database(MyDatabaseId, false);
-	if (database)
-	{
-		let_go(database);
-		database->left = true;
-		/* Without a reason, only if somebody has just committed work. */
-		database->wake = database->wake || why != NULL;
-		database->next_try = next_try;
-	}
+	if (database && why)
+		database->wanted_at = 0;
+	if (database && is_wanted)
+		database->not_before = clock_now() + USECS_PER_SEC;
 	shared_unlock();
 	proc_exit(0);
 }
 
-/* Waits for answers that are out, until a time, or until it is in the way. */
-static void
-finish(Worker *worker, int64 until)
-{
-	while (worker->drain && clock_now() < until && drain_finish(worker->drain) == DRAIN_BUSY)
-	{
-		CHECK_FOR_INTERRUPTS();
-		if (is_in_the_way())
-			until = Min(until, clock_now() + GRACE);
-	}
-}
-
-/* Tells dt_status and pg_stat_activity. */
-static void
-tell(Worker *worker, const char *state)
-{
-	pgstat_report_activity(STATE_RUNNING, state);
-	status_report_work(state, worker->drain, &worker->told);
-}
-
+/* Removals that have been given up for their age since the last call. */
 static void
 warn_of_expired(Worker *worker)
 {
 	int64		nexpired = worker->drain ? drain_tally(worker->drain)->expired : 0;
 
-	drain_warn_of_expired(nexpired - worker->warned_expired);
-	worker->warned_expired = nexpired;
+	drain_warn_of_expired(nexpired - worker->nexpired);
+	worker->nexpired = nexpired;
 }
 
 static void

@@ -29,6 +29,9 @@
 /* Length of the header of a gzip stream without a name. */
 #define GZIP_HEADER		10
 
+/* After how long an answer comes that nobody asked for. */
+#define UNASKED_MS		50
+
 #define CHUNKED			"Transfer-Encoding: chunked\r\n"
 
 static After hang(Exchange *x);
@@ -54,6 +57,9 @@ static After close_after(Exchange *x);
 static After close_idle(Exchange *x);
 static After echo_key(Exchange *x);
 static After no_content(Exchange *x);
+static After fold_first(Exchange *x);
+static After unasked(Exchange *x);
+static After unasked_refusal(Exchange *x);
 
 static void answering(Exchange *x);
 static void send_out(Exchange *x);
@@ -87,6 +93,9 @@ static const Fault faults[] = {
 	{"close_idle", 0, close_idle},
 	{"echo_key", 400, echo_key},
 	{"no_content", 0, no_content},
+	{"fold_first", 0, fold_first},
+	{"unasked", 0, unasked},
+	{"unasked_refusal", 0, unasked_refusal},
 };
 
 /* NULL when there is none of that name. */
@@ -401,6 +410,54 @@ no_content(Exchange *x)
 		x->answer.body.len = 0;
 	}
 	return exchange_send(x);
+}
+
+/* The normal answer, but its first header line goes on with one that is not there. */
+static After
+fold_first(Exchange *x)
+{
+	Buffer	   *out = &x->conn->out;
+	Buffer		whole = {0};
+	const char *eol;
+	size_t		len;
+
+	answer_whole(&x->answer, x->req, !x->req->keep_alive, &whole);
+	eol = memchr(whole.data, '\n', whole.len);
+	len = eol + 1 - whole.data;
+	out->len = 0;
+	buffer_add(out, whole.data, len);
+	buffer_addf(out, " a: b\r\n");
+	buffer_add(out, whole.data + len, whole.len - len);
+	buffer_free(&whole);
+	send_out(x);
+	return x->req->keep_alive ? AFTER_KEEP : AFTER_CLOSE;
+}
+
+/* The normal answer, and a moment later once more: the next request would get it. */
+static After
+unasked(Exchange *x)
+{
+	Buffer	   *out = &x->conn->out;
+
+	answer_whole(&x->answer, x->req, false, out);
+	send_out(x);
+	if (!peer_left(x->conn, UNASKED_MS))
+		conn_send(x->conn, out->data, out->len);
+	return AFTER_KEEP;
+}
+
+/* The normal answer, and a moment later a refusal of no request, and the end. */
+static After
+unasked_refusal(Exchange *x)
+{
+	static const char refusal[] =
+		"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+	answer_whole(&x->answer, x->req, false, &x->conn->out);
+	send_out(x);
+	if (!peer_left(x->conn, UNASKED_MS))
+		conn_send(x->conn, refusal, sizeof(refusal) - 1);
+	return AFTER_CLOSE;
 }
 
 /* To be called before the first byte of the answer leaves. */

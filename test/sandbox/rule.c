@@ -45,6 +45,7 @@ static void add_retry_after(const json_t *value, Answer *answer);
 
 static const RuleKey rule_keys[] = {
 	{"times", fits_count, "a number of requests"},
+	{"larger_than", fits_count, "a number of bytes"},
 	{"status", fits_status, "an HTTP status from 200 to 999"},
 	{"body", fits_body, "a string or a JSON value"},
 	{"body_base64", fits_base64, "bytes in base64"},
@@ -124,7 +125,7 @@ rule_clear(const char *phone)
  * rule says that the answer is to be held.
  */
 json_t *
-rule_take(const char *phone, Hold **hold)
+rule_take(const char *phone, size_t length, Hold **hold)
 {
 	json_t	   *rule;
 	json_t	   *times;
@@ -133,6 +134,8 @@ rule_take(const char *phone, Hold **hold)
 	rule = json_object_get(rules, bare_phone(phone));
 	if (rule == NULL)
 		rule = json_object_get(rules, ANY_PHONE);
+	if ((long) length <= rule_int(rule, "larger_than", -1))
+		rule = NULL;
 	times = json_object_get(rule, "times");
 	if (times != NULL)
 	{

@@ -243,7 +243,7 @@ extern json_t *customer_remove(const char *phone, const json_t *fields,
 extern json_t *rule_wrong(const json_t *rule);
 extern void rule_put(const char *phone, json_t *rule);
 extern void rule_clear(const char *phone);
-extern json_t *rule_take(const char *phone, Hold **hold);
+extern json_t *rule_take(const char *phone, size_t length, Hold **hold);
 extern void rule_release(json_t *rule);
 extern int	rule_int(const json_t *rule, const char *key, int otherwise);
 extern void rule_compose(Exchange *x);

@@ -131,7 +131,7 @@ find_rule(Exchange *x)
 	if (!is_api_request(x->req))
 		return;
 	phone = json_string_value(json_object_get(x->body, "phone"));
-	x->rule = rule_take(phone ? phone : "", &x->hold);
+	x->rule = rule_take(phone ? phone : "", x->req->body.len, &x->hold);
 	if (x->rule != NULL)
 		x->fault = fault_find(json_string_value(json_object_get(x->rule, "fault")));
 }

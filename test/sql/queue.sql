@@ -1,4 +1,4 @@
--- The queue, as far as it needs no server: what comes in, what is shown, what is
+-- The queue, as far as nothing is sent: what comes in, what is shown, what is
 -- taken back, and what is said when nothing can leave.
 CREATE EXTENSION doubletick;
 CREATE ROLE regress_doubletick_caller;
@@ -48,8 +48,23 @@ RESET ROLE;
 GRANT EXECUTE ON FUNCTION dt_enqueue_remove_tags_custom_fields, dt_cancel, dt_retry
 	TO regress_doubletick_caller, regress_doubletick_other;
 SET ROLE regress_doubletick_caller;
+-- for a server that there is
+SELECT dt_enqueue_remove_tags_custom_fields('919876543210', '{lead}');
+RESET ROLE;
+CREATE FOREIGN DATA WRAPPER regress_other;
+CREATE SERVER regress_other FOREIGN DATA WRAPPER regress_other;
+CREATE SERVER doubletick FOREIGN DATA WRAPPER doubletick;
+SET ROLE regress_doubletick_caller;
+SET doubletick.server = 'regress_other';
+SELECT dt_enqueue_remove_tags_custom_fields('919876543210', '{lead}');
+RESET doubletick.server;
 SELECT dt_enqueue_remove_tags_custom_fields('+919876543210', '{lead, "team lead", lead}', waba => '919812345678');
 SELECT dt_enqueue_remove_tags_custom_fields('919876543211', fields => '{plan}');
+-- it may be gone later
+RESET ROLE;
+DROP SERVER doubletick;
+DROP FOREIGN DATA WRAPPER regress_other CASCADE;
+SET ROLE regress_doubletick_caller;
 SELECT id, server, role, phone, tags, fields, waba, attempts, last_error, http_status,
 	enqueued_by, enqueued_at = due_at AS due_at_once
 FROM dt_queue ORDER BY id;

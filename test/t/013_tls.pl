@@ -15,14 +15,6 @@ use Test::More;
 use lib dirname(__FILE__);
 use Calls;
 
-# A port that nobody listens on.
-sub closed_port
-{
-	my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1) or die "could not listen: $!";
-
-	return $socket->sockport;
-}
-
 my $phone = '919876543210';
 my $nowhere = 'http://127.0.0.1:' . closed_port();
 my $home = PostgreSQL::Test::Utils::tempdir();

@@ -15,7 +15,7 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-open_queue();
+open_queue(testing => 1);
 my $phone = '919876543210';
 my $other = '919876543211';
 
@@ -206,7 +206,7 @@ sub slots_refill
 # One bad name does not fail the rows that were sent together with it.
 sub refused_together
 {
-	foreach my $status (400, 422)
+	foreach my $status (400, 403, 404, 409, 422, 451)
 	{
 		fresh();
 		$sb->rule($phone, { status => $status, times => 2 });
@@ -219,6 +219,33 @@ sub refused_together
 		is(settled($ids[0])->{http_status}, $status, "$status together: the history has the status of the bad one");
 		is(settled($ids[1])->{http_status}, 201, "$status together: and of the others");
 	}
+
+	# A request that is too large is repeated by halves.
+	fresh();
+	$sb->rule($phone, { status => 413, larger_than => 100_000 });
+	my @large = map { enqueue($phone, [ $_ x 30_000 ]) } 1 .. 9;
+	like(drain(), qr/queue: 9 done, 0 failed, 0 left/, '413 together: all are done');
+	my @sizes = map { scalar @{ $_->{body}{tags} } } @{ $sb->journal };
+	is("@sizes", '9 4 2 2 4 2 2 1', '413 together: by halves');
+	fresh();
+	$sb->rule($phone, { status => 413, larger_than => 100_000 });
+	my @huge = map { enqueue($phone, [ "$_" x 30_000, "y$_" x ($_ == 2 ? 45_000 : 5) ]) } 1, 2, 4;
+	drain();
+	is(states(@huge), 'done failed done', '413 together: only the one that is too large by itself fails');
+
+	# What makes the API fail is found when a few attempts have met with nothing else.
+	fresh();
+	$sb->rule($phone, { status => 500, times => 4 });
+	my @many = map { enqueue($phone, [$_]) } 1 .. 4;
+	for (1 .. 4)
+	{
+		drain();
+		time_passes('20 min');
+	}
+	drain();
+	@sizes = map { scalar @{ $_->{body}{tags} } } @{ $sb->journal };
+	is("@sizes", '4 4 4 2 1 1 2', '500 together: by halves after the third attempt');
+	is(states(@many), 'done done done done', '500 together: all are done');
 
 	# All of them are refused.
 	fresh();

@@ -13,7 +13,7 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-open_queue();
+open_queue(testing => 1);
 my @phones = map { "1415555010$_" } 1 .. 5;
 my $other = '919876543210';
 
@@ -41,10 +41,10 @@ sub held_ok
 	my $requests = $case{requests} || 0;
 
 	fresh();
-	$calls->sql($case{broken});
 	my @held = map { enqueue($_, ['lead'], undef, role => $case{role}) } @phones;
 	my $well = enqueue($other, ['lead'], undef, server => 'second');
 	my @others = $case{role} ? enqueue($other, ['lead']) : ();
+	$calls->sql($case{broken});
 
 	my $warnings = warnings_of(drain());
 	my @ours = grep { /server "doubletick"/ } @$warnings;

@@ -13,7 +13,7 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-open_queue(conf => 'max_prepared_transactions = 10');
+open_queue(testing => 1, conf => 'max_prepared_transactions = 10');
 
 sub cancelled
 {

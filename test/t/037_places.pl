@@ -13,7 +13,7 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-open_queue();
+open_queue(testing => 1);
 $calls->server('second', timeout => '1min');
 
 # The session of the cancels that are not committed.
@@ -47,17 +47,6 @@ sub enqueue_each
 	my ($phone, @names) = @_;
 
 	return split /\n/, $calls->sql('BEGIN;' . join(';', map { enqueueing($phone, [$_]) } @names) . ';COMMIT');
-}
-
-# The drain that is under way has seen all that was enqueued before: what is enqueued
-# now has been sent.
-sub everything_is_seen
-{
-	my ($name) = @_;
-	my $phone = new_phone();
-
-	enqueue($phone, ['now']);
-	return eventually(sub { received($phone) }, $name);
 }
 
 # The rows reach a state, while the drain goes on.

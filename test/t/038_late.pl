@@ -25,16 +25,6 @@ $sb->await_held(1);
 
 my @sessions = map { $node->background_psql('postgres') } 1 .. 2;
 
-# The drain has seen all that was committed before: what is enqueued now has been sent.
-sub everything_is_seen
-{
-	my $phone = new_phone();
-
-	enqueue($phone, ['now']);
-	eventually(sub { received($phone) }, 'a row that is enqueued now is sent');
-	return;
-}
-
 # The transaction with the lower xid commits first, and its row has the higher id. So
 # the other one's xid is above all that have ended, and no snapshot names it.
 sub younger_is_late
@@ -66,11 +56,11 @@ sub older_is_late
 
 	$sessions[0]->query_safe('BEGIN');
 	my $low = $sessions[0]->query_safe(enqueueing($late, ['late']));
-	everything_is_seen() for 1 .. 3;
+	everything_is_seen('a row that is enqueued now is sent') for 1 .. 3;
 	$sessions[0]->query_safe($end);
 	if ($end eq 'ROLLBACK')
 	{
-		everything_is_seen();
+		everything_is_seen('a row that is enqueued now is sent');
 		is_received($late, '', "$name: it is never sent");
 		return;
 	}
@@ -95,10 +85,10 @@ sub many_are_late
 		$phones{$n} = [ $phones{$n}, "BEGIN; $call; PREPARE TRANSACTION 'many $n'" ];
 	}
 	$calls->sql(join ";\n", map { $phones{$_}[1] } 1 .. $count);
-	everything_is_seen();
+	everything_is_seen('a row that is enqueued now is sent');
 	my @order = map { $_ * 11 % ($count + 1) } 1 .. $count;
 	$calls->sql(join ";\n", map { "COMMIT PREPARED 'many $_'" } @order[ 0 .. $count / 2 ]);
-	everything_is_seen();
+	everything_is_seen('a row that is enqueued now is sent');
 	$calls->sql(join ";\n", map { "COMMIT PREPARED 'many $_'" } @order[ $count / 2 + 1 .. $#order ]);
 	my $all = join ',', map { "'$phones{$_}[0]'" } 1 .. $count;
 	eventually(sub { $calls->sql("SELECT count(*) FROM dt_history WHERE state = 'done' AND phone IN ($all)") eq $count }, "many: all $count are sent");
@@ -126,7 +116,7 @@ BEGIN
 	END LOOP;
 END $$;
 SQL
-	everything_is_seen();
+	everything_is_seen('a row that is enqueued now is sent');
 	is_received($late, '', 'overflow: the row is not sent before the commit');
 	$sessions[0]->query_safe('COMMIT');
 	eventually(sub { received($late) }, 'overflow: the row that commits late is sent');
@@ -144,7 +134,7 @@ sub beside_a_writer
 	older_is_late('beside a writer', 'COMMIT');
 	many_are_late(40);
 	$writer->query_safe('COMMIT');
-	everything_is_seen();
+	everything_is_seen('a row that is enqueued now is sent');
 	$writer->quit;
 	return;
 }
@@ -159,7 +149,7 @@ sub others_are_late
 	eventually(sub { states($_) eq 'failed' }, 'others: two rows are refused') foreach @ids;
 	$sessions[0]->query_safe("BEGIN; SELECT dt_retry($ids[0])");
 	$sessions[1]->query_safe("BEGIN; SELECT dt_retry($ids[1])");
-	everything_is_seen();
+	everything_is_seen('a row that is enqueued now is sent');
 	$sessions[1]->query_safe("SELECT dt_cancel($ids[1]); COMMIT");
 	$sessions[0]->query_safe('COMMIT');
 	eventually(sub { states($ids[0]) eq 'done' }, 'others: a retry that is committed late is done');

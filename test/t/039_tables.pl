@@ -13,7 +13,7 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-open_queue(conf => 'autovacuum = off');
+open_queue(testing => 1, conf => 'autovacuum = off');
 
 my $begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class";
 

@@ -1,6 +1,6 @@
 
-# What a trigger may not be is said when it first fires, whichever event that is;
-# and where a trigger does not fire at all.
+# A wrong definition of a trigger raises an error when it first fires, for whichever
+# event; and cases in which a trigger does not fire at all.
 
 use strict;
 use warnings;
@@ -88,21 +88,21 @@ foreach my $column (qw(words bytes moods numbers plain at id))
 	refused("$every_row $function('phone', 'tags', '$column')", '42804', qr/cannot be the column of the custom fields/, @insert);
 }
 
-# A column that is renamed or dropped is missed; one that comes back is found.
+# A column that is renamed or dropped is an error; a new one of that name is found.
 
 $calls->sql("CREATE TRIGGER t $every_row $function$good; INSERT INTO customers (phone, tags) VALUES ('919876543210', '{x}')");
 $calls->sql('ALTER TABLE customers RENAME tags TO labels');
 is(raised('UPDATE customers SET id = 2')->{sqlstate}, '42703', 'a renamed column');
 $calls->sql("ALTER TABLE customers ADD tags text[] DEFAULT '{later}'");
 $calls->sql('DELETE FROM customers');
-is($calls->sql('SELECT tags FROM dt_queue'), '{later}', 'another of its name, with a default that no row has stored');
+is($calls->sql('SELECT tags FROM dt_queue'), '{later}', 'a new column of its name, with a default that is stored in no row');
 $calls->sql('ALTER TABLE customers DROP tags');
 is(raised("INSERT INTO customers (phone) VALUES ('919876543210')")->{sqlstate}, '42703', 'a dropped column');
 $calls->sql('DROP TRIGGER t ON customers; ALTER TABLE customers RENAME labels TO tags; TRUNCATE dt_waiting');
 
-# Not as a trigger, not by who may not, and not where nothing may be written.
+# Called as a function; the privileges; and a read-only transaction.
 
-is(raised('SELECT dt_remove_tags_custom_fields_trigger()')->{sqlstate}, '39P01', 'called as if it were no trigger');
+is(raised('SELECT dt_remove_tags_custom_fields_trigger()')->{sqlstate}, '39P01', 'called as a function');
 is($calls->sql(q{SELECT has_function_privilege('public', 'dt_remove_tags_custom_fields_trigger()', 'EXECUTE')}),
 	'f', 'EXECUTE is not granted to PUBLIC');
 my ($status, $stdout, $stderr) = $calls->node->psql('postgres', "\\set VERBOSITY sqlstate\n"
@@ -111,33 +111,33 @@ my ($status, $stdout, $stderr) = $calls->node->psql('postgres', "\\set VERBOSITY
 	  . "INSERT INTO mine VALUES ('919876543210', '{x}'); BEGIN READ ONLY; DELETE FROM mine", on_error_stop => 0);
 like($stderr, qr/25006/, "a temporary table's rows in a read-only transaction");
 
-# Without names to lose, a trigger with every kind of argument is fine.
+# The server need not exist when the trigger fires.
 
 $calls->sql("CREATE TRIGGER t $every_row $function('phone', '', 'pairs', '', 'my server');"
 	  . " INSERT INTO customers (phone, pairs) VALUES ('919876543210', 'a=>1'); DELETE FROM customers;");
 is($calls->sql('SELECT server, fields FROM dt_queue'), 'my server|{a}', 'a server that does not exist yet');
 $calls->sql('DROP TRIGGER t ON customers; TRUNCATE dt_waiting');
 
-# When the extension goes in the same transaction.
+# The extension is dropped by the same transaction.
 
 $calls->sql("CREATE TRIGGER t $every_row $function$good");
 $calls->sql("INSERT INTO customers (phone, tags) VALUES ('919876543210', '{x}')");
 $calls->sql("BEGIN; UPDATE customers SET tags = '{y}'; DROP EXTENSION doubletick CASCADE; ROLLBACK");
-is($calls->sql('SELECT count(*) FROM dt_queue'), '0', 'nothing is left open that DROP EXTENSION minds');
+is($calls->sql('SELECT count(*) FROM dt_queue'), '0', 'the trigger has left no table open, so that DROP EXTENSION succeeds');
 
-# A prepared transaction takes along what it has gained.
+# What a prepared transaction has gained is nothing to the session's next one.
 
 $calls->sql("INSERT INTO customers (id, phone, tags) VALUES (2, '919876543211', '{x}')");
 $calls->sql("BEGIN; INSERT INTO customers (id, phone, tags) VALUES (3, '919876543211', '{x}'); PREPARE TRANSACTION 'p';"
 	  . "DELETE FROM customers WHERE id = 2; ROLLBACK PREPARED 'p'");
-is($calls->sql('SELECT phone, tags FROM dt_queue'), '919876543211|{x}', 'what a prepared transaction gained is not the next one\'s');
+is($calls->sql('SELECT phone, tags FROM dt_queue'), '919876543211|{x}', 'what a prepared transaction gained does not count in the next one');
 $calls->sql("DELETE FROM customers; TRUNCATE dt_waiting; INSERT INTO customers (id, phone, tags) VALUES (2, '919876543211', '{x}')");
 $calls->sql("BEGIN; DELETE FROM customers; PREPARE TRANSACTION 'p'");
-is($calls->sql('SELECT count(*) FROM dt_queue'), '0', 'a removal of a prepared transaction is not there yet');
+is($calls->sql('SELECT count(*) FROM dt_queue'), '0', 'a removal of a prepared transaction does not wait yet');
 $calls->sql("COMMIT PREPARED 'p'");
-is($calls->sql('SELECT phone, tags FROM dt_queue'), '919876543211|{x}', 'but when that is committed');
+is($calls->sql('SELECT phone, tags FROM dt_queue'), '919876543211|{x}', 'it waits when the transaction is committed');
 
-# Logical replication's apply, from another database.
+# Logical replication from another database.
 
 $calls->sql("CREATE DATABASE publisher");
 $calls->sql("CREATE TABLE customers (id int PRIMARY KEY, phone text, tags text[]); CREATE PUBLICATION p FOR TABLE customers;"
@@ -147,7 +147,7 @@ $calls->sql("DROP TABLE customers CASCADE; TRUNCATE dt_waiting; CREATE TABLE cus
 $calls->sql("CREATE SUBSCRIPTION s CONNECTION " . quote($calls->node->connstr('publisher')) . " PUBLICATION p WITH (create_slot = false)");
 publish("INSERT INTO customers VALUES (1, '919876543210', '{x,y,z}'), (2, '919876543211', '{x}')", 'count(*) = 2');
 publish("UPDATE customers SET tags = '{y,z}' WHERE id = 1", "bool_or(tags = '{y,z}')");
-is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', 'what is applied from another server is silent');
+is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', 'the trigger does not fire for replicated changes');
 $calls->sql('ALTER TABLE customers ENABLE ALWAYS TRIGGER t');
 publish("UPDATE customers SET tags = '{z}' WHERE id = 1", "bool_or(tags = '{z}')");
 publish('DELETE FROM customers WHERE id = 2', 'count(*) = 1');
@@ -158,7 +158,7 @@ $calls->sql('DROP SUBSCRIPTION s');
 
 done_testing();
 
-# A definition whose first firing, by the last of the statements, is an error.
+# Tests that the last of the statements, which makes the trigger fire, is an error.
 sub refused
 {
 	my ($definition, $sqlstate, $message, @statements) = @_;
@@ -178,13 +178,13 @@ sub raised
 {
 	my ($statement) = @_;
 
-	# outcome() takes a query, and a trigger's is none.
+	# outcome() takes a query.
 	$calls->sql('CREATE OR REPLACE FUNCTION run(statement text) RETURNS int LANGUAGE plpgsql AS $$ BEGIN EXECUTE statement; RETURN 1; END $$');
 	my ($outcome) = $calls->session('SELECT run(' . quote($statement) . ')');
 	return $outcome;
 }
 
-# Changes the publisher, and waits until the subscriber's table is so.
+# Changes the publisher's table, and waits until the subscriber's meets the condition.
 sub publish
 {
 	my ($statement, $condition) = @_;

@@ -1,19 +1,19 @@
 
-# Random tables, changes, savepoints and rollbacks: what the sandbox received,
-# against what a plain recomputation from the committed states says.
+# Random tables, changes, savepoints and rollbacks: compares what the sandbox received
+# with what is computed from the committed states of the table.
 #
-# HISTORIES says how many, SEED what they are, HISTORY picks a single one and
-# shows it (test/torture/trigger).
+# HISTORIES is the number of random histories, SEED decides what they are, HISTORY
+# picks a single one and shows it (test/torture/trigger).
 #
-# The recomputation knows for each transaction the rows before and after it, and
-# which rows were touched. For a customer and a name:
+# The computation knows for each transaction the rows before and after it, and which
+# rows were touched. For a customer and a name:
 #
-#   a row has it that had it not      it must not be removed
-#   fewer rows have it than before    it must be removed
-#   else                              nothing has changed for it
+#   a row has it that did not have it    it must not be removed
+#   fewer rows have it than before       it must be removed
+#   else                                 nothing has changed for it
 #
-# What is left open: a row that was touched, and has the name still, keeps it, but
-# only from removals that were entered before it was touched.
+# One case stays open: a row that was touched, and still has the name, takes back the
+# removals that were stored before it was touched, but not the later ones.
 
 use strict;
 use warnings;
@@ -60,7 +60,7 @@ ok($failed == 0, "seed $seed: $histories histories, $ntransactions transactions,
 cmp_ok($nsent, '>', 0, 'some names were removed');
 done_testing();
 
-# One table and what happens to it. Returns what is wrong.
+# One table and its transactions. Returns what is wrong.
 sub history
 {
 	my $table = random_table();
@@ -155,7 +155,7 @@ sub sent
 
 sub ltrim { return $_[0] =~ s/^\+//r; }
 
-# A table: how to create it, with rows and triggers; its level, its columns.
+# A random table: how to create it, with rows and triggers; its level, its columns.
 sub random_table
 {
 	my $table = {
@@ -215,7 +215,7 @@ SQL
 	  [ INSERT => 'NEW TABLE AS new' ], [ UPDATE => 'OLD TABLE AS old NEW TABLE AS new' ], [ DELETE => 'OLD TABLE AS old' ];
 }
 
-# A transaction, and what is to be known after it.
+# A transaction, and the queries for the state after it.
 sub transaction
 {
 	my ($table) = @_;
@@ -292,7 +292,7 @@ sub values_of
 {
 	my ($table, $k) = @_;
 
-	# One row of a number, wherever it is.
+	# There is one row of each number, in whichever partition.
 	return "($k, $k, coalesce((SELECT region FROM customers WHERE k = $k), " . int(rand 2) . '), ' . quote(pick(@phones)) . '::text, ' . quote(pick(@wabas)) . '::varchar, '
 	  . some($table, 'tags') . ', ' . some($table, 'fields') . ')';
 }

@@ -14,7 +14,7 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-open_queue();
+open_queue(testing => 1);
 
 # The most memory that the process has ever had, in MB; 0 where /proc does not say it.
 sub peak

@@ -18,7 +18,7 @@ use constant ROUNDS => 40;
 my $seed = $ENV{DT_SEED} // 20250115;
 srand $seed;
 note("DT_SEED=$seed");
-open_queue();
+open_queue(testing => 1);
 
 my @phones = map { new_phone() } 1 .. 5;
 my @wabas = (undef, undef, '919812345678', '919812345679');

@@ -1,6 +1,6 @@
 
-# A transaction that runs short of memory in a savepoint goes on with what it has
-# gained.
+# A transaction that runs out of memory in a savepoint still knows what its rows have
+# gained before.
 
 use strict;
 use warnings;
@@ -18,7 +18,7 @@ my $phone = '919876543210';
 
 plan skip_all => 'no prlimit' unless -r "/proc/$pid/status" && eval { run_log([ 'prlimit', "--pid=$pid" ]) };
 
-# As much as the session has, and some more: too little for a million gains.
+# As much memory as the session has, and 40 MB more: too little for two million gains.
 my ($size) = slurp_file("/proc/$pid/status") =~ /^VmSize:\s+(\d+)/m;
 my $limit = ($size + 40 * 1024) * 1024;
 my $loads = 400;
@@ -46,9 +46,9 @@ SQL
 	ok(run_log([ 'prlimit', "--pid=$pid", '--as=unlimited:' ]), 'the limit is lifted');
 	$session->query_safe("INSERT INTO customers SELECT i, '$phone', ARRAY['x', i::text] FROM generate_series(1, 20000) AS i;"
 		  . "DELETE FROM customers WHERE id > 0; COMMIT");
-	is($session->query('SELECT count(*) FROM dt_queue'), '0', "$savepoints: what came and went has been nobody's");
+	is($session->query('SELECT count(*) FROM dt_queue'), '0', "$savepoints: rows that were inserted and deleted have lost nothing");
 	$session->query_safe('DELETE FROM customers');
-	is($session->query('SELECT tags FROM dt_queue'), '{x,y}', "$savepoints: what was there before goes later");
+	is($session->query('SELECT tags FROM dt_queue'), '{x,y}', "$savepoints: the row from before loses its names when it is deleted");
 	$session->query_safe('TRUNCATE dt_waiting; DROP FUNCTION pg_temp.load()');
 }
 $session->quit;

@@ -136,6 +136,22 @@ sub extension_updated
 	return;
 }
 
+# What is out does not keep a worker that has old settings.
+sub settings_changed
+{
+	hang('postgres', 'settings');
+	my ($old) = $calls->workers('postgres');
+	my $begin = time;
+	$calls->sql("ALTER DATABASE postgres SET work_mem = '5MB'");
+	eventually(sub { !grep { $_ == $old } $calls->workers('postgres') }, 'ALTER DATABASE SET while a request hangs: the worker leaves');
+	cmp_ok(time - $begin, '<', 5, 'soon');
+	eventually(sub { $calls->waiting eq '0' }, 'the next one sends the request again');
+	is($calls->has_sent('settings'), 2, 'once');
+	$calls->sql('ALTER DATABASE postgres RESET work_mem');
+	$sb->clear_rules;
+	return;
+}
+
 sub switched_off
 {
 	$calls->sql(enqueue('on', 49));
@@ -177,7 +193,8 @@ sub failing
 	cmp_ok($at[1] - $at[0], '>=', 0.9, 'after a pause');
 	cmp_ok($at[2] - $at[1], '>=', 1.9, 'which grows');
 	is(scalar(() = slurp_file($node->logfile, $log) =~ /worker of database \d+ has failed/g), 1, 'the log tells of it once');
-	like($calls->sql('SELECT worker_error FROM dt_status'), qr/index "failing" cannot be on table/, 'dt_status shows the error');
+	like($calls->sql('CREATE ROLE reader; SET ROLE reader; SELECT last_error FROM dt_worker()'),
+		qr/^table "%s" is not as extension "doubletick" needs it \(SQLSTATE 55000\)$/, 'everybody can read the error, without what it names');
 	$calls->sql('DROP INDEX failing');
 	eventually(sub { $calls->sql("SELECT state FROM dt_history WHERE tags = '{failing}'") eq 'done' },
 		'when the cause is removed, the row is sent');
@@ -230,6 +247,7 @@ sub no_start
 
 database_wanted();
 extension_dropped();
+settings_changed();
 switched_off();
 failing();
 extension_updated();

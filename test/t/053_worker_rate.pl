@@ -6,35 +6,16 @@ use strict;
 use warnings;
 
 use File::Basename qw(dirname);
-use List::Util qw(max);
 use Test::More;
 
 use lib dirname(__FILE__);
-use Calls qw(removal);
+use Calls qw(most_in_a_second removal);
 use Worker;
 
 my $calls = Worker->new;
 my $node = $calls->node;
 my $sb = $calls->sandbox;
 my $sessions = 3;
-
-# The most requests that left within any window of one second.  The first over
-# each connection is not counted: it is allowed to leave before the connection is
-# made, and on a busy machine that takes long.
-sub most_in_a_second
-{
-	my (@journal) = @_;
-	my %connected;
-	my @at = sort { $a <=> $b } map { $_->{at} } grep { $connected{ $_->{connection} }++ } @journal;
-	my $most = 0;
-
-	for (my ($first, $last) = (0, 0); $last < @at; $last++)
-	{
-		$first++ while $at[$last] - $at[$first] >= 1;
-		$most = max($most, $last - $first + 1);
-	}
-	return $most;
-}
 
 # Sessions call while the worker drains, for two and a half seconds or more.
 sub pace

@@ -27,6 +27,7 @@ use warnings;
 
 use Encode qw(encode);
 use Exporter qw(import);
+use IO::Socket::INET;
 use JSON::PP;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -34,7 +35,8 @@ use Sandbox;
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT = qw(quote removal attempt eventually shape_ok is_gone is_testing_build);
+our @EXPORT = qw(quote removal attempt eventually shape_ok is_gone is_testing_build closed_port
+  most_in_a_second);
 
 # A phone that no test makes a rule for: whether the session still works.
 our $well = '14155550199';
@@ -283,6 +285,16 @@ sub _array
 
 Polls until the condition holds; a test.
 
+=item closed_port()
+
+A port that nobody listens on.
+
+=item most_in_a_second(request, ...)
+
+The most of these entries of the journal that left within any second. The first
+over each connection is not counted: it is allowed to leave before the connection
+is made, which takes long on a busy machine.
+
 =item is_gone(pid)
 
 Whether the process has ended. One that has ended but whose parent has not yet
@@ -327,6 +339,27 @@ sub is_testing_build
 	my $setting = "SELECT count(*) FROM pg_settings WHERE name = 'doubletick.fault_point'";
 
 	return $node->safe_psql('postgres', "LOAD 'doubletick'; $setting");
+}
+
+sub closed_port
+{
+	my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1) or die "could not listen: $!";
+
+	return $socket->sockport;
+}
+
+sub most_in_a_second
+{
+	my %connected;
+	my @at = sort { $a <=> $b } map { $_->{at} } grep { $connected{ $_->{connection} }++ } @_;
+	my $most = 0;
+
+	for (my ($first, $last) = (0, 0); $last < @at; $last++)
+	{
+		$first++ while $at[$last] - $at[$first] >= 1;
+		$most = $last - $first + 1 if $most < $last - $first + 1;
+	}
+	return $most;
 }
 
 1;

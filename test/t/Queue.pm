@@ -25,8 +25,7 @@ A race, made by an answer that the sandbox holds:
 =head1 DESCRIPTION
 
 Functions about the queue of one cluster. What is not said otherwise is done by
-the superuser in the database "postgres", for the server "doubletick". Some of
-it needs the library that is built with TESTING=1.
+the superuser in the database "postgres", for the server "doubletick".
 
 =cut
 
@@ -44,7 +43,7 @@ use Test::More;
 
 our @EXPORT = qw($calls $sb $node open_queue new_phone enqueue enqueueing enqueue_many keep
   drain start_drain await_drain break_off received is_received requests states waiting settled
-  status time_passes settle fresh make_roles as sqlstate_of);
+  status everything_is_seen time_passes settle fresh make_roles as sqlstate_of);
 
 our ($calls, $sb, $node);
 
@@ -54,11 +53,14 @@ my $json = JSON::PP->new->utf8->allow_nonref;
 
 =over
 
-=item open_queue(conf => text, options => {...}, sandbox => [argument, ...])
+=item open_queue(testing => 1, conf => text, options => {...}, sandbox => [argument, ...])
 
 Starts a sandbox and a cluster, as Calls->new does, and sets $calls, $sb and
 $node. Unless given, the timeout of a request is a minute, so that an answer can
 be held; and the sandbox takes the keys "key_sandbox" and "key_app".
+
+With "testing" the whole test is skipped where the library is built without
+TESTING=1: time_passes and dt_test_customer(), which need that, are not there.
 
 =cut
 
@@ -66,6 +68,7 @@ sub open_queue
 {
 	my (%with) = @_;
 	my %options = (timeout => '1min', %{ delete $with{options} || {} });
+	my $needs_testing = delete $with{testing};
 
 	$calls = Calls->new(
 		sandbox => [ '--key', 'key_sandbox', '--key', 'key_app' ],
@@ -77,11 +80,20 @@ sub open_queue
 CREATE TABLE came_back (phone text, tags text[], fields text[], waba text);
 CREATE TRIGGER came_back AFTER INSERT ON came_back FOR EACH ROW
 	EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags', 'fields', 'waba');
+SQL
+	if (is_testing_build($node))
+	{
+		$calls->sql(<<'SQL');
 CREATE FUNCTION dt_test_customer(server text, role oid, phone text, waba text) RETURNS bigint
 	LANGUAGE c IMMUTABLE AS 'doubletick';
 CREATE FUNCTION dt_test_time_passes(passed interval, ids bigint[]) RETURNS void
 	LANGUAGE c AS 'doubletick';
 SQL
+	}
+	elsif ($needs_testing)
+	{
+		plan skip_all => 'the library is built without TESTING=1';
+	}
 	return;
 }
 
@@ -302,6 +314,25 @@ sub _row
 	my $row = $calls->sql("SELECT to_json(r) FROM $view AS r WHERE $where", %with);
 
 	return length $row ? $json->decode($row) : undef;
+}
+
+=pod
+
+=item everything_is_seen(name)
+
+The drain that is under way has seen all that was committed before: a row that is
+enqueued now is sent. A test.
+
+=cut
+
+sub everything_is_seen
+{
+	my ($name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $phone = new_phone();
+
+	enqueue($phone, ['now']);
+	return eventually(sub { received($phone) }, $name);
 }
 
 =pod

@@ -14,7 +14,7 @@ use Calls;
 use Queue;
 
 # Few descriptors, so that a process has few slots.
-open_queue(options => { rate_limit => '0', max_connections => '1000' }, conf => <<'CONF');
+open_queue(testing => 1, options => { rate_limit => '0', max_connections => '1000' }, conf => <<'CONF');
 max_files_per_process = 100
 max_locks_per_transaction = 10
 CONF

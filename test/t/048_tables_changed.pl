@@ -13,10 +13,7 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-my $queue = Queue->new(sandbox => [ '--key', 'key_sandbox' ], conf => 'autovacuum = off');
-my $nphones = 0;
-
-sub new_phone { return sprintf '1415556%04d', ++$nphones; }
+open_queue(conf => 'autovacuum = off');
 
 # SQLSTATE and hint of a statement that must fail.
 sub refused
@@ -24,15 +21,10 @@ sub refused
 	my ($statement) = @_;
 	my ($stdout, $stderr);
 
-	$queue->node->psql('postgres', "\\set VERBOSITY verbose\n$statement;\n", stdout => \$stdout, stderr => \$stderr, on_error_stop => 0);
+	$node->psql('postgres', "\\set VERBOSITY verbose\n$statement;\n", stdout => \$stdout, stderr => \$stderr, on_error_stop => 0);
 	my ($sqlstate) = $stderr =~ /ERROR:  (\w{5}):/;
 	my ($hint) = $stderr =~ /HINT:  Execute (.*)\.$/m;
 	return ($sqlstate // 'none', $hint // '');
-}
-
-sub enqueue_statement
-{
-	return "SELECT dt_enqueue_remove_tags_custom_fields('" . new_phone() . "', '{lead}')";
 }
 
 # What a change breaks is refused, and goes on when the hint is followed.
@@ -40,30 +32,30 @@ sub refused_and_mended
 {
 	my ($name, $change, $mend) = @_;
 	my $phone = new_phone();
-	my $session = $queue->node->background_psql('postgres', on_error_stop => 0);
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
 	my ($table) = $change =~ /(dt_\w+)/;
 
 	# A session that knows the table as it was.
-	$session->query_safe(enqueue_statement());
-	$queue->process;
-	my $id = $queue->enqueue($phone, ['lead']);
-	$queue->sql($change);
+	$session->query_safe(enqueueing(new_phone(), ['lead']));
+	drain();
+	my $id = enqueue($phone, ['lead']);
+	$calls->sql($change);
 	if ($table eq 'dt_waiting')
 	{
-		my ($sqlstate, $hint) = refused(enqueue_statement());
+		my ($sqlstate, $hint) = refused(enqueueing(new_phone(), ['lead']));
 		is($sqlstate, '55000', "$name: enqueueing is refused");
-		$session->query(enqueue_statement());
+		$session->query(enqueueing(new_phone(), ['lead']));
 		like($session->{stderr}, qr/is not as extension "doubletick" needs it/, "$name: also in a session that knew the table");
 	}
 	$session->{stderr} = '';
 	my ($sqlstate, $hint) = refused('CALL dt_process_queue()');
 	is($sqlstate, '55000', "$name: the CALL is refused");
-	is(scalar(() = $queue->requests($phone)), 0, "$name: nothing has left");
+	is(scalar(() = requests($phone)), 0, "$name: nothing has left");
 	like($hint, $mend, "$name: the hint");
-	$queue->sql($hint =~ s/, or, if.*//r);
-	$queue->process;
-	is($queue->states($id), 'done', "$name: it goes when that is executed");
-	$session->query(enqueue_statement());
+	$calls->sql($hint =~ s/, or, if.*//r);
+	drain();
+	is(states($id), 'done', "$name: it goes when that is executed");
+	$session->query(enqueueing(new_phone(), ['lead']));
 	is($session->{stderr}, '', "$name: and the session goes on");
 	$session->quit;
 	return;
@@ -86,13 +78,13 @@ foreach my $change ('ALTER TABLE dt_waiting RENAME COLUMN due_at TO due', 'ALTER
 	'ALTER TABLE dt_settled ALTER COLUMN attempts TYPE bigint')
 {
 	my $drops = join '', map { "ALTER EXTENSION doubletick DROP VIEW $_; DROP VIEW $_;" } qw(dt_status dt_history dt_queue);
-	$queue->sql('CREATE DATABASE changed');
-	$queue->sql("CREATE EXTENSION doubletick; $drops $change", database => 'changed');
+	$calls->sql('CREATE DATABASE changed');
+	$calls->sql("CREATE EXTENSION doubletick; $drops $change", database => 'changed');
 	my ($stdout, $stderr);
-	$queue->node->psql('changed', "\\set VERBOSITY verbose\nCALL dt_process_queue();\n", stdout => \$stdout, stderr => \$stderr, on_error_stop => 0);
+	$node->psql('changed', "\\set VERBOSITY verbose\nCALL dt_process_queue();\n", stdout => \$stdout, stderr => \$stderr, on_error_stop => 0);
 	like($stderr, qr/ERROR:  55000: table "dt_\w+" is not as/, "$change: refused");
 	like($stderr, qr/HINT:  Execute ALTER EXTENSION doubletick UPDATE/, "$change: the hint");
-	$queue->sql('DROP DATABASE changed');
+	$calls->sql('DROP DATABASE changed');
 }
 
 # What could make the settling fail, or what no insert or delete of ours would obey.
@@ -107,19 +99,19 @@ refused_and_mended('condition', "CREATE INDEX odd ON dt_waiting (phone) WHERE at
 refused_and_mended('row security', 'ALTER TABLE dt_waiting ENABLE ROW LEVEL SECURITY', qr/^ALTER TABLE public.dt_waiting DISABLE ROW LEVEL SECURITY$/);
 refused_and_mended('trigger', 'CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 	CREATE TRIGGER odd BEFORE INSERT ON dt_settled FOR EACH ROW EXECUTE FUNCTION nothing()', qr/^DROP TRIGGER odd ON public.dt_settled$/);
-$queue->sql('CREATE SCHEMA app; CREATE TABLE app.note (id bigint)');
+$calls->sql('CREATE SCHEMA app; CREATE TABLE app.note (id bigint)');
 refused_and_mended('foreign key', 'ALTER TABLE app.note ADD CONSTRAINT "for us" FOREIGN KEY (id) REFERENCES dt_waiting (id)', qr/^ALTER TABLE app.note DROP CONSTRAINT "for us"$/);
 
 # An index that REINDEX or CREATE INDEX CONCURRENTLY has left behind.
 {
-	$queue->process;
-	$queue->enqueue(new_phone(), ['lead']);
-	my $old = $queue->sql('SELECT count(*) FROM dt_waiting');
-	$queue->sql('INSERT INTO dt_settled SELECT s.* FROM dt_settled AS s LIMIT 1');
-	$queue->node->psql('postgres', 'CREATE UNIQUE INDEX CONCURRENTLY odd ON dt_settled (id)');
-	is($queue->sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'odd'::regclass"), 'f', 'an index that is not valid');
+	drain();
+	enqueue(new_phone(), ['lead']);
+	my $old = $calls->sql('SELECT count(*) FROM dt_waiting');
+	$calls->sql('INSERT INTO dt_settled SELECT s.* FROM dt_settled AS s LIMIT 1');
+	$node->psql('postgres', 'CREATE UNIQUE INDEX CONCURRENTLY odd ON dt_settled (id)');
+	is($calls->sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'odd'::regclass"), 'f', 'an index that is not valid');
 	is((refused('CALL dt_process_queue()'))[0], '55000', 'not valid, and unique: refused');
-	$queue->sql('DROP INDEX odd; DELETE FROM dt_settled');
+	$calls->sql('DROP INDEX odd; DELETE FROM dt_settled');
 }
 
 # An index of ours that is gone, or was made otherwise.
@@ -138,62 +130,89 @@ foreach my $case (
 {
 	my @names = map { "more_$_" } 1 .. 9;
 
-	$queue->sql(join ' ', map { "CREATE INDEX $_ ON dt_waiting (phone); CREATE INDEX s_$_ ON dt_settled (phone);" } @names);
-	my $old = $queue->node->background_psql('postgres');
+	$calls->sql(join ' ', map { "CREATE INDEX $_ ON dt_waiting (phone); CREATE INDEX s_$_ ON dt_settled (phone);" } @names);
+	my $old = $node->background_psql('postgres');
 	$old->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class');
-	my $reindex = $queue->node->background_psql('postgres', on_error_stop => 0);
+	my $reindex = $node->background_psql('postgres', on_error_stop => 0);
 	$reindex->query_until(qr/on its way/, "\\echo on its way\nREINDEX TABLE CONCURRENTLY dt_waiting;\n");
-	eventually(sub { $queue->sql("SELECT count(*) FROM pg_index WHERE indrelid = 'dt_waiting'::regclass AND NOT indisvalid AND indisready") > 8 },
+	eventually(sub { $calls->sql("SELECT count(*) FROM pg_index WHERE indrelid = 'dt_waiting'::regclass AND NOT indisvalid AND indisready") > 8 },
 		'REINDEX: there are twenty indexes');
-	my $id = $queue->enqueue(new_phone(), ['lead']);
+	my $id = enqueue(new_phone(), ['lead']);
 	like($id, qr/^\d+$/, 'REINDEX: enqueueing goes on');
-	$queue->process;
-	is($queue->states($id), 'done', 'REINDEX: and so does sending');
+	drain();
+	is(states($id), 'done', 'REINDEX: and so does sending');
 	$old->query_safe('COMMIT');
 	$reindex->query('SELECT 1');
 	is($reindex->{stderr}, '', 'REINDEX: it goes through');
 	$_->quit foreach $old, $reindex;
-	$queue->sql('CREATE EXTENSION amcheck');
-	foreach my $index (split /\n/, $queue->sql("SELECT indexrelid::regclass FROM pg_index WHERE indrelid IN ('dt_waiting'::regclass, 'dt_settled'::regclass)"))
+	$calls->sql('CREATE EXTENSION amcheck');
+	foreach my $index (split /\n/, $calls->sql("SELECT indexrelid::regclass FROM pg_index WHERE indrelid IN ('dt_waiting'::regclass, 'dt_settled'::regclass)"))
 	{
-		my ($status, $stdout, $stderr) = $queue->node->psql('postgres', "SELECT bt_index_parent_check('$index', true)");
+		my ($status, $stdout, $stderr) = $node->psql('postgres', "SELECT bt_index_parent_check('$index', true)");
 		is($stderr, '', "REINDEX: $index has every row");
 	}
-	$queue->sql('DROP INDEX ' . join ', ', map { ($_, "s_$_") } @names);
+	$calls->sql('DROP INDEX ' . join ', ', map { ($_, "s_$_") } @names);
 }
 
 # A BRIN index can be filled, and so it may be there.
 {
-	$queue->sql('CREATE INDEX odd ON dt_settled USING brin (settled_at)');
-	my $id = $queue->enqueue(new_phone(), ['lead']);
-	$queue->process;
-	is($queue->states($id), 'done', 'BRIN: settled');
-	is($queue->sql("SET enable_seqscan = off; SET enable_indexscan = off; SELECT count(*) FROM dt_settled WHERE settled_at > now() - interval '1 hour' AND id = $id"), '1', 'BRIN: and found');
-	$queue->sql('DROP INDEX odd');
+	$calls->sql('CREATE INDEX odd ON dt_settled USING brin (settled_at)');
+	my $id = enqueue(new_phone(), ['lead']);
+	drain();
+	is(states($id), 'done', 'BRIN: settled');
+	is($calls->sql("SET enable_seqscan = off; SET enable_indexscan = off; SELECT count(*) FROM dt_settled WHERE settled_at > now() - interval '1 hour' AND id = $id"), '1', 'BRIN: and found');
+	$calls->sql('DROP INDEX odd');
 }
 
 # Ids that come again.
 {
-	my @ids = map { $queue->enqueue(new_phone(), ['lead']) } 1 .. 3;
-	$queue->process;
-	$queue->sql("SELECT setval('dt_waiting_id_seq', $ids[0], false)");
+	my @ids = map { enqueue(new_phone(), ['lead']) } 1 .. 3;
+	drain();
+	$calls->sql("SELECT setval('dt_waiting_id_seq', $ids[0], false)");
 	my @phones = map { new_phone() } 1 .. 2;
-	$queue->sandbox->rule($phones[1], { status => 404 });
-	my @again = map { $queue->enqueue($_, ['lead']) } @phones;
+	$sb->rule($phones[1], { status => 404 });
+	my @again = map { enqueue($_, ['lead']) } @phones;
 	is("@again", "$ids[0] $ids[1]", 'again: the ids are the same');
-	$queue->process for 1 .. 2;
-	is(scalar(() = $queue->requests($_)), 1, "again: $_ is sent once") foreach @phones;
-	is($queue->sql("SELECT string_agg(state, ' ' ORDER BY settled_at) FROM dt_history WHERE id IN ($ids[0], $ids[1])"), 'done done done failed', 'again: both are in the history');
-	$queue->sandbox->clear_rules;
-	is($queue->sql("SELECT dt_retry($ids[0])"), 'f', 'again: what was done twice is not retried');
-	is($queue->sql("SELECT dt_retry($ids[1])"), 't', 'again: the one of both that failed is');
-	$queue->process;
-	is(scalar(() = $queue->requests($phones[1])), 2, 'again: and is sent');
+	drain() for 1 .. 2;
+	is(scalar(() = requests($_)), 1, "again: $_ is sent once") foreach @phones;
+	is($calls->sql("SELECT string_agg(state, ' ' ORDER BY settled_at) FROM dt_history WHERE id IN ($ids[0], $ids[1])"), 'done done done failed', 'again: both are in the history');
+	$sb->clear_rules;
+	is($calls->sql("SELECT dt_retry($ids[0])"), 'f', 'again: what was done twice is not retried');
+	is($calls->sql("SELECT dt_retry($ids[1])"), 't', 'again: the one of both that failed is');
+	drain();
+	is(scalar(() = requests($phones[1])), 2, 'again: and is sent');
 
-	$queue->sql('TRUNCATE dt_waiting RESTART IDENTITY');
-	my $id = $queue->enqueue($phones[0], ['lead']);
-	$queue->process;
-	is(scalar(() = $queue->requests($phones[0])), 2, 'again: after TRUNCATE RESTART IDENTITY, too');
+	$calls->sql('TRUNCATE dt_waiting RESTART IDENTITY');
+	my $id = enqueue($phones[0], ['lead']);
+	drain();
+	is(scalar(() = requests($phones[0])), 2, 'again: after TRUNCATE RESTART IDENTITY, too');
+}
+
+# Ids that come again while a drainer is at work: it finds rows below what it has seen.
+foreach my $reset ('TRUNCATE dt_waiting RESTART IDENTITY', "SELECT setval('dt_waiting_id_seq', 1, false)", 'ALTER SEQUENCE dt_waiting_id_seq RESTART WITH 2')
+{
+	drain();
+	$calls->sql("DELETE FROM dt_waiting; SELECT setval('dt_waiting_id_seq', 1000)");
+	my ($hanging, $phone, $late) = map { new_phone() } 1 .. 3;
+	$sb->rule($hanging, { fault => 'hang' });
+	enqueue($hanging, ['lead']);
+	my $draining = start_drain();
+	eventually(sub { scalar(() = requests($hanging)) }, "$reset: a drainer has seen id 1001");
+
+	# A transaction that began before, and commits after what follows is sent.
+	my $open = $node->background_psql('postgres');
+	$open->query_safe('BEGIN; SELECT pg_current_xact_id()');
+	$calls->sql($reset);
+	$open->query_safe("SELECT dt_enqueue_remove_tags_custom_fields('$late', '{lead}')");
+	my $id = enqueue($phone, ['lead']);
+	cmp_ok($id, '<', 1000, "$reset: ids come again");
+	eventually(sub { scalar(() = requests($phone)) }, "$reset: the removal is sent");
+	$open->query_safe('COMMIT');
+	eventually(sub { scalar(() = requests($late)) }, "$reset: and so is one that commits late");
+	$open->quit;
+	$node->psql('postgres', "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL dt_process_queue%'");
+	await_drain($draining);
+	$sb->clear_rules;
 }
 
 done_testing;
