@@ -133,7 +133,7 @@ sub by_definition
 		mended => "ALTER SERVER doubletick OPTIONS (SET database 'postgres')",
 		reason => qr/server "doubletick" sends nothing from database "postgres"/);
 	$calls->sql('ALTER SERVER doubletick OPTIONS (DROP database)');
-	foreach my $whose ('DATABASE postgres', 'ROLE postgres')
+	foreach my $whose ('DATABASE postgres', 'ROLE CURRENT_USER')
 	{
 		held_ok("switched off, $whose",
 			broken => "ALTER $whose SET doubletick.enabled = off",
