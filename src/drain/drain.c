@@ -432,7 +432,10 @@ search_rows(Drain *drain, Turn *turn)
 
 		lane_push(lane, position_of(row->id, row->customer));
 		if (row->keep && row->ord != row->id)	/* the marker row of dt_retry() */
+		{
 			lane_push(lane, position_of(row->ord, row->customer));
+			lane->look_up_rows = true;
+		}
 		schedule_lane(turn->schedule, lane, turn->clock);
 	}
 	turn->nrows_left -= nfound;

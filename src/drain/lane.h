@@ -67,8 +67,11 @@ typedef struct Lane
 	pairingheap *later;			/* rows not to be looked at before a time */
 	int64		nlater;
 
-	/* May rows of the ring be settled, since they went out with others? */
-	bool		may_have_settled;
+	/*
+	 * Is a row looked up by its id before its customer is read?  It may be
+	 * settled, since it went out with others, or be a marker of dt_retry().
+	 */
+	bool		look_up_rows;
 
 	int			nrequests;		/* in flight, or answered and not settled */
 

@@ -195,9 +195,18 @@ send_customer(Service *service, Position position)
 	Due			due;
 	bool		is_ready;
 
-	/* Saves reading the customer's rows for each row that went with another. */
-	if (lane->may_have_settled && !store_find_waiting(&turn->waiting, position.id, &row))
-		return false;
+	/* Saves reading the customer's rows for each of these. */
+	if (lane->look_up_rows)
+	{
+		if (!store_find_waiting(&turn->waiting, position.id, &row))
+			return false;
+		if (row.keep && row.ord != row.id)
+		{
+			/* The marker row of dt_retry() has done its work. */
+			(void) store_delete(&turn->waiting, &row.tid, false);
+			return false;
+		}
+	}
 
 	if (is_deferred(turn, position))
 	{
@@ -239,16 +248,10 @@ send_due(Service *service, Position position, const Due *due)
 	Lane	   *lane = service->lane;
 	Request    *request;
 
-	if (due->asked.keep && due->asked.ord != due->asked.id)
-	{
-		/* The marker row of dt_retry() has done its work. */
-		(void) store_delete(&turn->waiting, &due->asked.tid, false);
-		return false;
-	}
 	settle_unsent(turn, due);
 	if (list_length(due->send) + list_length(due->later) +
 		list_length(due->expired) + list_length(due->kept) > 1)
-		lane->may_have_settled = true;
+		lane->look_up_rows = true;
 	if (due->send == NIL)
 	{
 		place_unsent(turn, lane, position, due);
