@@ -82,7 +82,7 @@ dt_held(PG_FUNCTION_ARGS)
 		PG_RETURN_TEXT_P(cstring_to_text(fault->message));
 	paused = pace_paused(account.serverid);
 	if (paused > 0)
-		PG_RETURN_TEXT_P(cstring_to_text(psprintf("paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429",
+		PG_RETURN_TEXT_P(cstring_to_text(psprintf("paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429; ALTER SERVER ends this",
 												  (paused + USECS_PER_SEC - 1) / USECS_PER_SEC)));
 	PG_RETURN_NULL();
 }

@@ -84,7 +84,7 @@ serve_lane(Turn *turn, Lane *lane)
 		if (!settle_unsendable(turn, lane, 0, "role does not exist any more"))
 			lane->not_before = turn->clock + RETRY_INTERVAL;
 		if (lane_count(lane) == 0)
-			hold_lift(lane);
+			hold_forget(lane);
 		return turn->clock;
 	}
 	if (!account_allows(&service))

@@ -27,6 +27,7 @@
 #define KEEP_INTERVAL USECS_PER_MINUTE
 
 static Facts gather_facts(const Request *request, const HttpReply *reply, const Answer *answer);
+static int	count_attempt(int attempts);
 static bool settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 					   const Answer *answer, int64 delay);
 static void settle_done(Turn *turn, const Request *request, const DueRow *due,
@@ -110,8 +111,15 @@ gather_facts(const Request *request, const HttpReply *reply, const Answer *answe
 	ListCell   *cell;
 
 	foreach(cell, request->due.send)
-		facts.attempts = Max(facts.attempts, ((DueRow *) lfirst(cell))->row.attempts + 1);
+		facts.attempts = Max(facts.attempts, count_attempt(((DueRow *) lfirst(cell))->row.attempts));
 	return facts;
+}
+
+/* The column is an integer, which anybody who may write to the table can set. */
+static int
+count_attempt(int attempts)
+{
+	return Max(attempts, 0) < PG_INT32_MAX ? Max(attempts, 0) + 1 : PG_INT32_MAX;
 }
 
 /* False when the row goes on waiting. */
@@ -128,7 +136,7 @@ settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 	if (answer->fault)
 		row.last_error = answer->fault->message;
 	if (outcome->verdict != VERDICT_HOLD)
-		row.attempts++;
+		row.attempts = count_attempt(row.attempts);
 	if (outcome->together > 0)
 		row.together = outcome->together;
 

@@ -48,7 +48,7 @@ foreach my $case (
 # that are in flight are not sent a second time.
 SKIP:
 {
-	skip 'built without TESTING=1', 6 unless $calls->sql("SELECT count(*) FROM pg_settings WHERE name = 'doubletick.fault_point'");
+	skip 'built without TESTING=1', 6 unless is_testing_build($node);
 	fresh();
 	my @phones = map { sprintf '1415555%04d', $_ } 1 .. 40;
 	my @ids = map { enqueue($_, ['lead']) } @phones;
@@ -113,6 +113,35 @@ SKIP:
 	$sb->clear_rules;
 	like(await_drain($drain), qr/queue: 4 done/, 'then the others go');
 	$calls->sql('ALTER SERVER doubletick OPTIONS (DROP waba_number)');
+}
+
+# A number of attempts that has no successor.
+foreach my $attempts (2147483647, 2147483646, -5)
+{
+	my $phone = '14155550170';
+	fresh();
+	$sb->rule($phone, { status => 503 });
+	my $id = enqueue($phone, ['lead']);
+	drain();
+	$calls->sql("UPDATE dt_waiting SET attempts = $attempts, due_at = now()");
+	drain() for 1 .. 3;
+	is(scalar(() = requests($phone)), 2, "$attempts attempts: it backs off");
+	is($calls->sql("SELECT attempts > 0 AND due_at > now() FROM dt_queue WHERE id = $id"), 't', "$attempts attempts: and the number stays one");
+}
+
+# Removals of a role that was dropped fail, and are not said to go on.
+{
+	fresh();
+	my $log = -s $node->logfile;
+	$calls->sql("CREATE ROLE leaver; GRANT USAGE ON FOREIGN SERVER doubletick TO leaver;
+		GRANT EXECUTE ON FUNCTION dt_enqueue_remove_tags_custom_fields TO leaver");
+	my $id = enqueue('14155550171', ['lead'], undef, role => 'leaver');
+	drain();
+	$calls->sql('DROP OWNED BY leaver; DROP ROLE leaver');
+	drain();
+	is(states($id), 'failed', 'dropped role: its removal fails');
+	is(settled($id)->{error}, 'role does not exist any more', 'dropped role: the history says why');
+	unlike(slurp_file($node->logfile, $log), qr/to server "doubletick" go on/, 'dropped role: nothing goes on');
 }
 
 # A CALL that runs obeys the configuration file.
