@@ -1,9 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * base/fault_point.h
- *		Places where a test can have the process killed.
+ *		Places where a test can have the process killed, or an error raised.
  *
- * They are there only when built with TESTING=1, as test/check does.
+ * Only a build with TESTING=1, which the tests use, has them.
  *
  *-------------------------------------------------------------------------
  */

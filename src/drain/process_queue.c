@@ -2,6 +2,7 @@
  *
  * drain/process_queue.c
  *		CALL dt_process_queue(): the drainer in a user's session.
+ *		It commits many transactions, so it cannot run inside one.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,10 +21,10 @@
 /* Time between two reports of progress, in µs. */
 #define REPORT_INTERVAL (5 * USECS_PER_SEC)
 
-static void begin_transaction(void);
+static void adopt_transaction(void);
 static void check_callable(FunctionCallInfo fcinfo);
-static void process(Drain *drain);
-static void report(Drain *drain, int64 started, bool is_last);
+static void drain_until_idle(Drain *drain);
+static void report_progress(Drain *drain, int64 started, bool is_last);
 static char *format_duration(double seconds);
 
 PG_FUNCTION_INFO_V1(dt_process_queue);
@@ -31,18 +32,18 @@ PG_FUNCTION_INFO_V1(dt_process_queue);
 /*
  * dt_process_queue()
  *
- * Drains until nothing is due.  Requests that are held, paused or backing off
- * are not due.
+ * Drains until nothing is due.  Removals that are held, paused or backing off are
+ * not due.
  */
 Datum
 dt_process_queue(PG_FUNCTION_ARGS)
 {
-	static const DrainTransactions transactions = {begin_transaction, SPI_commit, SPI_rollback};
+	static const DrainTransactions transactions = {adopt_transaction, SPI_commit, SPI_rollback};
 	Drain	   *drain;
 
 	check_callable(fcinfo);
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
-	SPI_commit();				/* away with the snapshot of the CALL */
+	SPI_commit();				/* lets go of the CALL's snapshot */
 
 	drain = drain_start(PortalContext, &transactions);
 	if (drain == NULL)
@@ -53,7 +54,7 @@ dt_process_queue(PG_FUNCTION_ARGS)
 	{
 		PG_TRY();
 		{
-			process(drain);
+			drain_until_idle(drain);
 		}
 		PG_CATCH();
 		{
@@ -82,19 +83,18 @@ check_callable(FunctionCallInfo fcinfo)
 }
 
 /*
- * SPI has begun it already, perhaps long ago: what was dropped since must be
- * known.  At a stricter level, users' serializable transactions could fail for
- * what we do.
+ * SPI_commit() has begun the transaction, perhaps long ago: learns what was dropped
+ * since.  If it were SERIALIZABLE, it could make users' transactions fail.
  */
 static void
-begin_transaction(void)
+adopt_transaction(void)
 {
 	AcceptInvalidationMessages();
 	XactIsoLevel = XACT_READ_COMMITTED;
 }
 
 static void
-process(Drain *drain)
+drain_until_idle(Drain *drain)
 {
 	int64		started = clock_now();
 	int64		reported = started;
@@ -104,19 +104,19 @@ process(Drain *drain)
 		CHECK_FOR_INTERRUPTS();
 		if (clock_now() >= reported + REPORT_INTERVAL)
 		{
-			report(drain, started, false);
+			report_progress(drain, started, false);
 			reported = clock_now();
 		}
 	}
 	while (drain_prune(drain))
 		CHECK_FOR_INTERRUPTS();
 	drain_warn_of_expired(drain_tally(drain)->expired);
-	report(drain, started, true);
+	report_progress(drain, started, true);
 }
 
-/* For a person who watches: how much is done, how much is left, how long yet. */
+/* Tells the user how much is done, how much is left, and how long that will take. */
 static void
-report(Drain *drain, int64 started, bool is_last)
+report_progress(Drain *drain, int64 started, bool is_last)
 {
 	const Tally *tally = drain_tally(drain);
 	int64		left = drain_count_waiting(drain, is_last);

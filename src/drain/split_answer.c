@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * drain/split_answer.c
- *		One row's part of an answer to several.
+ *		One row's part of the answer to a request that carried several.
  *
  * The shape of an answer is API.md's: under "tags" and "customFields" each, an
  * array "removed" of names and an array "errored" of objects that name the tag
  * or the custom field and say what was wrong.  What has another shape is left
- * out, for it can be of nobody.
+ * out, since it belongs to no row.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,32 +17,32 @@
 #include "lib/stringinfo.h"
 #include "utils/jsonb.h"
 
-/* Longest note of what was not removed, in bytes; the answer has it all. */
+/* Longest text of answer_errors(), in bytes; the answer itself is kept whole. */
 #define MAX_NOTE 1000
 
 /* The two kinds of names, as an answer has them. */
 typedef struct Kind
 {
 	const char *key;			/* in the answer */
-	const char *name;			/* of an object under "errored" */
+	const char *name;			/* in an object under "errored" */
 } Kind;
 
 static const Kind tag_kind = {"tags", "tag"};
 static const Kind field_kind = {"customFields", "customField"};
 
-static void push_kind(JsonbBuild *build, Jsonb *answer, const Kind *kind,
-					  const char **names, int nnames);
-static void push_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
-						 const char **names, int nnames);
-static JsonbContainer *array_of(Jsonb *answer, const char *kind, const char *key);
-static bool is_among(const JsonbValue *name, const char **names, int nnames);
-static JsonbValue *name_of(JsonbValue *member, const Kind *kind);
-static JsonbValue *string_of(JsonbContainer *object, const char *key);
-static void append_string(StringInfo note, const JsonbValue *string, const char *otherwise);
+static void push_names(JsonbBuild *build, Jsonb *answer, const Kind *kind,
+					   const char **names, int nnames);
+static void push_own_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
+							 const char **names, int nnames);
+static JsonbContainer *array_in_answer(Jsonb *answer, const char *kind, const char *key);
+static bool is_own_name(const JsonbValue *name, const char **names, int nnames);
+static JsonbValue *name_of_member(JsonbValue *member, const Kind *kind);
+static JsonbValue *string_in_object(JsonbContainer *object, const char *key);
+static void append_json_string(StringInfo note, const JsonbValue *string, const char *otherwise);
 static void note_errors(StringInfo note, Jsonb *answer, const Kind *kind);
 
 /*
- * What the answer says of the names of one row, in the answer's own shape.
+ * Called by settle.c: what the answer says of one row's names, in the same shape.
  */
 Jsonb *
 split_answer(Jsonb *answer, const DueRow *row)
@@ -50,14 +50,14 @@ split_answer(Jsonb *answer, const DueRow *row)
 	JsonbBuild	build = {0};
 
 	jsonb_push(&build, WJB_BEGIN_OBJECT, NULL);
-	push_kind(&build, answer, &tag_kind, row->tags, row->ntags);
-	push_kind(&build, answer, &field_kind, row->fields, row->nfields);
+	push_names(&build, answer, &tag_kind, row->tags, row->ntags);
+	push_names(&build, answer, &field_kind, row->fields, row->nfields);
 	jsonb_push(&build, WJB_END_OBJECT, NULL);
 	return JsonbValueToJsonb(build.result);
 }
 
 static void
-push_kind(JsonbBuild *build, Jsonb *answer, const Kind *kind, const char **names, int nnames)
+push_names(JsonbBuild *build, Jsonb *answer, const Kind *kind, const char **names, int nnames)
 {
 	static const char *const keys[] = {"removed", "errored"};
 
@@ -67,24 +67,24 @@ push_kind(JsonbBuild *build, Jsonb *answer, const Kind *kind, const char **names
 	{
 		jsonb_push_string(build, WJB_KEY, keys[i]);
 		jsonb_push(build, WJB_BEGIN_ARRAY, NULL);
-		push_members(build, array_of(answer, kind->key, keys[i]), kind, names, nnames);
+		push_own_members(build, array_in_answer(answer, kind->key, keys[i]), kind, names, nnames);
 		jsonb_push(build, WJB_END_ARRAY, NULL);
 	}
 	jsonb_push(build, WJB_END_OBJECT, NULL);
 }
 
 static void
-push_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
-			 const char **names, int nnames)
+push_own_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
+				 const char **names, int nnames)
 {
 	uint32		nmembers = members ? JsonContainerSize(members) : 0;
 
 	for (uint32 i = 0; i < nmembers; i++)
 	{
 		JsonbValue *member = getIthJsonbValueFromContainer(members, i);
-		JsonbValue *name = name_of(member, kind);
+		JsonbValue *name = name_of_member(member, kind);
 
-		if (name && is_among(name, names, nnames))
+		if (name && is_own_name(name, names, nnames))
 			jsonb_push(build, WJB_ELEM, member);
 		if (name && name != member)
 			pfree(name);
@@ -92,9 +92,9 @@ push_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
 	}
 }
 
-/* Without a copy: an answer has many names, and is looked through for each row. */
+/* Does not copy the name: an answer has many, and is searched for each row. */
 static bool
-is_among(const JsonbValue *name, const char **names, int nnames)
+is_own_name(const JsonbValue *name, const char **names, int nnames)
 {
 	size_t		length = name->val.string.len;
 
@@ -106,9 +106,9 @@ is_among(const JsonbValue *name, const char **names, int nnames)
 	return false;
 }
 
-/* The array answer.kind.key, NULL when there is none. */
+/* The array answer.kind.key; NULL when there is none. */
 static JsonbContainer *
-array_of(Jsonb *answer, const char *kind, const char *key)
+array_in_answer(Jsonb *answer, const char *kind, const char *key)
 {
 	JsonbValue *value = getKeyJsonValueFromContainer(&answer->root, kind, strlen(kind), NULL);
 
@@ -120,19 +120,19 @@ array_of(Jsonb *answer, const char *kind, const char *key)
 	return value->val.binary.data;
 }
 
-/* The name that a member of "removed" or "errored" is about; NULL: none. */
+/* The name that a member of "removed" or "errored" is about; NULL if none. */
 static JsonbValue *
-name_of(JsonbValue *member, const Kind *kind)
+name_of_member(JsonbValue *member, const Kind *kind)
 {
 	if (member->type == jbvString)
 		return member;
 	if (member->type == jbvBinary && JsonContainerIsObject(member->val.binary.data))
-		return string_of(member->val.binary.data, kind->name);
+		return string_in_object(member->val.binary.data, kind->name);
 	return NULL;
 }
 
 static JsonbValue *
-string_of(JsonbContainer *object, const char *key)
+string_in_object(JsonbContainer *object, const char *key)
 {
 	JsonbValue *value = getKeyJsonValueFromContainer(object, key, strlen(key), NULL);
 
@@ -140,8 +140,8 @@ string_of(JsonbContainer *object, const char *key)
 }
 
 /*
- * The names that an answer has under "errored", with what was wrong with each,
- * as text; NULL when it has none.
+ * Called by settle.c: the names that an answer has under "errored", with what was
+ * wrong with each, as text; NULL when there are none.
  */
 char *
 answer_errors(Jsonb *answer)
@@ -159,26 +159,26 @@ answer_errors(Jsonb *answer)
 static void
 note_errors(StringInfo note, Jsonb *answer, const Kind *kind)
 {
-	JsonbContainer *errored = array_of(answer, kind->key, "errored");
+	JsonbContainer *errored = array_in_answer(answer, kind->key, "errored");
 	uint32		nerrored = errored ? JsonContainerSize(errored) : 0;
 
 	for (uint32 i = 0; i < nerrored && note->len <= MAX_NOTE; i++)
 	{
 		JsonbValue *member = getIthJsonbValueFromContainer(errored, i);
-		JsonbValue *name = name_of(member, kind);
+		JsonbValue *name = name_of_member(member, kind);
 		JsonbValue *error = member->type == jbvBinary && name ?
-		string_of(member->val.binary.data, "error") : NULL;
+		string_in_object(member->val.binary.data, "error") : NULL;
 
 		appendStringInfo(note, "%s%s \"", note->len > 0 ? "; " : "",
 						 kind == &tag_kind ? "tag" : "custom field");
-		append_string(note, name, "?");
+		append_json_string(note, name, "?");
 		appendStringInfoString(note, error ? "\": " : "\"");
-		append_string(note, error, "");
+		append_json_string(note, error, "");
 	}
 }
 
 static void
-append_string(StringInfo note, const JsonbValue *string, const char *otherwise)
+append_json_string(StringInfo note, const JsonbValue *string, const char *otherwise)
 {
 	if (string)
 		appendBinaryStringInfo(note, string->val.string.val, string->val.string.len);
