@@ -4,7 +4,7 @@
  *		A clock that is never set back, and sleeps that end on interrupts.
  *
  * All durations in this extension are measured by this clock.  The time of day
- * is used only where a time is stored or shown.
+ * is used only for times that a table stores or a user sees.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,8 +18,8 @@
 #include "utils/wait_event.h"
 
 /*
- * The time in microseconds, of which only differences mean something.  All processes
- * read the same clock, until the machine is restarted.
+ * The time in microseconds.  Only differences mean something.  All processes of the
+ * machine read the same clock, which starts anew when the machine does.
  */
 int64
 clock_now(void)
@@ -31,8 +31,8 @@ clock_now(void)
 }
 
 /*
- * Sleeps for so many microseconds; not at all if that is negative.  A set latch does
- * not end the sleep; a cancel or a termination raises its error.
+ * Sleeps for this many microseconds, if any.  Calls that must wait use it.  A set
+ * latch does not end the sleep; a cancel or a termination raises its error.
  */
 void
 clock_sleep(int64 microseconds)
@@ -46,8 +46,8 @@ clock_sleep(int64 microseconds)
 }
 
 /*
- * Sleeps for at most so many microseconds, or until the latch is set, which it
- * resets.  A cancel or a termination raises its error.
+ * Sleeps until the latch is set, which it resets, and at most for this many
+ * microseconds.  The drainer uses it.  A cancel or a termination raises its error.
  */
 void
 clock_sleep_or_latch(int64 microseconds)

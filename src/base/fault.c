@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * base/fault.c
- *		What went wrong with one call, as jsonb and as an error.
+ *		What went wrong with a call or a queued removal, as jsonb and as an error.
  *
  * SQL sees every fault as an object with the keys "statusCode", "error" and
  * "message", as the API's own error bodies have them.  If the API answered with an
@@ -25,7 +25,7 @@ typedef struct CodeName
 
 /*
  * What the API itself puts under "error" for a status (API.md; the phrases are
- * those of RFC 9110 and RFC 8470), for the bodies that leave it out.
+ * those of RFC 9110 and RFC 8470).  For answers whose body lacks this key.
  */
 static const CodeName reason_phrases[] = {
 	{400, "Bad Request"},
@@ -45,7 +45,7 @@ static const CodeName reason_phrases[] = {
 
 /*
  * The names that PL/pgSQL's EXCEPTION clause has for SQLSTATEs (PostgreSQL
- * documentation, appendix A): all that a fault without a reason phrase can have.
+ * documentation, appendix A).  A fault without a reason phrase has one of these.
  */
 static const CodeName condition_names[] = {
 	{ERRCODE_INVALID_PARAMETER_VALUE, "invalid_parameter_value"},
@@ -62,12 +62,12 @@ static const char *name_of_code(const CodeName *names, int nnames, int code);
 static char *format_message(int format_errno, const char *fmt, va_list args)
 			pg_attribute_printf(2, 0);
 static void push_status(JsonbBuild *build, int status);
-static void push_members(JsonbBuild *build, Jsonb *object);
+static void push_body_members(JsonbBuild *build, Jsonb *object);
 
 /*
  * Makes a fault; the caller adds the API's answer, if there is one.  "fmt" makes
- * the primary message, in which control characters become blanks, so that it stays
- * one line whatever a user or a server has put into it; %m is the caller's errno.
+ * the primary message; %m in it is the caller's errno.  Control characters become
+ * blanks, so that the message is one line whatever a user or a server put into it.
  */
 Fault *
 fault_make(int sqlstate, const char *fmt,...)
@@ -104,8 +104,8 @@ fault_hint(Fault *fault, const char *fmt,...)
 }
 
 /*
- * How many bytes of a string to show, at most "limit", so that no character is cut.
- * In a SQL_ASCII database the string counts as UTF-8, as the API's messages are.
+ * The length, in bytes, at which a message cuts a string: at most "limit", and never
+ * inside a character.  In a SQL_ASCII database, it takes the string for UTF-8.
  */
 int
 fault_cliplen(const char *string, int limit)
@@ -140,7 +140,7 @@ fault_jsonb(const Fault *fault)
 	jsonb_push_string(&build, WJB_KEY, "message");
 	jsonb_push_string(&build, WJB_VALUE, fault->message);
 	if (fault->body)
-		push_members(&build, fault->body);
+		push_body_members(&build, fault->body);
 	jsonb_push_string(&build, WJB_KEY, "statusCode");
 	push_status(&build, fault->status);
 	jsonb_push(&build, WJB_END_OBJECT, NULL);
@@ -195,7 +195,7 @@ format_message(int format_errno, const char *fmt, va_list args)
 	}
 }
 
-/* The HTTP status as a number, or null where there was none. */
+/* Pushes the HTTP status as a number, or null when there was no answer. */
 static void
 push_status(JsonbBuild *build, int status)
 {
@@ -211,9 +211,9 @@ push_status(JsonbBuild *build, int status)
 	jsonb_push(build, WJB_VALUE, &value);
 }
 
-/* Copies the members of an object, without those that are null. */
+/* Copies the members of the API's error object, without those that are null. */
 static void
-push_members(JsonbBuild *build, Jsonb *object)
+push_body_members(JsonbBuild *build, Jsonb *object)
 {
 	JsonbIterator *iterator = JsonbIteratorInit(&object->root);
 	JsonbIteratorToken token;

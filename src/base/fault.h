@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * base/fault.h
- *		What went wrong with one call, as a value.
+ *		What went wrong with a call or a queued removal, as a value.
  *
- * dt_remove_tags_custom_fields() raises a fault, its dt_try_ sibling returns
- * it as jsonb; both take it from here, so that they cannot disagree.
+ * dt_remove_tags_custom_fields() raises a fault, and its dt_try_ sibling returns
+ * it as jsonb.  The drainer records it in the history, or holds a lane for it.
  *
  *-------------------------------------------------------------------------
  */

@@ -31,11 +31,11 @@ void
 fault_point_init(void)
 {
 	DefineCustomStringVariable("doubletick.fault_point",
-							   "Names the place where the process is to be killed.",
-							   "With \"error:\" before it, an error is raised there instead.", &setting_fault_point, "",
+							   "Names the place where the process is killed.",
+							   "With the prefix \"error:\", an error is raised there instead.", &setting_fault_point, "",
 							   PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("doubletick.fault_point_skip",
-							"Sets how often that place is passed unharmed.",
+							"Sets how often a process passes that place before it is killed.",
 							NULL, &setting_fault_point_skip, 0, 0, INT_MAX,
 							PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("doubletick.fault_allocation",
@@ -54,9 +54,9 @@ fault_allocation(void)
 }
 
 /*
- * Kills the process, as a kernel short of memory would, if the setting names this
- * place and the process has passed it as often as the other setting says; or raises
- * an error, as a full disk would.
+ * Called by FAULT_POINT(name).  Kills the process, as a kernel short of memory would,
+ * if the setting names this place and the process has passed it as often as the other
+ * setting says.  With "error:" it raises an error each time, as a full disk would.
  */
 void
 fault_point(const char *name)

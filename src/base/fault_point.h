@@ -4,7 +4,7 @@
  *		Places where a test can have the process killed, an error raised, or an
  *		allocation fail.
  *
- * They are there only when built with TESTING=1, as test/check does.
+ * Only a build with TESTING=1, which the tests use, has them.
  *
  *-------------------------------------------------------------------------
  */

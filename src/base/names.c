@@ -20,7 +20,7 @@
 /* A list of fewer names is searched by a loop. */
 #define MANY_NAMES 32
 
-/* The number of names that a list that is appended to has room for. */
+/* Capacity of a list of this length that names_append_copy() has made. */
 #define CAPACITY(nnames) ((Size) pg_nextpower2_32(nnames))
 
 typedef struct NameEntry
@@ -47,7 +47,7 @@ static int	select_names(const char **names, int nnames, const char **others, int
 						 bool wanted);
 
 /*
- * The elements of a text[] without nulls.
+ * Returns the elements of a text[], none of which may be null.
  */
 const char **
 names_of_array(ArrayType *array, int *nnames)
@@ -64,8 +64,8 @@ names_of_array(ArrayType *array, int *nnames)
 }
 
 /*
- * The names as a text[].  Each removal has two of them; construct_array() and a
- * text for each name would cost 600 instructions more for a removal of one name.
+ * Returns the names as a text[].  It is built by hand, since each removal has two:
+ * construct_array() would cost 600 instructions more for a removal of one name.
  */
 ArrayType *
 names_to_array(const char **names, int nnames)
@@ -98,7 +98,7 @@ names_to_array(const char **names, int nnames)
 }
 
 /*
- * Room for so many names.
+ * Allocates a list of this many names.
  */
 const char **
 names_alloc(int nnames)
@@ -107,7 +107,7 @@ names_alloc(int nnames)
 }
 
 /*
- * Another list of the same strings; NULL for none.
+ * Copies a list, but not its strings.  NULL for an empty one.
  */
 const char **
 names_copy(const char **names, int nnames)
@@ -118,9 +118,9 @@ names_copy(const char **names, int nnames)
 }
 
 /*
- * Appends copies of the others to names that are only appended to by this.  The
- * longer list, if one is needed, and the strings are allocated as one piece: a
- * statement may do this for very many customers.
+ * Appends copies of the others to a list that only this function appends to.  The
+ * strings and, if needed, a longer list are one allocation, since a statement may
+ * do this for very many customers.
  */
 void
 names_append_copy(const char ***names, int *nnames, const char **others, int nothers)
@@ -154,7 +154,7 @@ names_append_copy(const char ***names, int *nnames, const char **others, int not
 }
 
 /*
- * Leaves each name once, in first-seen order, in place.  Returns how many are
+ * Removes repeated names in place; the first of each stays.  Returns how many are
  * left.
  */
 int
@@ -182,7 +182,7 @@ names_distinct(const char **names, int nnames)
 }
 
 /*
- * Is the name among them?
+ * Is the name in the list?
  */
 bool
 names_have(const char **names, int nnames, const char *name)
@@ -196,7 +196,7 @@ names_have(const char **names, int nnames, const char *name)
 }
 
 /*
- * Takes the others out of the names, in place.  Returns how many are left.
+ * Removes the others from the names, in place.  Returns how many are left.
  */
 int
 names_subtract(const char **names, int nnames, const char **others, int nothers)
@@ -205,8 +205,8 @@ names_subtract(const char **names, int nnames, const char **others, int nothers)
 }
 
 /*
- * Leaves only those names that are among the others, in place.  Returns how
- * many are left.
+ * Removes, in place, the names that are not among the others.  Returns how many
+ * are left.
  */
 int
 names_intersect(const char **names, int nnames, const char **others, int nothers)

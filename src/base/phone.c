@@ -5,7 +5,7 @@
  *
  * A number, of a customer or of a WABA, is kept and sent as it was given.  Two
  * numbers are the same when they have the same digits: a leading "+" does not
- * count.  Nothing else in the tree takes a number apart.
+ * count.  (trigger/difference.c has its own comparison for unusable numbers.)
  *
  *-------------------------------------------------------------------------
  */
@@ -17,7 +17,7 @@
 #include "fmgr.h"
 #include "utils/builtins.h"
 
-/* How much of a bad number a message shows, in bytes. */
+/* A message shows at most this many bytes of a bad number. */
 #define SHOWN_LENGTH 64
 
 static const char *digits_of(const char *number);
@@ -27,7 +27,7 @@ PG_FUNCTION_INFO_V1(dt_same_number);
 /*
  * dt_same_number(number text, other text) returns boolean
  *
- * For the view dt_queue: phone_equal() in SQL, where NULL is no number.
+ * phone_equal() for the view dt_queue; NULL stands for no number.
  */
 Datum
 dt_same_number(PG_FUNCTION_ARGS)
@@ -37,8 +37,8 @@ dt_same_number(PG_FUNCTION_ARGS)
 }
 
 /*
- * True for an E.164 number as API.md takes it: an optional "+", then 7 to 15
- * digits, the first not 0.
+ * Is this an E.164 number as API.md accepts it: an optional "+", then 7 to 15 digits,
+ * of which the first is not 0?
  */
 bool
 phone_is_e164(const char *number)
@@ -72,7 +72,7 @@ phone_equal(const char *number, const char *other)
 }
 
 /*
- * A hash that is the same for equal numbers; of NULL, the seed.
+ * A hash that is the same for equal numbers.  The hash of NULL is the seed.
  */
 uint64
 phone_hash(const char *number, uint64 seed)
@@ -86,8 +86,8 @@ phone_hash(const char *number, uint64 seed)
 }
 
 /*
- * The digits of an E.164 number as an integer, which is below 2^50: equal for
- * equal numbers, and in nearly the order in which numbers are sorted as text.
+ * The digits of an E.164 number as an integer below 2^50.  Equal numbers have equal
+ * values, and numbers of the same length have the order of their texts.
  */
 uint64
 phone_value(const char *number)

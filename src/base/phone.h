@@ -8,7 +8,7 @@
 #ifndef DOUBLETICK_BASE_PHONE_H
 #define DOUBLETICK_BASE_PHONE_H
 
-/* Hint for whoever gave a bad phone number or WABA number. */
+/* Hint of errors about a bad phone number or WABA number. */
 #define PHONE_E164_HINT \
 	"Write an optional \"+\", the country code and the number: 7 to 15 digits, " \
 	"the first not 0, without separators."

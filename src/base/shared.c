@@ -3,7 +3,7 @@
  * base/shared.c
  *		What the processes of a cluster share, when the library is preloaded.
  *
- * Nothing here points into the memory of one process; PGPROCs are shared, too.
+ * No pointer here leads into the memory of one process: PGPROCs are shared, too.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,10 +24,10 @@ static shmem_startup_hook_type previous_startup_hook = NULL;
 
 static void request_shared_memory(void);
 static void attach_shared_memory(void);
-static bool is_quiet(const SharedDatabase *database);
+static bool is_entry_reusable(const SharedDatabase *database);
 
 /*
- * Asks for shared memory.  Called while the postmaster loads the library.
+ * Has shared memory requested.  _PG_init() calls it in the postmaster.
  */
 void
 shared_init(void)
@@ -66,8 +66,8 @@ attach_shared_memory(void)
 }
 
 /*
- * Locks all but the paces, and returns shared_find_database().  The caller calls
- * shared_unlock() when it has read or changed the entry.
+ * Locks everything but the paces, and returns the database's entry, as
+ * shared_find_database() does.  The caller calls shared_unlock() soon after.
  */
 SharedDatabase *
 shared_lock_database(Oid oid, bool create)
@@ -83,9 +83,9 @@ shared_unlock(void)
 }
 
 /*
- * The entry of a database; NULL when there is none.  With "create" it is made, and
- * NULL means that all entries are in use.  The caller holds the lock, with "create"
- * exclusively.
+ * Returns the entry of a database, or NULL when there is none.  With "create" it
+ * makes one, and NULL means that all entries are in use.  The caller holds the lock,
+ * with "create" exclusively.
  */
 SharedDatabase *
 shared_find_database(Oid oid, bool create)
@@ -99,7 +99,7 @@ shared_find_database(Oid oid, bool create)
 			return &shared->databases[i];
 		if (!OidIsValid(shared->databases[i].oid))
 			unused = &shared->databases[i];
-		else if (is_quiet(&shared->databases[i]))
+		else if (is_entry_reusable(&shared->databases[i]))
 			quiet = &shared->databases[i];
 	}
 	if (!create)
@@ -118,13 +118,13 @@ shared_find_database(Oid oid, bool create)
 
 /* May the entry be given to another database? */
 static bool
-is_quiet(const SharedDatabase *database)
+is_entry_reusable(const SharedDatabase *database)
 {
 	return database->wanted_at == PG_INT64_MAX && database->proc == NULL;
 }
 
 /*
- * Has the launcher look at what has changed.  The caller holds the lock.
+ * Wakes the launcher after an entry has changed.  The caller holds the lock.
  */
 void
 shared_wake_launcher(void)

@@ -12,11 +12,11 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 
-/* How many databases may have work in their queues, and servers a pace. */
+/* Limits: databases whose queues have work, and servers that have a pace. */
 #define SHARED_MAX_DATABASES 1024
 #define SHARED_MAX_PACES 1024
 
-/* Requests are counted in spans of so many seconds, for the last minute. */
+/* What was sent is counted in spans of this many seconds, for the last minute. */
 #define SHARED_SPAN 10
 #define SHARED_NSPANS 6
 
@@ -30,12 +30,12 @@ typedef struct PaceEntry
 	TransactionId paused_xmin;	/* of the server's definition then */
 } PaceEntry;
 
-/* Requests of a span of time. */
+/* What a database's worker did in one span. */
 typedef struct SharedSpan
 {
 	int64		number;			/* seconds since the epoch / SHARED_SPAN */
-	int64		sent;
-	int64		failed;
+	int64		sent;			/* requests */
+	int64		failed;			/* removals */
 } SharedSpan;
 
 /* A database whose queue has work, or had; times by clock_now(). */
@@ -45,11 +45,11 @@ typedef struct SharedDatabase
 	int64		wanted_at;		/* when a worker is to look at the queue; 0:
 								 * at once, PG_INT64_MAX: not before somebody
 								 * enqueues */
-	bool		exploring;		/* is it to look only whether there is work? */
+	bool		exploring;		/* is it to leave at once if nothing waits? */
 
 	/* Its worker. */
 	PGPROC	   *proc;			/* NULL: it does not run */
-	TimestampTz since;
+	TimestampTz since;			/* when it started */
 	int			failures;		/* in a row */
 	int64		not_before;		/* when the next one may be started */
 
@@ -61,18 +61,18 @@ typedef struct SharedDatabase
 } SharedDatabase;
 
 /*
- * Nothing that may raise an error is done while one of the locks is held: a process
- * that ends takes "lock" before PostgreSQL releases the locks that it holds.
+ * Code that holds one of the locks must not raise an error: a process that then ends
+ * would take "lock" in its exit callback while it still holds it.
  */
 typedef struct Shared
 {
-	LWLock	   *lock;			/* for all but the paces */
+	LWLock	   *lock;			/* of all but the paces */
 	LWLock	   *pace_lock;
 	PGPROC	   *launcher;		/* NULL when it does not run */
 	bool		lacks_slot;		/* does a database wait for a worker's slot? */
-	Oid			explored;		/* databases up to this OID have been looked
-								 * at since the server started */
-	int			ndatabases;		/* entries in use or free, from the first */
+	Oid			explored;		/* since the server started, workers were
+								 * wanted for databases up to this OID */
+	int			ndatabases;		/* entries used so far, free ones included */
 	SharedDatabase databases[SHARED_MAX_DATABASES];
 	PaceEntry	paces[SHARED_MAX_PACES];
 } Shared;

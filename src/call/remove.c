@@ -2,6 +2,7 @@
  *
  * call/remove.c
  *		The functions that send a removal at once, and wait for the answer.
+ *		The caller's transaction stays open meanwhile; no table is written.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,15 +23,14 @@
 #include "utils/memutils.h"
 
 /*
- * Longest pauses before the second try and before late ones, in microseconds.  The
- * pause is a random part of the first, doubled with each try up to the last.  They
- * are short beside the default timeout of 10 s, so that a call outlasts a restart
- * of the API.
+ * The pause before a retry is a random part of a longest pause, which begins at
+ * FIRST_PAUSE and doubles with each try up to LAST_PAUSE, in microseconds.  Both are
+ * short beside the default timeout of 10 s, so a call outlasts a restart of the API.
  */
 #define FIRST_PAUSE (100 * INT64CONST(1000))
 #define LAST_PAUSE (2000 * INT64CONST(1000))
 
-/* libcurl may end a request this long before its timeout, in µs. */
+/* libcurl may end a request by this much before its timeout, in µs. */
 #define TIMER_SLACK 2000
 
 static Jsonb *run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **),
@@ -113,7 +113,7 @@ run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **), bo
 #undef ARGUMENT
 }
 
-/* Without the server's waba_number, which is added only when a request is sent. */
+/* For dt_payload(): lacks the server's waba_number, which only a request gets. */
 static Fault *
 build_payload(const Removal *removal, Jsonb **result)
 {
@@ -123,8 +123,7 @@ build_payload(const Removal *removal, Jsonb **result)
 
 /*
  * Sends a removal as the current role.  Tries again while that may help and the
- * server's option "timeout" lasts; time spent waiting for "rate_limit" is not
- * counted.
+ * server's option "timeout" lasts; waiting for "rate_limit" does not count.
  */
 static Fault *
 call_api(const Removal *removal, Jsonb **result)
@@ -169,7 +168,7 @@ call_api(const Removal *removal, Jsonb **result)
 			return NULL;
 		}
 
-		/* If no time was left for the last try, the one before it says more. */
+		/* If too little time was left, the fault of the try before says more. */
 		if (previous && answer.again && answer.fault->status == 0 &&
 			clock_now() + TIMER_SLACK >= deadline)
 			return previous;
@@ -186,8 +185,8 @@ call_api(const Removal *removal, Jsonb **result)
 }
 
 /*
- * One request and its answer, by the deadline.  "retry_after" is in microseconds,
- * 0 when the server did not ask for a pause.
+ * Sends one request and reads its answer, by the deadline.  "retry_after" is in
+ * microseconds, 0 when the server did not ask for a pause.
  */
 static void
 send_once(const Removal *removal, const Account *account, int64 claimed_at,
@@ -217,8 +216,8 @@ send_once(const Removal *removal, const Account *account, int64 claimed_at,
 }
 
 /*
- * Waits while the server is paused after a 429.  Returns a fault at once if the
- * pause outlasts the call.
+ * Waits until the server's pause after a 429 is over.  Returns a fault at once if
+ * the pause outlasts the call.
  */
 static Fault *
 wait_for_pause(const Account *account, int64 deadline)
@@ -265,8 +264,8 @@ hits_every_row(const Fault *fault)
 }
 
 /*
- * A success as dt_try_remove_tags_custom_fields() returns it.  A fault is recognized
- * by the key "statusCode", so it is taken out if the API sent it.
+ * A success as dt_try_remove_tags_custom_fields() returns it.  Callers recognize a
+ * fault by the key "statusCode", so a success must not have it.
  */
 static Jsonb *
 without_status(Jsonb *body)

@@ -3,9 +3,9 @@
  * drain/customer.c
  *		What waits for one customer, and what of it goes out next.
  *
- * The caller holds the customer's partition lock.  The snapshot is taken after
- * that, so a removal that was cancelled is gone, and of a transaction that
- * enqueued several rows all are seen or none.
+ * The caller holds the customer's partition lock, and the snapshot is taken after
+ * that.  So a removal that was cancelled is not seen, and of the rows that one
+ * transaction enqueued either all are seen or none.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,14 +21,14 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* Removals of a customer that are read at once: each has a name at least. */
+/* Removals of a customer that are read at once.  Each has at least one name. */
 #define MAX_REMOVALS PAYLOAD_MAX_NAMES
 
-static void read_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
-					  List **removals, List **keeps);
-static bool scan_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
-					  Snapshot snapshot, bool keeps_only, List **removals, List **keeps);
-static bool find_row(List *rows, int64 id, QueueRow *found);
+static void read_customer_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
+							   List **removals, List **keeps);
+static bool scan_customer_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
+							   Snapshot snapshot, bool keeps_only, List **removals, List **keeps);
+static bool find_due_row(List *rows, int64 id, QueueRow *found);
 static bool have_other_customer(List *rows, const QueueRow *customer);
 static void take_back_names(DueRow *removal, List *keeps);
 static bool is_too_old(const QueueRow *row, TimestampTz now, TimestampTz sending_since,
@@ -38,9 +38,9 @@ static void choose_rows_to_send(List *rows, Due *due);
 static size_t json_length(const DueRow *row);
 
 /*
- * Reads what waits for the customer of a row, and decides what is to be done with
- * it now.  False when that row is gone.  "sending_since" is the lane's, "retry_for"
- * is in ms.  Everything is allocated in the current memory context.
+ * Called by send.c: reads what waits for the customer of the row "id", and decides
+ * what to do with it now.  False when that row is gone.  "sending_since" is the
+ * lane's, "retry_for" is in ms.  Allocates in the current memory context.
  */
 bool
 customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now,
@@ -52,12 +52,12 @@ customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now,
 	ListCell   *cell;
 
 	memset(due, 0, sizeof(Due));
-	read_rows(waiting, id, customer, NULL, &removals, &keeps);
-	if (!find_row(removals, id, &due->asked) && !find_row(keeps, id, &due->asked) &&
+	read_customer_rows(waiting, id, customer, NULL, &removals, &keeps);
+	if (!find_due_row(removals, id, &due->asked) && !find_due_row(keeps, id, &due->asked) &&
 		(list_length(removals) < MAX_REMOVALS || !store_find_waiting(waiting, id, &due->asked)))
 		return false;
 	if (have_other_customer(removals, &due->asked) || have_other_customer(keeps, &due->asked))
-		read_rows(waiting, id, customer, &due->asked, &removals, &keeps);
+		read_customer_rows(waiting, id, customer, &due->asked, &removals, &keeps);
 	due->has_keeps = keeps != NIL;
 	foreach(cell, removals)
 	{
@@ -72,7 +72,7 @@ customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now,
 			live = lappend(live, removal);
 	}
 
-	/* While one of a customer's removals backs off, all of them do. */
+	/* While one of a customer's removals waits to be due, all of them do. */
 	due->wait = longest_wait(live, now);
 	if (due->wait > 0)
 		due->later = live;
@@ -82,25 +82,25 @@ customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now,
 }
 
 /*
- * The first removals, and all keeps, in the order of their ids: of all customers
- * with this number, or of one of them.
+ * Reads the first MAX_REMOVALS removals and all keeps, in the order of their ids: of
+ * all customers with this number, or with "only" of one of them.
  */
 static void
-read_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
-		  List **removals, List **keeps)
+read_customer_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
+				   List **removals, List **keeps)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 
 	*removals = *keeps = NIL;
-	if (!scan_rows(waiting, id, customer, only, snapshot, false, removals, keeps))
-		(void) scan_rows(waiting, id, customer, only, snapshot, true, removals, keeps);
+	if (!scan_customer_rows(waiting, id, customer, only, snapshot, false, removals, keeps))
+		(void) scan_customer_rows(waiting, id, customer, only, snapshot, true, removals, keeps);
 	UnregisterSnapshot(snapshot);
 }
 
-/* In the index removals come before keeps.  False when it stopped before the keeps. */
+/* In the index removals come before keeps.  False when it has not read the keeps. */
 static bool
-scan_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
-		  Snapshot snapshot, bool keeps_only, List **removals, List **keeps)
+scan_customer_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
+				   Snapshot snapshot, bool keeps_only, List **removals, List **keeps)
 {
 	ScanKeyData keys[2];
 	SysScanDesc scan;
@@ -132,7 +132,7 @@ scan_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
 }
 
 static bool
-find_row(List *rows, int64 id, QueueRow *found)
+find_due_row(List *rows, int64 id, QueueRow *found)
 {
 	ListCell   *cell;
 
@@ -161,7 +161,7 @@ have_other_customer(List *rows, const QueueRow *customer)
 	return false;
 }
 
-/* Takes the names of later keeps out of a removal. */
+/* Removes from a removal the names that later keeps take back. */
 static void
 take_back_names(DueRow *removal, List *keeps)
 {
@@ -181,7 +181,7 @@ take_back_names(DueRow *removal, List *keeps)
 
 /*
  * A removal that was tried is given up at an age of "retry_for".  One that was not
- * has merely stood in line since its lane began to send: this time does not count.
+ * has only stood in line since its lane began to send; this time does not count.
  */
 static bool
 is_too_old(const QueueRow *row, TimestampTz now, TimestampTz sending_since, double retry_for)
@@ -192,8 +192,8 @@ is_too_old(const QueueRow *row, TimestampTz now, TimestampTz sending_since, doub
 }
 
 /*
- * Time until the last of the rows is due, in µs.  A row that wants to wait for
- * longer than any backoff was given its time by a clock that was ahead: it is due.
+ * Time until the last of the rows is due, in µs.  A row whose due_at is further away
+ * than any backoff got it from a clock that was ahead: it counts as due.
  */
 static int64
 longest_wait(List *rows, TimestampTz now)
@@ -212,8 +212,8 @@ longest_wait(List *rows, TimestampTz now)
 }
 
 /*
- * Divides rows that can all be sent now: the first ones go out together, as many
- * as one request may carry, and the others later.
+ * Divides rows that can all be sent now: the first ones, as many as one request may
+ * carry, go out together; the others wait until that request is settled.
  */
 static void
 choose_rows_to_send(List *rows, Due *due)
@@ -253,10 +253,10 @@ json_length(const DueRow *row)
 }
 
 /*
- * Deletes the customer's keeps that have nothing left to keep: they are older
- * than every removal, those of uncommitted transactions included.  Returns the
- * id of a keep that only an uncommitted removal still needs, so that the caller
- * can check again; else 0.
+ * Called by settle_keeps(): deletes the customer's keeps that have nothing left to
+ * keep, since they are older than every removal, uncommitted ones included.  Returns
+ * the id of a keep that only uncommitted removals still need, to be looked at again;
+ * else 0.
  */
 int64
 customer_delete_keeps(Store *waiting, const QueueRow *customer)
@@ -268,7 +268,7 @@ customer_delete_keeps(Store *waiting, const QueueRow *customer)
 	List	   *keeps = NIL;
 	int64		oldest = PG_INT64_MAX;	/* "ord" of the oldest removal, */
 	int64		oldest_committed = PG_INT64_MAX;	/* and of the oldest that
-													 * nobody can roll back */
+													 * is sure to stay */
 	int64		again = 0;
 	ListCell   *cell;
 

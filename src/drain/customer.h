@@ -26,14 +26,14 @@ typedef struct DueRow
 								 * clock_now() */
 } DueRow;
 
-/* What is to be done for one customer.  Each waiting removal is in one list. */
+/* What is to be done for one customer.  Each removal that was read is in one list. */
 typedef struct Due
 {
 	QueueRow	asked;			/* the row that was asked for */
 	List	   *send;			/* DueRow: go out as one request */
-	List	   *later;			/* DueRow: wait for another request, or for
-								 * due_at */
-	List	   *expired;		/* DueRow: older than retry_for */
+	List	   *later;			/* DueRow: wait for that request to be
+								 * settled, or for due_at */
+	List	   *expired;		/* DueRow: given up, see is_too_old() */
 	List	   *kept;			/* DueRow: keeps have taken back every name */
 	bool		has_keeps;
 	int64		wait;			/* µs until "later" is due, if "send" is empty */

@@ -4,14 +4,14 @@
  *		Finds the rows of dt_waiting that this process has not seen yet.
  *
  * Rows are found in the order of their ids, and each search starts where the last
- * one ended.  So nobody reads past the dead rows of what has been sent, which may
- * be very many while an old snapshot keeps them.
+ * one ended.  So a search does not read past the dead rows of what has been sent,
+ * which may be very many while an old snapshot keeps them.
  *
  * A row can become visible with an id below the horizon: its transaction was under
  * way when the search passed that id.  A transaction gets its xid before its first
- * id, so its ids are above the horizon of the time at which it began.  When such
- * a transaction has ended, the part of the table between that horizon and today's
- * is read again, for its rows alone.
+ * id, so its ids are above the horizon as it was when the transaction got its xid.
+ * When it has ended, the part of the table from that horizon to the present one is
+ * read again, only for its rows.
  *
  * A snapshot names the transactions that are under way, but not those that are
  * newer than every transaction that has ended.  Of these it is known only that
@@ -29,21 +29,21 @@
 #include "utils/snapmgr.h"
 
 static void restart_horizon(Horizon *horizon);
-static int	read_rows(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
-					  int limit, QueueRow *found, int *nfound);
-static void note_ended(Horizon *horizon, Snapshot snapshot, int64 next);
-static void note_running(Horizon *horizon, Snapshot snapshot, int64 next);
-static void read_again_for(Horizon *horizon, const XactRange *xacts);
+static int	scan_waiting(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
+						 int limit, QueueRow *found, int *nfound);
+static void note_ended_xacts(Horizon *horizon, Snapshot snapshot, int64 next);
+static void note_running_xacts(Horizon *horizon, Snapshot snapshot, int64 next);
+static void read_xacts_again(Horizon *horizon, const XactRange *xacts);
 static List *append_range(Horizon *horizon, List *list, int64 from, int64 to, int64 rows_above);
-static bool is_running(Snapshot snapshot, TransactionId xid);
+static bool is_xact_running(Snapshot snapshot, TransactionId xid);
 static bool ranges_have(List *ranges, int64 xact);
 static int64 widen_xid(TransactionId xid, int64 next);
 
 /*
- * Reads up to about "limit" rows, and returns those that are seen for the first
- * time in "found", which has as many places: removals and keeps, of which only
- * what store_read_place() reads is known.  False when there are no more.  Needs
- * a transaction, but no snapshot.
+ * Called by the drainer's turn.  Reads up to "limit" rows, and returns those that it
+ * sees for the first time in "found", an array of "limit": removals and keeps, with
+ * only what store_read_place() reads.  False when there are no more.  Needs a
+ * transaction, but no snapshot.
  */
 bool
 discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int *nfound)
@@ -56,13 +56,13 @@ discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int 
 	*nfound = 0;
 	if (store_last_id() < horizon->id)
 		restart_horizon(horizon);
-	note_ended(horizon, snapshot, next);
-	note_running(horizon, snapshot, next);
+	note_ended_xacts(horizon, snapshot, next);
+	note_running_xacts(horizon, snapshot, next);
 	if (horizon->ended != NIL)
 	{
-		/* Half of them, so that new rows do not wait for late ones. */
-		int			nread = read_rows(waiting, snapshot, &horizon->again_from, horizon->again_to,
-									  horizon->ended, limit / 2, found, nfound);
+		/* Half of the limit, so that new rows do not wait for late ones. */
+		int			nread = scan_waiting(waiting, snapshot, &horizon->again_from, horizon->again_to,
+										 horizon->ended, limit / 2, found, nfound);
 
 		nleft -= nread;
 		more = nread == limit / 2;
@@ -72,15 +72,15 @@ discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int 
 			horizon->ended = NIL;
 		}
 	}
-	more |= read_rows(waiting, snapshot, &horizon->id, PG_INT64_MAX, NIL,
-					  nleft, found, nfound) == nleft;
+	more |= scan_waiting(waiting, snapshot, &horizon->id, PG_INT64_MAX, NIL,
+						 nleft, found, nfound) == nleft;
 	UnregisterSnapshot(snapshot);
 	return more;
 }
 
 /*
- * Ids come again from below the horizon (TRUNCATE ... RESTART IDENTITY, setval()).
- * Reads the table from its beginning, and expects any id of every transaction.
+ * The sequence was set back below the horizon (TRUNCATE ... RESTART IDENTITY,
+ * setval()): reads the table from its beginning.  Any transaction may have any ids.
  */
 static void
 restart_horizon(Horizon *horizon)
@@ -96,13 +96,13 @@ restart_horizon(Horizon *horizon)
 }
 
 /*
- * Reads up to "limit" rows with ids above "from", which it moves, and not above
- * "to".  Appends them to "found": all of them, or those of the given transactions.
+ * Reads up to "limit" rows with ids above "from" and up to "to", and advances "from".
+ * Appends to "found" those of the given transactions; all, if none are given.
  * Returns how many it has read.
  */
 static int
-read_rows(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
-		  int limit, QueueRow *found, int *nfound)
+scan_waiting(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
+			 int limit, QueueRow *found, int *nfound)
 {
 	ScanKeyData keys[2];
 	SysScanDesc scan;
@@ -127,11 +127,11 @@ read_rows(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
 }
 
 /*
- * Has the rows read again of transactions that may have ended since the last
- * search.  "next" is above every xid that has been given out.
+ * Finds the transactions that may have ended since the last search, and has their
+ * rows read again.  "next" is above every xid that has been given out.
  */
 static void
-note_ended(Horizon *horizon, Snapshot snapshot, int64 next)
+note_ended_xacts(Horizon *horizon, Snapshot snapshot, int64 next)
 {
 	XactRange  *unknown = &horizon->unknown;
 	XactRange	known;
@@ -141,16 +141,16 @@ note_ended(Horizon *horizon, Snapshot snapshot, int64 next)
 	{
 		XactRange  *xact = lfirst(cell);
 
-		if (is_running(snapshot, (TransactionId) xact->from))
+		if (is_xact_running(snapshot, (TransactionId) xact->from))
 			continue;
-		read_again_for(horizon, xact);
+		read_xacts_again(horizon, xact);
 		pfree(xact);
 		horizon->running = foreach_delete_current(horizon->running, cell);
 	}
 
 	/*
-	 * The snapshot tells of the older part of what was unknown: those
-	 * transactions are under way, or have ended.
+	 * Of the older part of "unknown", the snapshot now says which
+	 * transactions are under way; the others have ended.
 	 */
 	known = *unknown;
 	known.to = Min(widen_xid(snapshot->xmax, next), unknown->to);
@@ -164,16 +164,16 @@ note_ended(Horizon *horizon, Snapshot snapshot, int64 next)
 			horizon->running = append_range(horizon, horizon->running, xact, xact + 1,
 											unknown->rows_above);
 	}
-	read_again_for(horizon, &known);
+	read_xacts_again(horizon, &known);
 	unknown->from = known.to;
 }
 
 /*
- * Notes the transactions that are under way.  Those that are new began after the
+ * Notes the transactions that are under way.  Those not noted before began after the
  * last search, so their ids are above its horizon.
  */
 static void
-note_running(Horizon *horizon, Snapshot snapshot, int64 next)
+note_running_xacts(Horizon *horizon, Snapshot snapshot, int64 next)
 {
 	XactRange  *unknown = &horizon->unknown;
 
@@ -193,7 +193,7 @@ note_running(Horizon *horizon, Snapshot snapshot, int64 next)
 }
 
 static void
-read_again_for(Horizon *horizon, const XactRange *xacts)
+read_xacts_again(Horizon *horizon, const XactRange *xacts)
 {
 	if (xacts->rows_above >= horizon->id)
 		return;					/* the search has not come to their rows yet */
@@ -220,7 +220,7 @@ append_range(Horizon *horizon, List *list, int64 from, int64 to, int64 rows_abov
 }
 
 static bool
-is_running(Snapshot snapshot, TransactionId xid)
+is_xact_running(Snapshot snapshot, TransactionId xid)
 {
 	for (uint32 i = 0; i < snapshot->xcnt; i++)
 	{
@@ -245,7 +245,7 @@ ranges_have(List *ranges, int64 xact)
 	return false;
 }
 
-/* The 64-bit id of a transaction that is not older than 2^31 others. */
+/* The 64-bit id of a transaction that is less than 2^31 older than "next". */
 static int64
 widen_xid(TransactionId xid, int64 next)
 {

@@ -26,15 +26,15 @@ typedef struct XactRange
 typedef struct Horizon
 {
 	MemoryContext context;		/* of the lists */
-	int64		id;				/* every row up to this id has been seen, but
-								 * for rows of transactions that were under
-								 * way */
-	List	   *running;		/* XactRange, of one transaction each: known
-								 * to be under way */
-	XactRange	unknown;		/* newer than every transaction that had
-								 * ended: perhaps under way */
+	int64		id;				/* every row up to this id has been seen,
+								 * except rows of transactions that were under
+								 * way then */
+	List	   *running;		/* XactRange of one transaction each, known to
+								 * be under way */
+	XactRange	unknown;		/* transactions that are perhaps under way,
+								 * since none had ended that was newer */
 
-	/* Part of the table to be read again, for rows of "ended" alone. */
+	/* The part of the table to be read again, only for rows of "ended". */
 	int64		again_from;		/* ids above this one, */
 	int64		again_to;		/* up to this one */
 	List	   *ended;			/* XactRange */

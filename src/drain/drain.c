@@ -1,13 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * drain/drain.c
- *		The loop: what waits is read, sent and settled.
+ *		The loop of a drainer, the worker or CALL dt_process_queue().
  *
- * A turn waits for the sockets.  Then, in one short transaction, it settles what
- * has been answered and reads what can be sent next, which leaves when that
- * transaction has committed.  So a crash finds no more requests unsettled than
- * were allowed to be in flight, and while requests are out the drainer holds no
- * snapshot, no xid and no xmin.
+ * A turn waits for the sockets.  Then one short transaction settles what has been
+ * answered and makes new requests, which leave when it has committed.  So a crash
+ * leaves no more requests unsettled than were allowed to be in flight, and while it
+ * waits for answers the drainer holds no snapshot, no xid and no xmin.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,16 +29,16 @@
 /* Pause after a transaction that failed because of one lane, in µs. */
 #define ERROR_PAUSE USECS_PER_SEC
 
-/* Of these, rows that one search finds. */
+/* Rows that one search finds at most; they count against TURN_MAX_ROWS. */
 #define ROWS_PER_SEARCH 256
 
 /* Time between two searches for new rows while requests are in flight, in µs. */
 #define SEARCH_INTERVAL (20 * INT64CONST(1000))
 
-/* The same when a commit has woken the drainer, in µs. */
+/* Time between two searches when a commit has woken the drainer, in µs. */
 #define WAKE_INTERVAL (2 * INT64CONST(1000))
 
-/* Memory kept for a transaction, in bytes. */
+/* Memory that the drainer keeps from one turn to the next, in bytes. */
 #define TURN_MEMORY (128 * 1024)
 
 /* Longest wait in one turn, in µs. */
@@ -49,14 +48,14 @@
 struct Drain
 {
 	MemoryContext context;		/* where all of it lives */
-	MemoryContext turn_context; /* reset after each transaction */
+	MemoryContext turn_context; /* reset when a turn begins */
 	const DrainTransactions *transactions;
 	Oid			waiting_oid;	/* see relations_lock() */
 	Requests	requests;
 	Schedule	schedule;
 	Horizon		horizon;
-	bool		has_begun;		/* has a transaction been committed? */
-	bool		finishing;		/* is nothing more to be sent? */
+	bool		has_begun;		/* has a turn been committed? */
+	bool		finishing;		/* does it only settle, and send no more? */
 	bool		at_end;			/* has the last search found all there was? */
 	int64		searched_at;	/* when the last search was made */
 	int64		search_at;		/* when the next one is to be made */
@@ -67,19 +66,19 @@ struct Drain
 	TimestampTz prune_from;		/* settled_at of the last row that was pruned */
 };
 
-static void begin_transaction(Drain *drain);
-static void commit_transaction(Drain *drain);
-static bool run_transaction(Drain *drain);
-static bool is_about_session(int sqlstate);
+static void begin_drain_transaction(Drain *drain);
+static void commit_drain_transaction(Drain *drain);
+static bool run_turn_transaction(Drain *drain);
+static bool is_error_about_session(int sqlstate);
 static Turn *open_turn(Drain *drain);
 static void finish_turn(Drain *drain, Turn *turn);
 static void hold_after_error(Drain *drain, Turn *turn);
 static void undo_turn(Drain *drain, Turn *turn);
 static void unstick_requests(Drain *drain);
 static void settle_answers(Turn *turn);
-static void read_and_send(Drain *drain, Turn *turn);
+static void make_requests(Drain *drain, Turn *turn);
 static bool is_search_due(Drain *drain);
-static int	search_rows(Drain *drain, Turn *turn);
+static int	search_new_rows(Drain *drain, Turn *turn);
 static void remove_empty_lanes(Schedule *schedule);
 static int64 time_of_next_turn(Drain *drain);
 
@@ -103,7 +102,7 @@ drain_start(MemoryContext parent, const DrainTransactions *transactions)
 	requests_init(&drain->requests);
 	schedule_init(&drain->schedule, context);
 
-	/* Last, so that nothing can fail behind it. */
+	/* The lock comes last, so that nothing can fail after it. */
 	if (lock_drain())
 		return drain;
 	MemoryContextDelete(context);
@@ -111,7 +110,8 @@ drain_start(MemoryContext parent, const DrainTransactions *transactions)
 }
 
 /*
- * Waits until something has happened, or is to happen, and does it.
+ * Waits a little for answers or until something is due, and runs a transaction if
+ * there is work for one.  Called in a loop.
  */
 DrainState
 drain_turn(Drain *drain)
@@ -129,14 +129,14 @@ drain_turn(Drain *drain)
 	new_answers = requests_collect_answers(requests);
 
 	/*
-	 * A transaction costs much the same for one answer as for many, but while
-	 * answers wait their slots are empty.  So they wait for other answers that
-	 * are there already, and for no more.
+	 * A transaction costs much the same for one answer as for many, but the
+	 * slots of answers that wait for it are idle.  So answers are collected
+	 * only until a turn brings no new one.
 	 */
 	if (requests->nout == 0 ||
 		(requests->nanswered > 0 ? !new_answers : clock_now() >= drain->next_at))
 	{
-		if (!run_transaction(drain))
+		if (!run_turn_transaction(drain))
 			return DRAIN_GONE;
 	}
 	if (requests_in_flight(requests) > 0)
@@ -147,7 +147,7 @@ drain_turn(Drain *drain)
 }
 
 /*
- * The same, but sends nothing more.
+ * Like drain_turn(), but sends nothing more.  For a worker that is about to leave.
  */
 DrainState
 drain_finish(Drain *drain)
@@ -158,11 +158,11 @@ drain_finish(Drain *drain)
 }
 
 /*
- * Settles and reads in one transaction, and then sends what it has made ready.
+ * Settles answers and makes new requests in one transaction, and then sends these.
  * False when the extension was dropped.
  */
 static bool
-run_transaction(Drain *drain)
+run_turn_transaction(Drain *drain)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	Turn	   *volatile turn = NULL;
@@ -170,7 +170,7 @@ run_transaction(Drain *drain)
 	FAULT_POINT("before settling");
 	PG_TRY();
 	{
-		begin_transaction(drain);
+		begin_drain_transaction(drain);
 		if (relations_lock(&drain->waiting_oid))
 		{
 			turn = open_turn(drain);
@@ -179,18 +179,18 @@ run_transaction(Drain *drain)
 			unstick_requests(drain);
 			settle_answers(turn);
 			if (!drain->finishing)
-				read_and_send(drain, turn);
+				make_requests(drain, turn);
 			store_close(&turn->settled);
 			store_close(&turn->waiting);
 			FAULT_POINT("after reading");
 		}
 		MemoryContextSwitchTo(caller);
-		commit_transaction(drain);
+		commit_drain_transaction(drain);
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(caller);
-		if (turn == NULL || turn->lane == NULL || is_about_session(geterrcode()))
+		if (turn == NULL || turn->lane == NULL || is_error_about_session(geterrcode()))
 			PG_RE_THROW();
 		hold_after_error(drain, turn);
 		MemoryContextSwitchTo(caller);
@@ -205,28 +205,28 @@ run_transaction(Drain *drain)
 	return true;
 }
 
-/* Is an error about this session, rather than about what it was doing? */
+/* Is the error about this session, and not about what it was doing? */
 static bool
-is_about_session(int sqlstate)
+is_error_about_session(int sqlstate)
 {
 	return ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_OPERATOR_INTERVENTION ||
 		sqlstate == ERRCODE_OUT_OF_MEMORY;
 }
 
-/* Rows are read as they are now, but values out of line need a snapshot. */
+/* The rows are read with other snapshots, but detoasting needs an active one. */
 static void
-begin_transaction(Drain *drain)
+begin_drain_transaction(Drain *drain)
 {
 	drain->transactions->begin();
 	PushActiveSnapshot(GetTransactionSnapshot());
 }
 
 /*
- * What is settled must be so even if the machine fails, whatever the session's
- * synchronous_commit.
+ * Flushes what settles an answer, whatever the session's synchronous_commit: if the
+ * machine fails, an answered request must not be repeated.
  */
 static void
-commit_transaction(Drain *drain)
+commit_drain_transaction(Drain *drain)
 {
 	bool		has_settled = !dlist_is_empty(&drain->requests.settled);
 
@@ -238,7 +238,7 @@ commit_transaction(Drain *drain)
 		FAULT_POINT("after settling");
 }
 
-/* What the transaction allocates goes with the turn. */
+/* Makes turn_context current: all that the transaction allocates lives there. */
 static Turn *
 open_turn(Drain *drain)
 {
@@ -256,7 +256,7 @@ open_turn(Drain *drain)
 	turn->drain_context = drain->context;
 	store_open(&turn->waiting, RELATION_WAITING);
 	store_open(&turn->settled, RELATION_SETTLED);
-	/* Checks it, since a hold may have to be recorded. */
+	/* Checks dt_hold, since a hold may have to be recorded. */
 	store_open(&hold, RELATION_HOLD);
 	store_close(&hold);
 	turn->now = GetCurrentTimestamp();
@@ -267,7 +267,7 @@ open_turn(Drain *drain)
 	return turn;
 }
 
-/* The transaction has committed: what the drainer has in memory follows. */
+/* Brings the drainer's memory up to date when the transaction has committed. */
 static void
 finish_turn(Drain *drain, Turn *turn)
 {
@@ -287,8 +287,8 @@ finish_turn(Drain *drain, Turn *turn)
 }
 
 /*
- * An error came up while a lane was worked on.  Everything else in the turn is
- * done again; the lane is held, so that it does not stop the others.
+ * An error was raised while the turn worked on a lane.  Holds this lane, so that it
+ * does not stop the others; everything else in the turn will be done again.
  */
 static void
 hold_after_error(Drain *drain, Turn *turn)
@@ -304,17 +304,17 @@ hold_after_error(Drain *drain, Turn *turn)
 	drain->transactions->abort();
 	undo_turn(drain, turn);
 
-	begin_transaction(drain);
+	begin_drain_transaction(drain);
 	if (relations_lock(&drain->waiting_oid))
 		hold_lane(lane, fault, account_definition(lane_server(lane), lane->key.role));
-	commit_transaction(drain);
+	commit_drain_transaction(drain);
 	lane->not_before = clock_now() + ERROR_PAUSE;
 	schedule_lane(turn->schedule, lane, turn->clock);
 	schedule_server(turn->schedule, lane->server, turn->clock);
 	drain->next_at = time_of_next_turn(drain);
 }
 
-/* Puts back in memory what a turn has moved, whose transaction has failed. */
+/* The transaction has failed: moves back what the turn has moved in memory. */
 static void
 undo_turn(Drain *drain, Turn *turn)
 {
@@ -325,7 +325,7 @@ undo_turn(Drain *drain, Turn *turn)
 		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->ready));
 
 		requests->nready--;
-		request_count(request, -1);
+		request_count_slot(request, -1);
 		request_give_back(request);
 		request_free(request);
 	}
@@ -333,7 +333,7 @@ undo_turn(Drain *drain, Turn *turn)
 	{
 		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->settled));
 
-		request_count(request, 1);
+		request_count_slot(request, 1);
 		if (request == turn->request)
 		{
 			dlist_push_tail(&requests->stuck, &request->node);
@@ -353,7 +353,7 @@ undo_turn(Drain *drain, Turn *turn)
 	}
 }
 
-/* Tries again to settle what could not be settled. */
+/* Lets the turn try again to settle the requests that could not be settled. */
 static void
 unstick_requests(Drain *drain)
 {
@@ -381,7 +381,7 @@ settle_answers(Turn *turn)
 
 		dlist_push_tail(&requests->settled, &request->node);
 		requests->nanswered--;
-		request_count(request, -1);
+		request_count_slot(request, -1);
 		turn->lane = request->lane;
 		turn->request = request;
 		settle_request(turn, request);
@@ -394,19 +394,19 @@ settle_answers(Turn *turn)
 	CommandCounterIncrement();
 }
 
-/* Makes requests of the rows that are known, and then of those that are found. */
+/* Makes requests of the rows in the lanes, and then of those that a search finds. */
 static void
-read_and_send(Drain *drain, Turn *turn)
+make_requests(Drain *drain, Turn *turn)
 {
 	send_from_lanes(turn);
-	while (turn->nrows_left > 0 && is_search_due(drain) && search_rows(drain, turn) > 0)
+	while (turn->nrows_left > 0 && is_search_due(drain) && search_new_rows(drain, turn) > 0)
 		send_from_lanes(turn);
-	/* Requests that are being settled may yet put rows into their lanes. */
+	/* Requests that are being settled may yet put rows back into their lanes. */
 	if (drain->at_end && dlist_is_empty(&turn->requests->settled))
 		remove_empty_lanes(turn->schedule);
 }
 
-/* When nothing is in flight, always: the caller may be about to leave. */
+/* Always true when nothing is in flight, since the caller may be about to leave. */
 static bool
 is_search_due(Drain *drain)
 {
@@ -414,9 +414,9 @@ is_search_due(Drain *drain)
 		requests_in_flight(&drain->requests) == 0;
 }
 
-/* Puts rows that have not been seen before into their lanes.  Returns how many. */
+/* Puts rows that were not seen before into their lanes.  Returns how many. */
 static int
-search_rows(Drain *drain, Turn *turn)
+search_new_rows(Drain *drain, Turn *turn)
 {
 	QueueRow	found[ROWS_PER_SEARCH];
 	int			nfound;
@@ -442,7 +442,7 @@ search_rows(Drain *drain, Turn *turn)
 	return nfound;
 }
 
-/* Lanes in which nothing waits any more, and their holds. */
+/* Frees the lanes in which nothing waits any more, and forgets their holds. */
 static void
 remove_empty_lanes(Schedule *schedule)
 {
@@ -474,7 +474,8 @@ time_of_next_turn(Drain *drain)
 }
 
 /*
- * New rows may have come: searches at once, or soon after the last search.
+ * Called by the worker when new rows may have come: a search is due at once, or
+ * WAKE_INTERVAL after the last one if that is later.
  */
 void
 drain_wake(Drain *drain)
@@ -484,8 +485,8 @@ drain_wake(Drain *drain)
 }
 
 /*
- * How long there will be nothing to do, unless something new comes, in
- * milliseconds, and at most "longest".
+ * For how long the worker may sleep if nothing new comes: in milliseconds, and at
+ * most "longest".
  */
 long
 drain_idle_time(const Drain *drain, long longest)
@@ -496,8 +497,8 @@ drain_idle_time(const Drain *drain, long longest)
 }
 
 /*
- * When there will be something to do, even if nothing new comes; DT_NOEND:
- * never.
+ * When the first waiting row is due, so that a worker that leaves can say when it is
+ * wanted again.  DT_NOEND when nothing waits.
  */
 TimestampTz
 drain_next_due(Drain *drain)
@@ -510,7 +511,7 @@ drain_next_due(Drain *drain)
 }
 
 /*
- * Requests that are out, and those whose answer is not settled.
+ * How many requests are in flight, for dt_status and the worker.
  */
 int
 drain_in_flight(const Drain *drain)
@@ -519,7 +520,7 @@ drain_in_flight(const Drain *drain)
 }
 
 /*
- * Warns of rows that were given up for their age, if there are any.
+ * Warns of removals that were given up for their age, if there are any.
  */
 void
 drain_warn_of_expired(int64 nexpired)
@@ -533,6 +534,7 @@ drain_warn_of_expired(int64 nexpired)
 				 errhint("See dt_history; dt_retry sends one again.")));
 }
 
+/* What has become of removals since drain_start(), for reports. */
 const Tally *
 drain_tally(const Drain *drain)
 {
@@ -540,9 +542,9 @@ drain_tally(const Drain *drain)
 }
 
 /*
- * Removals that wait, in flight or not.  When a search has found all, the lanes
- * tell, but keeps and settled rows may be among what they count.  "exactly"
- * counts in the table instead, unless the lanes are empty.
+ * How many removals wait, in flight or not, for dt_process_queue() to report.  When
+ * a search has found all rows, it counts positions, which may include keeps and
+ * settled rows.  Else, or with "exactly" if there are positions, it reads the table.
  */
 int64
 drain_count_waiting(Drain *drain, bool exactly)
@@ -553,17 +555,17 @@ drain_count_waiting(Drain *drain, bool exactly)
 	if (drain->at_end && (nrows == 0 || !exactly))
 		return nrows;
 
-	begin_transaction(drain);
+	begin_drain_transaction(drain);
 	store_open(&waiting, RELATION_WAITING);
 	nrows = store_count_waiting(&waiting);
 	store_close(&waiting);
-	commit_transaction(drain);
+	commit_drain_transaction(drain);
 	return nrows;
 }
 
 /*
- * Deletes settled rows that are older than doubletick.history_retention, as many
- * as one transaction may.  False when that was all.
+ * Deletes settled rows older than doubletick.history_retention, as many as one
+ * transaction may.  The drainer's caller repeats it until it returns false.
  */
 bool
 drain_prune(Drain *drain)
@@ -575,20 +577,20 @@ drain_prune(Drain *drain)
 	if (setting_history_retention < 0)
 		return false;
 	before = GetCurrentTimestamp() - setting_history_retention * USECS_PER_SEC;
-	begin_transaction(drain);
+	begin_drain_transaction(drain);
 	if (relations_lock(&drain->waiting_oid))
 	{
 		store_open(&settled, RELATION_SETTLED);
 		npruned = history_prune(&settled, &drain->prune_from, before, TURN_MAX_ROWS);
 		store_close(&settled);
 	}
-	commit_transaction(drain);
+	commit_drain_transaction(drain);
 	return npruned == TURN_MAX_ROWS;
 }
 
 /*
- * Lets another process be the drainer.  Requests that are in flight are broken
- * off, and their rows wait to be sent again.
+ * Called by dt_process_queue(): lets another process be the drainer.  Breaks off the
+ * requests in flight; their rows wait to be sent again.
  */
 void
 drain_end(Drain *drain)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * drain/drain.h
- *		The loop: what waits is read, sent and settled.
+ *		The loop of a drainer, the worker or CALL dt_process_queue().
  *
  *		drain_start()	makes this process the drainer of its database
  *		drain_turn()	waits a little and does what there is to do
@@ -17,8 +17,8 @@
 typedef struct Drain Drain;
 
 /*
- * How the caller starts and ends transactions.  While requests are out there is
- * no transaction, or one that has done nothing.
+ * How the caller starts and ends transactions.  While the drainer waits for answers
+ * there is no transaction, or one that has done nothing.
  */
 typedef struct DrainTransactions
 {
@@ -30,7 +30,7 @@ typedef struct DrainTransactions
 /* What came of a turn. */
 typedef enum DrainState
 {
-	DRAIN_BUSY,					/* call again at once: it waits by itself */
+	DRAIN_BUSY,					/* call again at once: drain_turn() waits */
 	DRAIN_IDLE,					/* nothing is due, see drain_idle_time() */
 	DRAIN_GONE					/* the extension was dropped, and perhaps
 								 * created again */

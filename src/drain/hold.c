@@ -3,13 +3,13 @@
  * drain/hold.c
  *		Holds: what keeps a lane from sending, until it is mended.
  *
- * A lane is held for one of two reasons.  Its server, user mapping or key is
- * missing or incomplete: then it goes on as soon as that is mended.  Or DoubleTick
- * refused the key, the address or the connection: then it goes on when the
- * definition has changed, or when a probe, one request a minute, succeeds.
+ * A lane is held because its server, user mapping or key is missing or incomplete:
+ * then it goes on as soon as that is mended.  Or DoubleTick refused the key, the
+ * address or the connection, or work on the lane raised an error: then it goes on
+ * when the definition has changed or a probe, one request a minute, succeeds.
  *
- * Holds are kept in dt_hold, so that there is one warning and one probe a minute,
- * however many sessions take turns in draining.
+ * Holds are kept in dt_hold, so that there is one warning and one probe a minute
+ * even if one session after another is the drainer.
  *
  *-------------------------------------------------------------------------
  */
@@ -61,7 +61,7 @@ PG_FUNCTION_INFO_V1(dt_held);
  *
  * For dt_status: what is missing in the definitions of a server and a role, or the
  * pause of the server, if this process knows of one.  NULL when requests can leave,
- * and to whom the role's affairs are hidden.
+ * or when the caller may not see the role's requests.
  */
 Datum
 dt_held(PG_FUNCTION_ARGS)
@@ -88,7 +88,7 @@ dt_held(PG_FUNCTION_ARGS)
 }
 
 /*
- * Holds the lanes that were held when the last drainer ended.
+ * Called in a drainer's first turn: holds the lanes that the last drainer held.
  */
 void
 hold_load(Turn *turn)
@@ -119,9 +119,9 @@ hold_load(Turn *turn)
 }
 
 /*
- * May the lane send?  "fault" is what its definitions lack, NULL when they are
- * whole.  A lane that is held because of an answer may send again when its
- * definitions have changed; else it may send one request a minute, the probe.
+ * Called by send.c: may the lane send?  If its definitions lack something ("fault"),
+ * it is held.  A lane that is held for another reason may send when its definition
+ * has changed; until then it may send one request a minute, the probe.
  */
 bool
 hold_allows(Lane *lane, const Fault *fault, TimestampTz now)
@@ -151,8 +151,8 @@ hold_time_to_probe(const Lane *lane, TimestampTz now)
 
 /*
  * Holds the lane, or goes on holding it.  "definition" is the account_definition()
- * under which the fault came up, "" when an account is not whole.  Warns once of
- * each reason.
+ * under which the fault occurred, or "" when the account is not complete.  Warns
+ * once of each reason.
  */
 void
 hold_lane(Lane *lane, const Fault *fault, const char *definition)
@@ -177,8 +177,8 @@ hold_lane(Lane *lane, const Fault *fault, const char *definition)
 }
 
 /*
- * Called when the probe of a held lane is made: whatever becomes of it, the next
- * one may be made a minute later.
+ * Called when the probe of a held lane is made: the next one may be made a minute
+ * later, whatever becomes of this one.
  */
 void
 hold_note_probe(Lane *lane)
@@ -188,7 +188,7 @@ hold_note_probe(Lane *lane)
 }
 
 /*
- * Lets the lane go on, and logs that it does.
+ * Ends the hold of a lane, if there is one, and logs that the lane goes on.
  */
 void
 hold_lift(Lane *lane)
@@ -201,7 +201,7 @@ hold_lift(Lane *lane)
 }
 
 /*
- * Forgets the hold of a lane, in which perhaps nothing waits any more.
+ * Ends a hold and logs nothing.  Called for lanes in which nothing waits any more.
  */
 void
 hold_forget(Lane *lane)
@@ -268,7 +268,7 @@ delete_hold(Store *hold, const Lane *lane)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	CommandCounterIncrement();	/* so that a row of this command is seen */
+	CommandCounterIncrement();	/* a row of this command could not be deleted */
 	ScanKeyEntryInitialize(&keys[0], 0, HOLD_SERVER, BTEqualStrategyNumber, InvalidOid,
 						   C_COLLATION_OID, F_TEXTEQ, CStringGetTextDatum(lane_server(lane)));
 	ScanKeyInit(&keys[1], HOLD_ROLE, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(lane->key.role));

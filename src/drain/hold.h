@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * drain/hold.h
- *		Holds: what keeps a lane from sending until it is mended.
+ *		Holds: what keeps a lane from sending, until it is mended.
  *
  *-------------------------------------------------------------------------
  */

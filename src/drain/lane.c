@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * drain/lane.c
- *		What waits for one server by one role, as the drainer knows it.
+ *		A lane: what one role has waiting for one server, as the drainer knows it.
  *
- * A lane has the positions of rows alone.  A row is read when it can be sent, so
- * that a cancel or a keep reaches it until then.
+ * A lane has only the positions of rows.  A row is read when it can be sent: a
+ * cancel or a keep that commits before that counts.
  *
  * Invariant: each waiting removal that was found has a position in its lane, or
  * in a request of its customer that is not settled yet.  A row may have two
@@ -17,7 +17,7 @@
 #include "drain/lane.h"
 #include "utils/memutils.h"
 
-/* Positions that a new lane has room for; doubled when they are used up. */
+/* Capacity of a new lane's ring, in positions; a full ring is doubled. */
 #define FIRST_CAPACITY 8
 
 typedef struct LaterRow
@@ -27,11 +27,11 @@ typedef struct LaterRow
 	Position	row;
 } LaterRow;
 
-static void enlarge_ring(Lane *lane);
+static void enlarge_full_ring(Lane *lane);
 static int	compare_later(const pairingheap_node *a, const pairingheap_node *b, void *arg);
 
 /*
- * Sets up a lane in which nothing waits.  What waits will live in "context".
+ * Sets up an empty lane, for schedule.c.  Its memory comes from "context".
  */
 void
 lane_init(Lane *lane, MemoryContext context)
@@ -46,7 +46,7 @@ lane_init(Lane *lane, MemoryContext context)
 }
 
 /*
- * Frees what an empty lane holds.
+ * Frees the memory of an empty lane, for schedule.c.
  */
 void
 lane_free(Lane *lane)
@@ -57,30 +57,30 @@ lane_free(Lane *lane)
 }
 
 /*
- * Puts a row last.
+ * Adds a row at the end: one that was just found, or that others go before.
  */
 void
 lane_push(Lane *lane, Position row)
 {
-	enlarge_ring(lane);
+	enlarge_full_ring(lane);
 	lane->rows[(lane->first + lane->nrows++) % lane->capacity] = row;
 }
 
 /*
- * Puts a row first.
+ * Adds a row at the beginning: one that was taken from the lane and waits again.
  */
 void
 lane_push_front(Lane *lane, Position row)
 {
-	enlarge_ring(lane);
+	enlarge_full_ring(lane);
 	lane->first = (lane->first + lane->capacity - 1) % lane->capacity;
 	lane->nrows++;
 	lane->rows[lane->first] = row;
 }
 
-/* A million positions are more than palloc() allocates without "huge". */
+/* Doubles a full ring.  repalloc() would refuse 2^26 positions, 1 GB. */
 static void
-enlarge_ring(Lane *lane)
+enlarge_full_ring(Lane *lane)
 {
 	size_t		old = lane->capacity;
 
@@ -92,7 +92,7 @@ enlarge_ring(Lane *lane)
 }
 
 /*
- * Adds a row that is not to be looked at before a time.
+ * Adds a row that is not to be looked at before "when", by clock_now().
  */
 void
 lane_push_later(Lane *lane, Position row, int64 when)
@@ -106,8 +106,8 @@ lane_push_later(Lane *lane, Position row, int64 when)
 }
 
 /*
- * Takes the next row to look at; false when there is none now.  Rows for later
- * whose time has come go before the others.
+ * Takes the next row to look at; false when there is none now.  Rows that had to
+ * wait for a time which has come go before the others.
  */
 bool
 lane_pop(Lane *lane, int64 clock, Position *row)
@@ -131,8 +131,7 @@ lane_pop(Lane *lane, int64 clock, Position *row)
 }
 
 /*
- * When the first of the rows for later is due; PG_INT64_MAX when there is
- * none.
+ * When the first row that waits for a time is due; PG_INT64_MAX: there is none.
  */
 int64
 lane_next_due(Lane *lane)
@@ -143,7 +142,7 @@ lane_next_due(Lane *lane)
 }
 
 /*
- * Positions in the lane, those of rows that are settled included.
+ * The number of positions in the lane, which include those of settled rows.
  */
 int64
 lane_count(const Lane *lane)
@@ -151,7 +150,7 @@ lane_count(const Lane *lane)
 	return (int64) lane->nrows + lane->nlater;
 }
 
-/* A pairing heap's first is its largest; here, the earliest. */
+/* A pairing heap's first node is its largest, so an earlier time is larger. */
 static int
 compare_later(const pairingheap_node *a, const pairingheap_node *b, void *arg pg_attribute_unused())
 {

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * drain/lane.h
- *		What waits for one server by one role, as the drainer knows it.
+ *		A lane: what one role has waiting for one server, as the drainer knows it.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,10 +28,10 @@ typedef struct Server
 	NameData	name;			/* the key in Schedule.servers */
 	int			nlanes;
 	int			nrequests;		/* in flight, of all lanes */
-	dlist_head	line;			/* lanes with rows to look at now: each is
-								 * served in its turn */
+	dlist_head	line;			/* lanes with rows to look at now, the next to
+								 * be served first */
 	bool		is_scheduled;	/* is it in Schedule.servers_due? */
-	pairingheap_node node;		/* there */
+	pairingheap_node node;		/* its node there */
 	int64		next_at;		/* when the first lane of the line can be
 								 * served; PG_INT64_MAX: when a request of
 								 * this server is settled */
@@ -56,9 +56,9 @@ typedef struct Lane
 {
 	LaneKey		key;			/* the key in Schedule.lanes */
 	Server	   *server;
-	MemoryContext context;		/* of what is below */
+	MemoryContext context;		/* where positions and strings live */
 
-	/* Rows to look at, in a ring: sixteen bytes for each that waits. */
+	/* Rows to look at, in a ring: sixteen bytes each. */
 	Position   *rows;
 	size_t		first;
 	size_t		nrows;
@@ -73,7 +73,7 @@ typedef struct Lane
 	 */
 	bool		look_up_rows;
 
-	int			nrequests;		/* in flight, or answered and not settled */
+	int			nrequests;		/* in flight */
 
 	LanePlace	place;
 	dlist_node	line_node;		/* in the line, or in lanes_empty */
@@ -82,8 +82,8 @@ typedef struct Lane
 								 * held or its server paused */
 	int64		next_at;		/* if LANE_TIMED: until when it waits */
 
-	TimestampTz sending_since;	/* since when nothing keeps it from sending;
-								 * 0: something does, or it was never served */
+	TimestampTz sending_since;	/* since when it has not been held; 0: it is
+								 * held, or was never served */
 
 	/* See hold.c. */
 	bool		held;

@@ -3,8 +3,8 @@
  * drain/outcome.c
  *		What becomes of a queued row after a request.
  *
- * A pure function: no clock, no chance, no look at anything but its argument.
- * test/t/030_outcome.pl holds it against a table.
+ * outcome_of() is a pure function: it depends on nothing but its argument.
+ * test/t/030_outcome.pl compares it with a table.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,8 +26,8 @@ StaticAssertDecl(OUTCOME_MAX_DELAY == MAX_RETRY_AFTER * 1000 + LAST_BACKOFF,
 				 "a longer delay counts as a mistake of the clock");
 
 /*
- * Requests after which several rows that met with nothing but 5xx are sent in
- * parts: one of them may be what the API cannot bear.
+ * When a request for several rows fails with 5xx after this many attempts, they are
+ * sent in parts: one of them may be what the API cannot bear.
  */
 #define WHOLE_ATTEMPTS 3
 
@@ -35,7 +35,7 @@ static Verdict verdict_of(const Facts *facts);
 static Verdict verdict_of_status(const Facts *facts);
 
 /*
- * The outcome for one row.
+ * Called by settle.c: the outcome for one row.
  */
 Outcome
 outcome_of(const Facts *facts)

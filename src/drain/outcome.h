@@ -37,7 +37,7 @@ typedef enum Verdict
 	VERDICT_FAILED,
 	VERDICT_AGAIN,				/* later, see the delays */
 	VERDICT_PARTS,				/* at once, but with fewer other rows */
-	VERDICT_HOLD				/* when server and role are mended */
+	VERDICT_HOLD				/* when the hold of its lane ends */
 } Verdict;
 
 typedef struct Outcome
@@ -45,8 +45,8 @@ typedef struct Outcome
 	Verdict		verdict;
 	int64		least_delay;	/* ms until the row may go again */
 	int64		random_delay;	/* ms of which a random part comes on top */
-	bool		pause;			/* does the whole server wait as long? */
-	bool		too_old;		/* has it failed for its age alone? */
+	bool		pause;			/* is the server paused for that long? */
+	bool		too_old;		/* has it failed only for its age? */
 	int			together;		/* most rows that its next request may carry;
 								 * 0: no such limit */
 } Outcome;

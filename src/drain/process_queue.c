@@ -2,6 +2,7 @@
  *
  * drain/process_queue.c
  *		CALL dt_process_queue(): the drainer in a user's session.
+ *		It commits many transactions, so it cannot run inside one.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,7 +23,7 @@
 /* Time between two reports of progress, in µs. */
 #define REPORT_INTERVAL (5 * USECS_PER_SEC)
 
-static void begin_transaction(void);
+static void adopt_transaction(void);
 static void check_callable(FunctionCallInfo fcinfo);
 static void drain_until_idle(Drain *drain);
 static void report_progress(Drain *drain, int64 started, bool is_last);
@@ -33,18 +34,18 @@ PG_FUNCTION_INFO_V1(dt_process_queue);
 /*
  * dt_process_queue()
  *
- * Drains until nothing is due.  Requests that are held, paused or backing off
- * are not due.
+ * Drains until nothing is due.  Removals that are held, paused or backing off are
+ * not due.
  */
 Datum
 dt_process_queue(PG_FUNCTION_ARGS)
 {
-	static const DrainTransactions transactions = {begin_transaction, SPI_commit, SPI_rollback};
+	static const DrainTransactions transactions = {adopt_transaction, SPI_commit, SPI_rollback};
 	Drain	   *drain;
 
 	check_callable(fcinfo);
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
-	SPI_commit();				/* away with the snapshot of the CALL */
+	SPI_commit();				/* lets go of the CALL's snapshot */
 
 	drain = drain_start(PortalContext, &transactions);
 	if (drain == NULL)
@@ -90,7 +91,7 @@ check_callable(FunctionCallInfo fcinfo)
  * what we do.
  */
 static void
-begin_transaction(void)
+adopt_transaction(void)
 {
 	if (ConfigReloadPending)
 	{
@@ -122,7 +123,7 @@ drain_until_idle(Drain *drain)
 	report_progress(drain, started, true);
 }
 
-/* For a person who watches: how much is done, how much is left, how long yet. */
+/* Tells the user how much is done, how much is left, and how long that will take. */
 static void
 report_progress(Drain *drain, int64 started, bool is_last)
 {

@@ -4,8 +4,8 @@
  *		A request for one customer's waiting removals, until it is answered.
  *
  * A request is made in the transaction that reads its rows, and leaves when that
- * has committed.  Its customer is locked from then until its answer is settled, in
- * a later transaction (settle.c).
+ * has committed.  Its answer is settled in a later transaction (settle.c).  From when
+ * the request is made until that one has committed, its customer is locked.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,8 +19,8 @@
 #include "drain/request.h"
 #include "utils/memutils.h"
 
-static Removal merge_rows(List *rows);
-static void append_distinct(const char **to, int *nto, const char **names, int nnames);
+static Removal merge_removals(List *rows);
+static void append_distinct_names(const char **to, int *nto, const char **names, int nnames);
 static bool request_is_over(Request *request);
 static void unlock_customers(dlist_head *requests);
 
@@ -36,8 +36,8 @@ requests_init(Requests *requests)
 }
 
 /*
- * Requests that are out, and those whose answer is not settled.  A crash repeats
- * these at most.
+ * How many requests are in flight, each of which uses a slot.  A crash between turns
+ * repeats at most these.
  */
 int
 requests_in_flight(const Requests *requests)
@@ -71,8 +71,8 @@ requests_find(Requests *requests, const Lane *lane, int64 customer)
 }
 
 /*
- * Makes the request for what is due to a customer, whose partition is locked, and
- * locks the customer.  "due" lives in "context", as the request will.
+ * Called by send.c, with the partition locked: makes a customer's request, and locks
+ * the customer.  "context", in which "due" lives, becomes the request's.
  */
 Request *
 request_make(Requests *requests, MemoryContext context, Lane *lane, const Due *due,
@@ -80,7 +80,7 @@ request_make(Requests *requests, MemoryContext context, Lane *lane, const Due *d
 {
 	MemoryContext caller = MemoryContextSwitchTo(context);
 	Request    *request = palloc0(sizeof(Request));
-	Removal		removal = merge_rows(due->send);
+	Removal		removal = merge_removals(due->send);
 
 	request->context = context;
 	request->lane = lane;
@@ -97,14 +97,14 @@ request_make(Requests *requests, MemoryContext context, Lane *lane, const Due *d
 	lock_customer(request->tag);
 	dlist_push_tail(&requests->ready, &request->node);
 	requests->nready++;
-	request_count(request, 1);
+	request_count_slot(request, 1);
 	MemoryContextSwitchTo(caller);
 	return request;
 }
 
-/* One removal of all their names, each once; the numbers are the first row's. */
+/* One removal with each name of the rows once, and the first row's numbers. */
 static Removal
-merge_rows(List *rows)
+merge_removals(List *rows)
 {
 	DueRow	   *first = linitial(rows);
 	Removal		removal = {0};
@@ -125,14 +125,14 @@ merge_rows(List *rows)
 	{
 		DueRow	   *row = lfirst(cell);
 
-		append_distinct(removal.tags, &removal.ntags, row->tags, row->ntags);
-		append_distinct(removal.fields, &removal.nfields, row->fields, row->nfields);
+		append_distinct_names(removal.tags, &removal.ntags, row->tags, row->ntags);
+		append_distinct_names(removal.fields, &removal.nfields, row->fields, row->nfields);
 	}
 	return removal;
 }
 
 static void
-append_distinct(const char **to, int *nto, const char **names, int nnames)
+append_distinct_names(const char **to, int *nto, const char **names, int nnames)
 {
 	for (int i = 0; i < nnames; i++)
 	{
@@ -142,8 +142,8 @@ append_distinct(const char **to, int *nto, const char **names, int nnames)
 }
 
 /*
- * Has a row looked at when the customer's request is settled, unless the request
- * carries it.
+ * Notes a row of the request's customer, to be looked at when the request is settled.
+ * Does nothing if the request carries it.
  */
 void
 request_note_next(Request *request, Position position)
@@ -165,8 +165,8 @@ request_note_next(Request *request, Position position)
 }
 
 /*
- * Sends the requests that are ready.  Called when the transaction that made them
- * has committed.
+ * Starts to send the requests that are ready.  Called when the transaction that made
+ * them has committed.
  */
 void
 requests_send_ready(Requests *requests)
@@ -188,7 +188,7 @@ requests_send_ready(Requests *requests)
 }
 
 /*
- * Finds the requests that are over.  True when there are any.
+ * Moves the requests that are over from "out" to "answered".  True when any were.
  */
 bool
 requests_collect_answers(Requests *requests)
@@ -210,7 +210,7 @@ requests_collect_answers(Requests *requests)
 	return requests->nanswered > nbefore;
 }
 
-/* Has an answer come, or will none?  Tells the pace when the request was sent. */
+/* Has an answer come, or will none come?  Tells the pace when it was sent. */
 static bool
 request_is_over(Request *request)
 {
@@ -225,18 +225,18 @@ request_is_over(Request *request)
 }
 
 /*
- * Counts a request of its lane and server in (1) or out (-1).  Only requests that
- * are counted in use up a slot.
+ * Adds a request to its lane's and server's requests in flight (1), or takes it away
+ * (-1), so that others can use its slot.
  */
 void
-request_count(Request *request, int change)
+request_count_slot(Request *request, int change)
 {
 	request->lane->nrequests += change;
 	request->lane->server->nrequests += change;
 }
 
 /*
- * Puts the rows of a request that was not sent back into its lane.
+ * Puts the rows of a request back into its lane, since its transaction has failed.
  */
 void
 request_give_back(Request *request)
@@ -266,7 +266,7 @@ request_free(Request *request)
 }
 
 /*
- * Lets go of all customers.  Called when the drainer ends, whatever is in flight.
+ * Unlocks the customers of all requests.  Called when the drainer ends.
  */
 void
 requests_unlock_all(Requests *requests)

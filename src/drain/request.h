@@ -21,10 +21,10 @@ typedef struct Request
 	Lane	   *lane;
 	CustomerTag tag;			/* locked until the request is settled */
 	Due			due;			/* "send" is what it carries */
-	List	   *next;			/* Position: the customer's other rows, to be
-								 * looked at when it is settled */
+	List	   *next;			/* Position: other rows of the customer, to go
+								 * back into the lane when it is settled */
 
-	/* The request, under the options of the time when it was made. */
+	/* The request, with the options as they were when it was made. */
 	HttpTarget	target;
 	char	   *body;
 	size_t		length;
@@ -40,8 +40,8 @@ typedef struct Request
 } Request;
 
 /*
- * The requests of a drainer.  Each is in one list, and moves from "ready" to
- * "out" and "answered", and to "settled" while a transaction settles it.
+ * The requests of a drainer.  Each is in one list: it moves from "ready" to "out" and
+ * "answered", and is in "settled" while a transaction settles it.
  */
 typedef struct Requests
 {
@@ -67,7 +67,7 @@ extern void requests_unlock_all(Requests *requests);
 extern Request *request_make(Requests *requests, MemoryContext context, Lane *lane,
 							 const Due *due, const Account *account, const char *definition);
 extern void request_note_next(Request *request, Position position);
-extern void request_count(Request *request, int change);
+extern void request_count_slot(Request *request, int change);
 extern void request_give_back(Request *request);
 extern void request_free(Request *request);
 

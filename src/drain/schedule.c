@@ -25,13 +25,13 @@
 /* Lanes and servers that the hash tables are made for; they grow. */
 #define INITIAL_SIZE 16
 
-/* How often it is looked whether a held or paused lane may go on, in µs. */
+/* Time between two looks at whether a held or paused lane may go on, in µs. */
 #define CHECK_INTERVAL USECS_PER_SEC
 
-static HTAB *create_table(MemoryContext context, const char *name, Size keysize, Size entrysize);
-static Server *find_server(Schedule *schedule, const NameData *name);
-static void enter_line(Schedule *schedule, Lane *lane);
-static void leave_place(Schedule *schedule, Lane *lane);
+static HTAB *create_htab(MemoryContext context, const char *name, Size keysize, Size entrysize);
+static Server *find_or_make_server(Schedule *schedule, const NameData *name);
+static void put_lane_in_line(Schedule *schedule, Lane *lane);
+static void unplace_lane(Schedule *schedule, Lane *lane);
 static int	compare_servers(const pairingheap_node *a, const pairingheap_node *b, void *arg);
 static int	compare_lanes(const pairingheap_node *a, const pairingheap_node *b, void *arg);
 
@@ -42,9 +42,9 @@ schedule_init(Schedule *schedule, MemoryContext context)
 
 	memset(schedule, 0, sizeof(Schedule));
 	schedule->context = context;
-	schedule->servers = create_table(context, "doubletick servers",
-									 sizeof(NameData), sizeof(Server));
-	schedule->lanes = create_table(context, "doubletick lanes", sizeof(LaneKey), sizeof(Lane));
+	schedule->servers = create_htab(context, "doubletick servers",
+									sizeof(NameData), sizeof(Server));
+	schedule->lanes = create_htab(context, "doubletick lanes", sizeof(LaneKey), sizeof(Lane));
 	schedule->servers_due = pairingheap_allocate(compare_servers, NULL);
 	schedule->lanes_timed = pairingheap_allocate(compare_lanes, NULL);
 	dlist_init(&schedule->lanes_empty);
@@ -52,7 +52,7 @@ schedule_init(Schedule *schedule, MemoryContext context)
 }
 
 static HTAB *
-create_table(MemoryContext context, const char *name, Size keysize, Size entrysize)
+create_htab(MemoryContext context, const char *name, Size keysize, Size entrysize)
 {
 	HASHCTL		control = {0};
 
@@ -63,8 +63,8 @@ create_table(MemoryContext context, const char *name, Size keysize, Size entrysi
 }
 
 /*
- * The lane of a server and a role, which is made if it is not there.  Whoever adds
- * a row to it calls schedule_lane() next.
+ * Returns the lane of a server and a role, and makes it if there is none.  A caller
+ * that adds a row to it calls schedule_lane() next.
  */
 Lane *
 schedule_find_lane(Schedule *schedule, const char *server, Oid role)
@@ -84,7 +84,7 @@ schedule_find_lane(Schedule *schedule, const char *server, Oid role)
 	{
 		memset((char *) lane + sizeof(LaneKey), 0, sizeof(Lane) - sizeof(LaneKey));
 		lane_init(lane, schedule->context);
-		lane->server = find_server(schedule, &key.server);
+		lane->server = find_or_make_server(schedule, &key.server);
 		lane->server->nlanes++;
 	}
 	schedule->last_lane = lane;
@@ -92,7 +92,7 @@ schedule_find_lane(Schedule *schedule, const char *server, Oid role)
 }
 
 static Server *
-find_server(Schedule *schedule, const NameData *name)
+find_or_make_server(Schedule *schedule, const NameData *name)
 {
 	bool		found;
 	Server	   *server = hash_search(schedule->servers, name, HASH_ENTER, &found);
@@ -106,8 +106,8 @@ find_server(Schedule *schedule, const NameData *name)
 }
 
 /*
- * Places a lane by what waits in it.  Called after its rows, its requests in
- * flight or its "not_before" have changed.
+ * Places a lane according to what waits in it, unless it is in line already.
+ * Called after its rows, its requests in flight or its "not_before" have changed.
  */
 void
 schedule_lane(Schedule *schedule, Lane *lane, int64 clock)
@@ -116,7 +116,7 @@ schedule_lane(Schedule *schedule, Lane *lane, int64 clock)
 
 	if (lane->place == LANE_IN_LINE)
 		return;
-	leave_place(schedule, lane);
+	unplace_lane(schedule, lane);
 	if (lane_count(lane) == 0)
 	{
 		if (lane->nrequests > 0)
@@ -128,10 +128,10 @@ schedule_lane(Schedule *schedule, Lane *lane, int64 clock)
 	if (lane->nrows == 0)
 		next_at = Max(next_at, lane_next_due(lane));
 	if (next_at <= clock)
-		enter_line(schedule, lane);
+		put_lane_in_line(schedule, lane);
 	else
 	{
-		/* What holds or pauses it may be mended before its time. */
+		/* Its hold or pause may end early. */
 		if (lane->not_before > clock)
 			next_at = Min(next_at, clock + CHECK_INTERVAL);
 		lane->place = LANE_TIMED;
@@ -141,7 +141,7 @@ schedule_lane(Schedule *schedule, Lane *lane, int64 clock)
 }
 
 static void
-enter_line(Schedule *schedule, Lane *lane)
+put_lane_in_line(Schedule *schedule, Lane *lane)
 {
 	Server	   *server = lane->server;
 
@@ -153,7 +153,7 @@ enter_line(Schedule *schedule, Lane *lane)
 }
 
 static void
-leave_place(Schedule *schedule, Lane *lane)
+unplace_lane(Schedule *schedule, Lane *lane)
 {
 	if (lane->place == LANE_TIMED)
 		pairingheap_remove(schedule->lanes_timed, &lane->timed_node);
@@ -164,8 +164,8 @@ leave_place(Schedule *schedule, Lane *lane)
 
 /*
  * Takes the next lane to be served out of its line; NULL when there is none now.
- * When it has been served, the caller places it again by schedule_lane(), and
- * its server by schedule_server().
+ * When send.c has served the lane, it places it again by schedule_lane(), and the
+ * server by schedule_server().
  */
 Lane *
 schedule_next_lane(Schedule *schedule, int64 clock)
@@ -178,8 +178,8 @@ schedule_next_lane(Schedule *schedule, int64 clock)
 		lane = pairingheap_container(Lane, timed_node, pairingheap_first(schedule->lanes_timed));
 		if (lane->next_at > clock)
 			break;
-		leave_place(schedule, lane);
-		enter_line(schedule, lane);
+		unplace_lane(schedule, lane);
+		put_lane_in_line(schedule, lane);
 	}
 
 	if (pairingheap_is_empty(schedule->servers_due))
@@ -196,7 +196,7 @@ schedule_next_lane(Schedule *schedule, int64 clock)
 }
 
 /*
- * Says when the first lane of the server's line can be served; PG_INT64_MAX: when
+ * Sets when the first lane of the server's line can be served; PG_INT64_MAX: when
  * one of its requests is settled.
  */
 void
@@ -211,7 +211,7 @@ schedule_server(Schedule *schedule, Server *server, int64 next_at)
 }
 
 /*
- * A lane in which nothing waits and nothing is in flight; NULL when there is none.
+ * Returns a lane that is empty and has no request in flight; NULL if there is none.
  */
 Lane *
 schedule_next_empty(Schedule *schedule)
@@ -222,14 +222,14 @@ schedule_next_empty(Schedule *schedule)
 }
 
 /*
- * Frees such a lane, which must not be held.
+ * Frees a lane that schedule_next_empty() has returned.  It must not be held.
  */
 void
 schedule_remove_lane(Schedule *schedule, Lane *lane)
 {
 	Server	   *server = lane->server;
 
-	leave_place(schedule, lane);
+	unplace_lane(schedule, lane);
 	lane_free(lane);
 	schedule->last_lane = NULL;
 	(void) hash_search(schedule->lanes, &lane->key, HASH_REMOVE, NULL);
@@ -238,8 +238,8 @@ schedule_remove_lane(Schedule *schedule, Lane *lane)
 }
 
 /*
- * Does a lane stand in line?  What is in line can be sent as soon as its server's
- * limits allow it.
+ * Is any lane in line?  If so, the drainer is not idle: what is in line can be sent
+ * as soon as its server's limits allow it.
  */
 bool
 schedule_has_line(const Schedule *schedule)
@@ -248,8 +248,8 @@ schedule_has_line(const Schedule *schedule)
 }
 
 /*
- * When a lane can be served, by clock_now(); PG_INT64_MAX when none can, unless
- * something new comes.
+ * When the next lane can be served, by clock_now(); PG_INT64_MAX when none can until
+ * something new comes or a request is settled.
  */
 int64
 schedule_next_at(Schedule *schedule)
@@ -267,8 +267,8 @@ schedule_next_at(Schedule *schedule)
 }
 
 /*
- * When a row is due, by clock_now(); PG_INT64_MAX when none is, unless something
- * new comes or a hold is mended.
+ * When the first waiting row is to be looked at, after its lane's hold or pause, by
+ * clock_now(); PG_INT64_MAX when nothing waits.
  */
 int64
 schedule_next_due(Schedule *schedule)
@@ -289,7 +289,7 @@ schedule_next_due(Schedule *schedule)
 }
 
 /*
- * Positions in all lanes.
+ * The number of positions in all lanes, for drain_count_waiting().
  */
 int64
 schedule_count(Schedule *schedule)
@@ -304,7 +304,7 @@ schedule_count(Schedule *schedule)
 	return nrows;
 }
 
-/* A pairing heap's first is its largest; here, that whose time comes first. */
+/* A pairing heap's first node is its largest, so an earlier time is larger. */
 static int
 compare_servers(const pairingheap_node *a, const pairingheap_node *b,
 				void *arg pg_attribute_unused())

@@ -17,11 +17,11 @@ typedef struct Schedule
 	MemoryContext context;		/* where all of it lives */
 	HTAB	   *servers;		/* Server */
 	HTAB	   *lanes;			/* Lane */
-	Lane	   *last_lane;		/* found last: the next row is likely its */
+	Lane	   *last_lane;		/* found last: likely that of the next row */
 	pairingheap *servers_due;	/* servers with lanes in line, by next_at */
 	pairingheap *lanes_timed;	/* lanes that wait for a time, by next_at */
 	dlist_head	lanes_empty;	/* lanes in which nothing waits */
-	int			nservers_in_line;	/* with lanes in line, full ones included */
+	int			nservers_in_line;	/* servers that have lanes in line */
 } Schedule;
 
 extern void schedule_init(Schedule *schedule, MemoryContext context);

@@ -22,10 +22,10 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-/* When something is tried again that another process or request stands in the way of, in µs. */
+/* Time until the next try when another process or request is in the way, in µs. */
 #define RETRY_INTERVAL (100 * INT64CONST(1000))
 
-/* A lane that is served, and by which account. */
+/* A lane that is being served, and the account that its requests use. */
 typedef struct Service
 {
 	Turn	   *turn;
@@ -39,17 +39,17 @@ static bool account_allows(Service *service);
 static int64 send_customers(Service *service);
 static int	share_of_server(Turn *turn, const Server *server);
 static bool send_customer(Service *service, Position position);
-static bool send_due(Service *service, Position position, const Due *due);
-static void place_unsent(Turn *turn, Lane *lane, Position position, const Due *due);
-static bool is_deferred(Turn *turn, Position position);
+static bool make_due_request(Service *service, Position position, const Due *due);
+static void place_unsent_row(Turn *turn, Lane *lane, Position position, const Due *due);
+static bool is_customer_deferred(Turn *turn, Position position);
 static void defer_customer(Turn *turn, const Due *due);
 static bool settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error);
 static bool take_position(Turn *turn, int64 until, Position *position);
-static bool read_unsent(Turn *turn, Position position, QueueRow *row);
+static bool read_unsent_row(Turn *turn, Position position, QueueRow *row);
 
 /*
- * Serves lanes in their turns for as long as they can send and the bounds of the
- * transaction allow.
+ * Called in each turn of the drainer: serves lanes, in the order of the schedule,
+ * while they can send and the turn's limits allow it.
  */
 void
 send_from_lanes(Turn *turn)
@@ -71,7 +71,7 @@ send_from_lanes(Turn *turn)
 
 /*
  * Makes as many requests of a lane as can be sent now.  Returns when its server
- * can be served again: see Server.next_at.
+ * can be served again: the new Server.next_at.
  */
 static int64
 serve_lane(Turn *turn, Lane *lane)
@@ -89,7 +89,7 @@ serve_lane(Turn *turn, Lane *lane)
 	}
 	if (!account_allows(&service))
 	{
-		/* Its probe may be due, but must wait for requests that are in flight. */
+		/* A probe must wait for requests that are in flight. */
 		lane->not_before = turn->clock + Max(hold_time_to_probe(lane, turn->now),
 											 RETRY_INTERVAL);
 		lane->sending_since = 0;
@@ -108,7 +108,7 @@ serve_lane(Turn *turn, Lane *lane)
 	return send_customers(&service);
 }
 
-/* Looks the account up.  False when the lane is held. */
+/* Looks the account up.  False when the lane is held, and its probe is not due. */
 static bool
 account_allows(Service *service)
 {
@@ -116,7 +116,7 @@ account_allows(Service *service)
 	Lane	   *lane = service->lane;
 	Fault	   *fault = account_get(lane_server(lane), lane->key.role, &service->account);
 
-	/* Removals age while they are held, but not without a server to say how long. */
+	/* Held removals expire, too, but only a server says when: "retry_for". */
 	if (fault && OidIsValid(service->account.serverid))
 		(void) settle_unsendable(turn, lane, service->account.retry_for, NULL);
 	if (!hold_allows(lane, fault, turn->now))
@@ -126,8 +126,8 @@ account_allows(Service *service)
 }
 
 /*
- * As many as there are slots, and turns of the pace.  A turn is claimed when there
- * is a row to look at, and given back if it was not used.
+ * Makes requests while there are slots and turns of the pace.  Claims a turn when
+ * there is a row to look at, and gives it back if it was not used.
  */
 static int64
 send_customers(Service *service)
@@ -169,8 +169,8 @@ send_customers(Service *service)
 }
 
 /*
- * Requests that a server may have in flight for the process's sake: half of what
- * other servers leave.  So a server that does not answer never takes the last slot.
+ * How many of this process's slots a server may use: half of what other servers
+ * leave, and at least one.  So a server that does not answer leaves some to others.
  */
 static int
 share_of_server(Turn *turn, const Server *server)
@@ -181,8 +181,8 @@ share_of_server(Turn *turn, const Server *server)
 }
 
 /*
- * Makes the request that is due for a row's customer.  False when there is none
- * now.
+ * Makes the request that is due for a row's customer.  False when none is due now,
+ * or another process or request is in the way.
  */
 static bool
 send_customer(Service *service, Position position)
@@ -208,7 +208,7 @@ send_customer(Service *service, Position position)
 		}
 	}
 
-	if (is_deferred(turn, position))
+	if (is_customer_deferred(turn, position))
 	{
 		lane_push_later(lane, position, turn->deferred_until);
 		return false;
@@ -233,16 +233,16 @@ send_customer(Service *service, Position position)
 	is_ready = customer_read(&turn->waiting, position.id, position.customer, turn->now,
 							 lane->sending_since ? lane->sending_since : turn->now,
 							 service->account.retry_for, &due) &&
-		send_due(service, position, &due);
+		make_due_request(service, position, &due);
 	MemoryContextSwitchTo(turn->context);
 	if (!is_ready)
 		MemoryContextDelete(context);
 	return is_ready;
 }
 
-/* The same for what has been read, in the current memory context. */
+/* Settles what is not to be sent, and makes the request.  False if none is due. */
 static bool
-send_due(Service *service, Position position, const Due *due)
+make_due_request(Service *service, Position position, const Due *due)
 {
 	Turn	   *turn = service->turn;
 	Lane	   *lane = service->lane;
@@ -254,7 +254,7 @@ send_due(Service *service, Position position, const Due *due)
 		lane->look_up_rows = true;
 	if (due->send == NIL)
 	{
-		place_unsent(turn, lane, position, due);
+		place_unsent_row(turn, lane, position, due);
 		return false;
 	}
 	request = request_make(turn->requests, CurrentMemoryContext, lane, due, &service->account,
@@ -266,11 +266,11 @@ send_due(Service *service, Position position, const Due *due)
 }
 
 /*
- * Gives the row that was looked at a position again, if it is neither sent nor
- * settled.  A keep needs none: it goes when there is nothing left to keep.
+ * Nothing can be sent: gives the row that was looked at a position again, unless it
+ * is settled.  A keep needs none: it is deleted with the customer's last removal.
  */
 static void
-place_unsent(Turn *turn, Lane *lane, Position position, const Due *due)
+place_unsent_row(Turn *turn, Lane *lane, Position position, const Due *due)
 {
 	if (due->later != NIL)
 	{
@@ -280,7 +280,7 @@ place_unsent(Turn *turn, Lane *lane, Position position, const Due *due)
 	}
 	else if (list_length(due->expired) + list_length(due->kept) >= PAYLOAD_MAX_NAMES)
 	{
-		/* There may be more of them than were read. */
+		/* The customer may have more removals than were read. */
 		CommandCounterIncrement();	/* else the same are read again */
 		if (!due->asked.keep)
 			lane_push(lane, position);
@@ -293,11 +293,11 @@ place_unsent(Turn *turn, Lane *lane, Position position, const Due *due)
 }
 
 /*
- * Has the row's customer been found to be due later, in this transaction?  Its
- * partition has been locked since, and a customer with many rows is read only once.
+ * Has this transaction found the row's customer to be due later?  That is still so,
+ * since its partition is locked; so a customer with many rows is read only once.
  */
 static bool
-is_deferred(Turn *turn, Position position)
+is_customer_deferred(Turn *turn, Position position)
 {
 	QueueRow	row;
 
@@ -321,9 +321,9 @@ defer_customer(Turn *turn, const Due *due)
 }
 
 /*
- * Settles rows of a lane that cannot send: with an error all of them, else those
- * that are older than "retry_for", in ms.  The oldest come first.  False when it
- * stopped at a row that somebody is cancelling.
+ * Settles rows of a lane that cannot send: with "error" all of them, else those
+ * older than "retry_for", in ms.  It stops at the first younger row, as older rows
+ * mostly come first.  False when it stopped, with "error", at a row being cancelled.
  */
 static bool
 settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
@@ -335,7 +335,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 	{
 		QueueRow	row;
 
-		if (!read_unsent(turn, position, &row))
+		if (!read_unsent_row(turn, position, &row))
 			continue;
 		if (!error && (double) (turn->now - row.enqueued_at) / 1000 < retry_for)
 		{
@@ -347,7 +347,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 		{
 			lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
 			if (error)
-				return false;	/* else the same row would come next */
+				return false;	/* "until" would take the same row again */
 		}
 		else if (row.keep)
 			(void) store_delete(&turn->waiting, &row.tid, true);
@@ -359,7 +359,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 	return true;
 }
 
-/* Takes the next position of the lane; false when there is none, or the turn is full. */
+/* Takes the lane's next position.  False when none is due, or a limit is reached. */
 static bool
 take_position(Turn *turn, int64 until, Position *position)
 {
@@ -374,9 +374,9 @@ take_position(Turn *turn, int64 until, Position *position)
 	return true;
 }
 
-/* False when the row is gone, or its customer has a request in flight. */
+/* Reads a row.  False when it is gone, or its customer has a request in flight. */
 static bool
-read_unsent(Turn *turn, Position position, QueueRow *row)
+read_unsent_row(Turn *turn, Position position, QueueRow *row)
 {
 	Request    *request;
 

@@ -3,10 +3,10 @@
  * drain/settle.c
  *		Moves rows out of the queue, or gives them another time to wait for.
  *
- * What an answer means for each row is decided in outcome.c.  Here the tables are
- * changed accordingly, in the caller's transaction.  What the drainer has in memory
- * follows when that has committed (settle_committed()), so that a transaction
- * that fails can be repeated.
+ * outcome.c decides what an answer means for each row.  Here the tables are changed
+ * accordingly, in the drainer's transaction.  Removals go back into lanes when it
+ * has committed (settle_committed()), so that a transaction that fails can be
+ * repeated.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,7 +23,7 @@
 #include "queue/history.h"
 #include "utils/timestamp.h"
 
-/* When keeps that an uncommitted removal still needs are looked at again, in µs. */
+/* Time until a keep that only uncommitted removals need is looked at again, in µs. */
 #define KEEP_INTERVAL USECS_PER_MINUTE
 
 static Facts gather_facts(const Request *request, const HttpReply *reply, const Answer *answer);
@@ -35,8 +35,8 @@ static void settle_done(Turn *turn, const Request *request, const DueRow *due,
 static void affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay);
 
 /*
- * Settles the rows of a request that is over, or writes down what they wait for,
- * and does to its lane what the answer asks for.
+ * Called for each request that is over: settles its rows or records until when they
+ * wait.  Holds its lane, lifts the hold or pauses the server, as the answer demands.
  */
 void
 settle_request(Turn *turn, Request *request)
@@ -71,8 +71,8 @@ settle_request(Turn *turn, Request *request)
 }
 
 /*
- * Puts the rows that wait again back into their lane, and frees the request.
- * Called when the transaction that settled it has committed.
+ * Called when the transaction that settled a request has committed: puts the rows
+ * that wait again into the lane, and frees the request.
  */
 void
 settle_committed(Request *request)
@@ -95,7 +95,7 @@ settle_committed(Request *request)
 	request_free(request);
 }
 
-/* Of the request.  It backs off by the row that was sent most often. */
+/* What is known of the request.  Its backoff is that of the row tried most often. */
 static Facts
 gather_facts(const Request *request, const HttpReply *reply, const Answer *answer)
 {
@@ -122,7 +122,7 @@ count_attempt(int attempts)
 	return Max(attempts, 0) < PG_INT32_MAX ? Max(attempts, 0) + 1 : PG_INT32_MAX;
 }
 
-/* False when the row goes on waiting. */
+/* Settles one row, or updates it.  False when it waits again. */
 static bool
 settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 		   const Answer *answer, int64 delay)
@@ -153,7 +153,7 @@ settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 			turn->tally.expired += outcome->too_old;
 			return true;
 		case VERDICT_AGAIN:
-			/* No later than when it is given up. */
+			/* A row does not wait beyond the time when it is given up. */
 			row.due_at = Min(turn->now + delay * 1000,
 							 row.enqueued_at + (int64) (request->retry_for * 1000));
 			due->next_at = turn->clock + (row.due_at - turn->now);
@@ -182,7 +182,7 @@ settle_done(Turn *turn, const Request *request, const DueRow *due, const QueueRo
 	turn->tally.errored += error != NULL;
 }
 
-/* What one answer means for the others of the lane, and of the server. */
+/* Applies what one answer means for the whole lane, and for the whole server. */
 static void
 affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay)
 {
@@ -192,12 +192,12 @@ affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int6
 	if (outcome->verdict == VERDICT_HOLD)
 		hold_lane(request->lane, answer->fault, request->definition);
 	else if (answer->status != 0 && outcome->verdict != VERDICT_AGAIN)
-		hold_lift(request->lane);	/* an outage tells nothing of the key */
+		hold_lift(request->lane);	/* an outage does not vouch for the key */
 }
 
 /*
- * Settles what is not to be sent: removals that are too old, and those of which
- * keeps have taken back every name.
+ * Called by send.c: settles removals that are not to be sent, since they are too old
+ * or keeps have taken back all their names.
  */
 void
 settle_unsent(Turn *turn, const Due *due)
@@ -220,7 +220,7 @@ settle_unsent(Turn *turn, const Due *due)
 }
 
 /*
- * Gives a removal up for its age.  Its row was read in this transaction.
+ * Settles a removal as failed for its age.  Its row was read in this transaction.
  */
 void
 settle_expired(Turn *turn, const QueueRow *row)
@@ -249,9 +249,9 @@ settle_failed(Turn *turn, const QueueRow *row, const char *error)
 }
 
 /*
- * Deletes the keeps of a customer that have nothing left to keep.  One that only
- * an uncommitted removal needs is looked at again later, since that may be rolled
- * back.
+ * Called for a customer whose keeps may be needless by now: deletes those that have
+ * nothing left to keep.  One that only uncommitted removals need is looked at again
+ * later, since they may be rolled back.
  */
 void
 settle_keeps(Turn *turn, Lane *lane, const QueueRow *customer)

@@ -31,14 +31,14 @@ typedef struct Kind
 static const Kind tag_kind = {"tags", "tag", "tag"};
 static const Kind field_kind = {"customFields", "customField", "custom field"};
 
-static void push_kind(JsonbBuild *build, Jsonb *answer, const Kind *kind,
+static void push_names(JsonbBuild *build, Jsonb *answer, const Kind *kind,
 					  const char **names, int nnames);
-static void push_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
+static void push_own_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
 						 const char **names, int nnames);
-static JsonbContainer *array_of(Jsonb *answer, const char *kind, const char *key);
-static bool is_among(const JsonbValue *name, const char **names, int nnames);
-static JsonbValue *name_of(JsonbValue *member, const Kind *kind);
-static JsonbValue *string_of(JsonbContainer *object, const char *key);
+static JsonbContainer *array_in_answer(Jsonb *answer, const char *kind, const char *key);
+static bool is_own_name(const JsonbValue *name, const char **names, int nnames);
+static JsonbValue *name_of_member(JsonbValue *member, const Kind *kind);
+static JsonbValue *string_in_object(JsonbContainer *object, const char *key);
 static int	next_unaccounted(Jsonb *answer, const Kind *kind, const char **names, int nnames,
 							 int from);
 static bool mentions(JsonbContainer *members, const Kind *kind, const char *name);
@@ -57,14 +57,14 @@ split_answer(Jsonb *answer, const DueRow *row)
 	JsonbBuild	build = {0};
 
 	jsonb_push(&build, WJB_BEGIN_OBJECT, NULL);
-	push_kind(&build, answer, &tag_kind, row->tags, row->ntags);
-	push_kind(&build, answer, &field_kind, row->fields, row->nfields);
+	push_names(&build, answer, &tag_kind, row->tags, row->ntags);
+	push_names(&build, answer, &field_kind, row->fields, row->nfields);
 	jsonb_push(&build, WJB_END_OBJECT, NULL);
 	return JsonbValueToJsonb(build.result);
 }
 
 static void
-push_kind(JsonbBuild *build, Jsonb *answer, const Kind *kind, const char **names, int nnames)
+push_names(JsonbBuild *build, Jsonb *answer, const Kind *kind, const char **names, int nnames)
 {
 	static const char *const keys[] = {"removed", "errored"};
 
@@ -74,14 +74,14 @@ push_kind(JsonbBuild *build, Jsonb *answer, const Kind *kind, const char **names
 	{
 		jsonb_push_string(build, WJB_KEY, keys[i]);
 		jsonb_push(build, WJB_BEGIN_ARRAY, NULL);
-		push_members(build, array_of(answer, kind->key, keys[i]), kind, names, nnames);
+		push_own_members(build, array_in_answer(answer, kind->key, keys[i]), kind, names, nnames);
 		jsonb_push(build, WJB_END_ARRAY, NULL);
 	}
 	jsonb_push(build, WJB_END_OBJECT, NULL);
 }
 
 static void
-push_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
+push_own_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
 			 const char **names, int nnames)
 {
 	uint32		nmembers = members ? JsonContainerSize(members) : 0;
@@ -89,9 +89,9 @@ push_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
 	for (uint32 i = 0; i < nmembers; i++)
 	{
 		JsonbValue *member = getIthJsonbValueFromContainer(members, i);
-		JsonbValue *name = name_of(member, kind);
+		JsonbValue *name = name_of_member(member, kind);
 
-		if (name && is_among(name, names, nnames))
+		if (name && is_own_name(name, names, nnames))
 			jsonb_push(build, WJB_ELEM, member);
 		if (name && name != member)
 			pfree(name);
@@ -101,7 +101,7 @@ push_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
 
 /* Without a copy: an answer has many names, and is looked through for each row. */
 static bool
-is_among(const JsonbValue *name, const char **names, int nnames)
+is_own_name(const JsonbValue *name, const char **names, int nnames)
 {
 	size_t		length = name->val.string.len;
 
@@ -115,7 +115,7 @@ is_among(const JsonbValue *name, const char **names, int nnames)
 
 /* The array answer.kind.key, NULL when there is none. */
 static JsonbContainer *
-array_of(Jsonb *answer, const char *kind, const char *key)
+array_in_answer(Jsonb *answer, const char *kind, const char *key)
 {
 	JsonbValue *value = getKeyJsonValueFromContainer(&answer->root, kind, strlen(kind), NULL);
 
@@ -129,17 +129,17 @@ array_of(Jsonb *answer, const char *kind, const char *key)
 
 /* The name that a member of "removed" or "errored" is about; NULL: none. */
 static JsonbValue *
-name_of(JsonbValue *member, const Kind *kind)
+name_of_member(JsonbValue *member, const Kind *kind)
 {
 	if (member->type == jbvString)
 		return member;
 	if (member->type == jbvBinary && JsonContainerIsObject(member->val.binary.data))
-		return string_of(member->val.binary.data, kind->name);
+		return string_in_object(member->val.binary.data, kind->name);
 	return NULL;
 }
 
 static JsonbValue *
-string_of(JsonbContainer *object, const char *key)
+string_in_object(JsonbContainer *object, const char *key)
 {
 	JsonbValue *value = getKeyJsonValueFromContainer(object, key, strlen(key), NULL);
 
@@ -161,8 +161,8 @@ answer_accounts_for(Jsonb *answer, const DueRow *row)
 static int
 next_unaccounted(Jsonb *answer, const Kind *kind, const char **names, int nnames, int from)
 {
-	JsonbContainer *removed = array_of(answer, kind->key, "removed");
-	JsonbContainer *errored = array_of(answer, kind->key, "errored");
+	JsonbContainer *removed = array_in_answer(answer, kind->key, "removed");
+	JsonbContainer *errored = array_in_answer(answer, kind->key, "errored");
 
 	while (from < nnames &&
 		   (mentions(removed, kind, names[from]) || mentions(errored, kind, names[from])))
@@ -179,9 +179,9 @@ mentions(JsonbContainer *members, const Kind *kind, const char *name)
 	for (uint32 i = 0; i < nmembers && !found; i++)
 	{
 		JsonbValue *member = getIthJsonbValueFromContainer(members, i);
-		JsonbValue *mentioned = name_of(member, kind);
+		JsonbValue *mentioned = name_of_member(member, kind);
 
-		found = mentioned && is_among(mentioned, &name, 1);
+		found = mentioned && is_own_name(mentioned, &name, 1);
 		if (mentioned && mentioned != member)
 			pfree(mentioned);
 		pfree(member);
@@ -213,17 +213,17 @@ answer_problems(Jsonb *answer, const DueRow *row)
 static void
 note_errored(StringInfo note, Jsonb *answer, const Kind *kind, const char **names, int nnames)
 {
-	JsonbContainer *errored = nnames > 0 ? array_of(answer, kind->key, "errored") : NULL;
+	JsonbContainer *errored = nnames > 0 ? array_in_answer(answer, kind->key, "errored") : NULL;
 	uint32		nerrored = errored ? JsonContainerSize(errored) : 0;
 
 	for (uint32 i = 0; i < nerrored && note->len <= MAX_NOTE; i++)
 	{
 		JsonbValue *member = getIthJsonbValueFromContainer(errored, i);
-		JsonbValue *name = name_of(member, kind);
+		JsonbValue *name = name_of_member(member, kind);
 		JsonbValue *error = member->type == jbvBinary && name ?
-		string_of(member->val.binary.data, "error") : NULL;
+		string_in_object(member->val.binary.data, "error") : NULL;
 
-		if (name && !is_among(name, names, nnames))
+		if (name && !is_own_name(name, names, nnames))
 			continue;
 		appendStringInfo(note, "%s%s ", note->len > 0 ? "; " : "", kind->word);
 		if (name == NULL)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * drain/split_answer.h
- *		One row's part of an answer to several.
+ *		One row's part of the answer to a request that carried several.
  *
  *-------------------------------------------------------------------------
  */

@@ -11,20 +11,20 @@
 #include "drain/request.h"
 #include "drain/schedule.h"
 
-/* What has become of rows since the drainer began. */
+/* What has become of removals since the drainer began. */
 typedef struct Tally
 {
-	int64		sent;			/* requests */
+	int64		sent;			/* requests, not removals */
 	int64		done;
-	int64		errored;		/* of those: with names that were not removed */
+	int64		errored;		/* of the done: not all names were removed */
 	int64		failed;
 	int64		cancelled;		/* keeps took back every name */
 	int64		expired;		/* of the failed: for their age */
 } Tally;
 
 /*
- * Rows that one transaction looks at, partitions that it locks, and how long it
- * lasts, in µs, at the most.
+ * Limits of one transaction: rows that it looks at, partitions that it locks, and
+ * how long it lasts, in µs.
  */
 #define TURN_MAX_ROWS 1000
 #define TURN_MAX_LOCKS 256
@@ -35,21 +35,21 @@ typedef struct Turn
 	Schedule   *schedule;
 	Requests   *requests;
 	Tally		tally;			/* becomes the drainer's at commit */
-	MemoryContext context;		/* reset when the transaction has ended */
-	MemoryContext drain_context;	/* stays */
+	MemoryContext context;		/* reset when the next turn begins */
+	MemoryContext drain_context;	/* lasts as long as the drainer */
 	Store		waiting;		/* dt_waiting, open */
 	Store		settled;		/* dt_settled, open */
-	TimestampTz now;			/* the same moment, by the time of day */
-	int64		clock;			/* and by clock_now() */
+	TimestampTz now;			/* when the turn began, by the time of day */
+	int64		clock;			/* the same, by clock_now() */
 
 	/* Bounds of the transaction. */
 	int			nrows_left;		/* rows that it may yet look at */
 	int			nlocks_left;	/* partitions that it may yet lock */
 	int64		deadline;		/* when it is to end, by clock_now() */
 
-	/* What is worked on: an error holds the lane. */
+	/* What is being worked on.  If that raises an error, the lane is held. */
 	Lane	   *lane;
-	Request    *request;		/* that is being settled; NULL: none */
+	Request    *request;		/* the one being settled; NULL: none */
 
 	/* Positions taken from lanes, to be given back if the transaction fails. */
 	int			ntaken;
@@ -59,9 +59,9 @@ typedef struct Turn
 		Position	position;
 	}			taken[TURN_MAX_ROWS];
 
-	/* The last customer that was found to be due later, and when. */
+	/* The customer that was last found to be due later. */
 	QueueRow	deferred;
-	int64		deferred_until; /* by clock_now(); 0: there is none */
+	int64		deferred_until; /* by clock_now(); 0: there is no such one */
 } Turn;
 
 /* send.c */
