@@ -57,13 +57,12 @@ static Fault *read_key_file(const char *path, const char **key);
 static Fault *read_open_key_file(int fd, const char *path, const char **key);
 
 /*
- * Fills "account" with what a request of this role to this server needs, as it is
- * defined now.  Strings live in the current memory context.  Returns NULL if a
- * request may be sent, else why not: undefined_object without a server or a
- * mapping, insufficient_privilege without USAGE, and
- * object_not_in_prerequisite_state when requests are switched off or there is no
- * key.  Even then "account" has the server's options, or the defaults if there is
- * no such server.
+ * Called before each request, and by dt_status: fills "account" with what a request
+ * of this role to this server needs, as it is defined now.  Strings live in the
+ * current memory context.  Returns NULL if a request may be sent, else why not:
+ * undefined_object without a server, role or mapping, insufficient_privilege without
+ * USAGE, and object_not_in_prerequisite_state for all else.  Even then "account" has
+ * the server's options, or the defaults if there is no such server.
  */
 Fault *
 account_get(const char *servername, Oid roleid, Account *account)
@@ -114,7 +113,7 @@ refill_cache(const char *servername, Oid roleid, Account *account)
 	return NULL;
 }
 
-/* Called before the first look-up: has "ninvalidations" count from then on. */
+/* Called before a look-up: the first call has "ninvalidations" count from then on. */
 static void
 watch_catalogs(void)
 {
@@ -193,7 +192,7 @@ look_up_account(const char *servername, Oid roleid, Account *account)
 	return NULL;
 }
 
-/* A server of ours; a Fault when there is none of that name. */
+/* Finds a server of ours; a Fault when there is none of that name. */
 static Fault *
 find_server(const char *servername, ForeignServer **server)
 {
@@ -212,9 +211,9 @@ find_server(const char *servername, ForeignServer **server)
 }
 
 /*
- * Is there a server of ours with this name?  NULL when there is, else a Fault:
- * undefined_object.  Asked for each removal that is enqueued by name, so that
- * nobody fills the queue with servers that do not exist.
+ * Called before SQL enqueues a removal, so that nobody fills the queue with servers
+ * that do not exist.  NULL when there is a server of ours with this name, else
+ * a Fault: undefined_object.
  */
 Fault *
 account_check_server(const char *servername)
@@ -238,10 +237,11 @@ account_check_server(const char *servername)
 }
 
 /*
- * Reads options into "account".  The validator has refused bad ones, but it may
- * have been taken off, or have been that of another version.  What it would say is
- * a Fault here, since it must stop neither the drainer nor dt_status: an error may
- * be swallowed, because reading options takes nothing but memory.
+ * Reads options into "account".  The validator has refused bad ones, but an
+ * administrator may have dropped it, or it was that of another version.  Its error
+ * becomes a Fault here, since it must stop neither the drainer nor dt_status.  It may
+ * be caught without a subtransaction, because reading options takes nothing but
+ * memory.
  */
 static Fault *
 read_options(const char *servername, Account *account, List *of_server, List *of_mapping)
@@ -275,9 +275,9 @@ read_options(const char *servername, Account *account, List *of_server, List *of
 }
 
 /*
- * A text that differs after each change of the account's definition: which catalog
- * rows it comes from, and which transactions wrote them.  A change of a file, of a
- * key or of certificates, does not show in it.
+ * For the drainer, which lets a held lane go on when this changes: a text that says
+ * which catalog rows define the account, and which transactions wrote them.  It does
+ * not change when a file of a key or of certificates does.
  */
 char *
 account_definition(const char *servername, Oid roleid)
@@ -294,7 +294,7 @@ account_definition(const char *servername, Oid roleid)
 }
 
 /*
- * Which transaction wrote the server's definition.
+ * For pace.c: which transaction wrote the server's definition.
  */
 TransactionId
 account_server_xmin(Oid serverid)
@@ -331,8 +331,8 @@ find_mapping(Oid serverid, Oid roleid, bool *is_public)
 
 /*
  * Reads the key from a file, without the line end.  The file needs the permissions
- * that PostgreSQL demands of ssl_key_file: it belongs to the server's user and is
- * closed to all others, or it belongs to root and the group may read it.
+ * that PostgreSQL demands of ssl_key_file: either it belongs to PostgreSQL's user and
+ * is closed to all others, or it belongs to root and its group may read it.
  */
 static Fault *
 read_key_file(const char *path, const char **key)
@@ -353,8 +353,7 @@ read_key_file(const char *path, const char **key)
 static Fault *
 read_open_key_file(int fd, const char *path, const char **key)
 {
-	char		buf[OPTION_MAX_KEY + 3];	/* room for a line end and one
-											 * byte too many */
+	char		buf[OPTION_MAX_KEY + 3];	/* a line end, and a byte too many */
 	const char *problem;
 	struct stat st;
 	int			length;

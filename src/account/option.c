@@ -81,7 +81,7 @@ const Account option_defaults = {
 };
 
 static const AccountOption *find_option(const char *name, Oid catalog);
-static void refuse_unknown(const char *name, Oid catalog) pg_attribute_noreturn();
+static void refuse_unknown_option(const char *name, Oid catalog) pg_attribute_noreturn();
 static void warn_if_missing(const char *name, const char *path);
 static bool parse_duration(const char *value, double min, double max, double *result);
 static void refuse_option(const char *name, const char *problem) pg_attribute_noreturn();
@@ -125,7 +125,7 @@ dt_fdw_validator(PG_FUNCTION_ARGS)
 }
 
 /*
- * A copy with strings of its own, in the current memory context.
+ * Copies an account, with its strings, into the current memory context.
  */
 void
 option_copy(Account *to, const Account *from)
@@ -186,13 +186,13 @@ option_read(Account *account, List *options, Oid catalog)
 		const AccountOption *option = find_option(def->defname, catalog);
 
 		if (option == NULL)
-			refuse_unknown(def->defname, catalog);
+			refuse_unknown_option(def->defname, catalog);
 		option->read(option->name, defGetString(def), (char *) account + option->offset);
 	}
 }
 
 static void
-refuse_unknown(const char *name, Oid catalog)
+refuse_unknown_option(const char *name, Oid catalog)
 {
 	StringInfoData valid;
 

@@ -20,11 +20,11 @@ typedef struct Account
 	const char *base_url;		/* without a slash at its end */
 	const char *waba_number;	/* NULL: none */
 	const char *database;		/* NULL: any */
-	int			timeout;		/* of one call */
+	int			timeout;		/* of a call, or of a queued request */
 	int			connect_timeout;
 	int			max_connections;
 	double		rate_limit;		/* requests a second, 0: no limit */
-	double		retry_for;		/* of a queued request */
+	double		retry_for;		/* age at which a removal is given up */
 	const char *ca_file;		/* NULL: the system's */
 	const char *proxy;			/* NULL: none */
 	const char *api_key;		/* secret */

@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * account/url.c
- *		What the URL of an option may be.
+ *		Which URLs the options base_url and proxy may hold.
  *
- * libcurl decides where a request goes.  What is accepted here is a small part of
- * RFC 3986, which all versions of libcurl read in the same way: a scheme, a
- * host (a name, an IPv4 address, or an IPv6 address in brackets), a port, and
- * a path.  What two parsers could read differently is refused.
+ * libcurl decides where a request goes.  We accept a small part of RFC 3986, which
+ * all versions of libcurl read in the same way: a scheme, a host (a name, an IPv4
+ * address, or an IPv6 address in brackets), a port, and a path.  We refuse what two
+ * parsers could read differently.
  *
  *-------------------------------------------------------------------------
  */
@@ -82,7 +82,7 @@ url_proxy_problem(const char *url)
 }
 
 /*
- * Do requests to this URL, which must be a good one, leave unencrypted?
+ * Do requests to this URL, which url_base_problem() accepts, leave unencrypted?
  */
 bool
 url_is_plain_text(const char *url)
@@ -93,7 +93,7 @@ url_is_plain_text(const char *url)
 }
 
 /*
- * Does this URL, which must be a good one, stay on this machine?
+ * Do requests to this URL, which one of the above accepts, stay on this machine?
  */
 bool
 url_is_loopback(const char *url)
@@ -131,7 +131,7 @@ url_problem(const char *url, Url *parts, const char *const *schemes,
 	return parts->host_length > MAX_HOST ? "has a host that is too long" : NULL;
 }
 
-/* A host may be empty where a path follows it, as in a file URL. */
+/* Accepts an empty host before a path, as file URLs have it, for a better message. */
 static bool
 parse_url(const char *url, Url *parts)
 {
@@ -157,7 +157,7 @@ parse_url(const char *url, Url *parts)
 	return parts->path && (parts->path[0] == '\0' || parts->path[0] == '/');
 }
 
-/* What follows the port, if there is one; NULL when the port is not valid. */
+/* Returns what follows the port, if there is one; NULL when the port is not valid. */
 static const char *
 skip_port(const char *colon)
 {

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * account/url.h
- *		What the URL of an option may be.
+ *		Which URLs the options base_url and proxy may hold.
  *
  *-------------------------------------------------------------------------
  */

@@ -3,11 +3,11 @@
  * api/answer.c
  *		Turns the reply to a request into jsonb, or into a fault.
  *
- * Here all that can happen to a request gets its SQLSTATE (the table in README.md,
- * "Errors").  None is of class 08, which connection pools take for a dead database
- * connection.
+ * Everything that can happen to a request gets its SQLSTATE here (see the table in
+ * README.md, "Errors").  None is of class 08, which connection pools take for a dead
+ * database connection.
  *
- * The bytes may be in any encoding, be no JSON, or be JSON that jsonb cannot hold.
+ * A body may be in any encoding, be no JSON, or be JSON that jsonb cannot hold.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,16 +20,16 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-/* Bytes that are shown of an answer that is no JSON. */
+/* How many bytes a message shows of an answer that is no JSON. */
 #define EXCERPT_LENGTH 200
 
-/* Bytes of the API's message that go into the primary message. */
+/* How many bytes of the API's message go into the primary message. */
 #define MESSAGE_LENGTH 500
 
 #define MAYBE_DONE "The removal may have been carried out; to repeat it does no harm."
 #define CHECK_BASE_URL "Check whether the server's option \"base_url\" leads to DoubleTick."
 
-/* What is said of a request that has no answer, by HttpResult. */
+/* What a fault says of a request that has no answer; by HttpResult. */
 typedef struct TransportFault
 {
 	int			sqlstate;
@@ -78,7 +78,7 @@ static void append_json_value(StringInfo buf, JsonbValue *value);
 static char *excerpt(const char *bytes, size_t length);
 
 /*
- * Reads a reply.  Every allocation is in the current memory context.
+ * Called for each reply: says what it means.  Allocates in the current memory context.
  */
 void
 answer_read(const HttpReply *reply, Answer *answer)
@@ -112,7 +112,7 @@ read_transport_fault(const HttpReply *reply, Answer *answer)
 	answer->again = known->again;
 }
 
-/* API.md: take every 2xx with a JSON object as success. */
+/* Every 2xx with a JSON object is a success (API.md). */
 static void
 read_success(const HttpReply *reply, Answer *answer)
 {
@@ -156,7 +156,7 @@ sqlstate_of_status(int status)
 		case 401:
 		case 403:
 			return ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
-		case 408:				/* these two are about the server's time, */
+		case 408:				/* these two are about the API's time, */
 		case 425:				/* not about what was sent */
 			return ERRCODE_SYSTEM_ERROR;
 		case 429:

@@ -79,9 +79,8 @@ struct HttpTransfer
 	struct curl_slist *headers; /* the first is Authorization */
 	char	   *target;			/* malloc'd, see target_text() */
 
-	/* Was the connection not silent, and is the request sent over a new one? */
-	bool		not_silent;
-	bool		afresh;
+	bool		not_silent;		/* see note_sending() */
+	bool		afresh;			/* is it sent over a new connection for that? */
 
 	/* What has come so far. */
 	Inbox		inbox;
@@ -96,22 +95,22 @@ static CURLM *multi = NULL;
 static dlist_head idle = DLIST_STATIC_INIT(idle);
 static dlist_head sockets = DLIST_STATIC_INIT(sockets);
 
-/* Has libcurl lacked memory since a transfer was started, or failed for it? */
+/* Has libcurl lacked memory since a transfer last started or ended? */
 static bool out_of_memory = false;
 
 /* Has a transfer been added that libcurl has not looked at yet? */
 static bool added = false;
 
-static void *noted(void *memory);
+static void *note_allocation(void *memory);
 static void *malloc_noted(size_t size);
 static void *calloc_noted(size_t number, size_t size);
 static void *realloc_noted(void *memory, size_t size);
 static char *strdup_noted(const char *string);
-static void set_up_process(void);
-static void keep_connections(int max_connections);
+static void set_up_libcurl(void);
+static void grow_connection_pool(int max_connections);
 static HttpTransfer *idle_or_new_transfer(void);
 static void guard_transfer(HttpTransfer *transfer, HttpGuard *guard);
-static void guard_fired(void *arg);
+static void release_guarded_transfer(void *arg);
 static void set_up_transfer(HttpTransfer *transfer, const HttpTarget *target);
 static char *target_text(const HttpTarget *target);
 static void set_fixed_options(HttpTransfer *transfer);
@@ -141,9 +140,9 @@ static void check_multi(CURLMcode code, const char *what);
 	check_easy(curl_easy_setopt((easy), (option), (value)), #option)
 
 /*
- * Starts a POST, which ends after "timeout" milliseconds.  "body" must stay where
- * it is until the transfer is released, or is aborted since the current memory
- * context is reset.
+ * Starts a POST, which ends after "timeout" milliseconds at the latest.  "body" must
+ * stay where it is until the transfer is released, or is aborted when the current
+ * memory context is reset.
  */
 HttpTransfer *
 http_start(const HttpTarget *target, const char *body, size_t length, int timeout)
@@ -153,7 +152,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	CURLMcode	code;
 
 	out_of_memory = false;
-	set_up_process();
+	set_up_libcurl();
 	transfer = idle_or_new_transfer();
 	guard_transfer(transfer, guard);
 	set_up_transfer(transfer, target);
@@ -162,7 +161,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDS, body);
 	SET_OPTION(transfer->easy, CURLOPT_TIMEOUT_MS, (long) Max(timeout, 1));
 	SET_OPTION(transfer->easy, CURLOPT_FRESH_CONNECT, 0L);
-	keep_connections(target->max_connections);
+	grow_connection_pool(target->max_connections);
 
 	transfer->not_silent = false;
 	transfer->afresh = false;
@@ -222,8 +221,8 @@ http_reply(HttpTransfer *transfer)
 }
 
 /*
- * When the request was sent, by clock_now(); 0 while it is not, be it that its
- * connection is still being made.
+ * When the request was sent, by clock_now(); 0 when it has not been sent, for instance
+ * since its connection is still being made.
  */
 int64
 http_sent_at(HttpTransfer *transfer)
@@ -256,12 +255,11 @@ http_release(HttpTransfer *transfer)
 }
 
 /*
- * libcurl's allocations.  It has one code for a lack of memory and for a header line
- * that is too long, and other codes for a lack of memory in some places: so it is
- * noted here.
+ * libcurl allocates by these functions, which note a lack of memory: it has one code
+ * for that and for a header line that is too long, and in some places yet another.
  */
 static void *
-noted(void *memory)
+note_allocation(void *memory)
 {
 	out_of_memory = out_of_memory || memory == NULL;
 	return memory;
@@ -270,36 +268,36 @@ noted(void *memory)
 static void *
 malloc_noted(size_t size)
 {
-	return noted(FAULT_ALLOCATION() ? NULL : malloc(size));
+	return note_allocation(FAULT_ALLOCATION() ? NULL : malloc(size));
 }
 
 static void *
 calloc_noted(size_t number, size_t size)
 {
-	return noted(FAULT_ALLOCATION() ? NULL : calloc(number, size));
+	return note_allocation(FAULT_ALLOCATION() ? NULL : calloc(number, size));
 }
 
 static void *
 realloc_noted(void *memory, size_t size)
 {
-	return noted(FAULT_ALLOCATION() ? NULL : realloc(memory, size));
+	return note_allocation(FAULT_ALLOCATION() ? NULL : realloc(memory, size));
 }
 
 static char *
 strdup_noted(const char *string)
 {
-	return noted(FAULT_ALLOCATION() ? NULL : strdup(string));
+	return note_allocation(FAULT_ALLOCATION() ? NULL : strdup(string));
 }
 
 /*
  * libcurl is set up when a process first needs it, since that must follow the fork.
  *
- * It reads two variables of the environment meanwhile, of which we want neither: to
- * write the keys of TLS sessions to a file, and to use another TLS library.  What it
- * reads later has an option (set_fixed_options()).
+ * Two variables of the environment, which it reads meanwhile, are removed: they would
+ * have it write the keys of TLS sessions to a file, or use another TLS library.
+ * set_fixed_options() overrides the variables that it reads later.
  */
 static void
-set_up_process(void)
+set_up_libcurl(void)
 {
 	static const char *const unwanted[] = {"SSLKEYLOGFILE", "CURL_SSL_BACKEND"};
 	sigset_t	saved;
@@ -339,7 +337,7 @@ http_capacity(void)
 
 /* All targets share one pool of connections, so the largest number counts. */
 static void
-keep_connections(int max_connections)
+grow_connection_pool(int max_connections)
 {
 	static int	kept = 0;
 
@@ -382,14 +380,14 @@ static void
 guard_transfer(HttpTransfer *transfer, HttpGuard *guard)
 {
 	guard->transfer = transfer;
-	guard->callback.func = guard_fired;
+	guard->callback.func = release_guarded_transfer;
 	guard->callback.arg = guard;
 	transfer->guard = guard;
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, &guard->callback);
 }
 
 static void
-guard_fired(void *arg)
+release_guarded_transfer(void *arg)
 {
 	HttpGuard  *guard = arg;
 
@@ -397,7 +395,7 @@ guard_fired(void *arg)
 		http_release(guard->transfer);
 }
 
-/* Options are set anew only when the target is another than last time. */
+/* Sets the options only if the target differs from that of the last request. */
 static void
 set_up_transfer(HttpTransfer *transfer, const HttpTarget *target)
 {
@@ -461,7 +459,7 @@ set_fixed_options(HttpTransfer *transfer)
 	SET_OPTION(easy, CURLOPT_HEADEROPT, (long) CURLHEADER_SEPARATE);
 	SET_OPTION(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 
-	/* libcurl's defaults, but nothing may change these. */
+	/* Most are libcurl's defaults, but nothing may change them. */
 	SET_OPTION(easy, CURLOPT_SSL_VERIFYPEER, 1L);
 	SET_OPTION(easy, CURLOPT_SSL_VERIFYHOST, 2L);
 	SET_OPTION(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
@@ -469,16 +467,15 @@ set_fixed_options(HttpTransfer *transfer)
 	SET_OPTION(easy, CURLOPT_CA_CACHE_TIMEOUT, CA_CACHE_TIMEOUT);
 
 	/*
-	 * A handle's TLS sessions are of no use to others; and where handles are
-	 * not used again, libcurl frees a session twice that it had no memory
-	 * for.
+	 * Before 8.1 a session is cached with its handle, which is not used
+	 * again, and is freed twice if there was no memory to cache it.
 	 */
 	SET_OPTION(easy, CURLOPT_SSL_SESSIONID_CACHE, (long) is_easy_reusable());
 }
 
 /*
- * What differs from target to target.  libcurl copies strings, but neither the URL
- * nor the headers.
+ * What differs from target to target.  libcurl copies strings, but not the parsed URL
+ * and the headers.
  *
  * The URL is parsed here, since libcurl would parse CURLOPT_URL for each request.
  *
@@ -546,8 +543,8 @@ forget_target(HttpTransfer *transfer)
 
 /*
  * May an easy handle be used for a second request?  Before 8.1 libcurl keeps a
- * pointer to the last header of an answer when it frees that, and writes there if
- * the next answer's first header line begins with a blank.
+ * pointer to the last header of an answer after freeing it, and writes there if the
+ * next answer's first header line begins with a blank.
  */
 static bool
 is_easy_reusable(void)
@@ -603,7 +600,7 @@ collect_finished(void)
 	}
 }
 
-/* Sends a request whose connection was not silent over a new one. */
+/* Sends a request over a new connection, since the one it had was not silent. */
 static CURLMcode
 send_afresh(HttpTransfer *transfer)
 {
@@ -714,12 +711,12 @@ is_handshake_broken_off(const HttpTransfer *transfer)
 }
 
 /*
- * Called by libcurl when the connection is there, and the request is sent next.
+ * Called by libcurl when a request has its connection, just before it is sent.
  *
- * What can be read from a connection before a request is sent over it is not the
- * answer to that: the request is taken back, and the connection closed.  It may be a
- * TLS session ticket, but that only costs a new connection.  A first request's
- * connection is not looked at, since tickets are sent there.
+ * A connection is not silent if something can be read from it now: that is not the
+ * answer to this request, so the connection is closed and a new one used.  It may be
+ * a TLS session ticket, but then this only costs a connection.  New connections are
+ * not checked, since servers send tickets there.
  */
 static int
 note_sending(void *arg, char *peer pg_attribute_unused(), char *own pg_attribute_unused(),
@@ -747,7 +744,7 @@ note_sending(void *arg, char *peer pg_attribute_unused(), char *own pg_attribute
 	return CURL_PREREQFUNC_OK;
 }
 
-/* The port of this side, by which libcurl tells us which connection it uses. */
+/* The port of this side: libcurl tells note_sending() a connection by its port. */
 static int
 own_port_of(int fd)
 {
@@ -772,8 +769,8 @@ has_input(int fd)
 }
 
 /*
- * Called by libcurl to open and close a socket.  It counts among the file
- * descriptors of the process, and the programs that COPY starts do not inherit it.
+ * Called by libcurl to open and close a socket.  PostgreSQL counts it among the file
+ * descriptors of the process, and programs that COPY starts do not inherit it.
  */
 static curl_socket_t
 open_socket(void *arg, curlsocktype purpose pg_attribute_unused(),

@@ -29,10 +29,10 @@ typedef struct HttpTarget
 typedef enum HttpResult
 {
 	HTTP_ANSWERED,				/* "status" and "body" are set */
-	HTTP_NO_CONNECTION,			/* not resolved, refused, or not in time */
+	HTTP_NO_CONNECTION,			/* not resolved, refused, or too slow */
 	HTTP_NO_TRUST,				/* TLS could not be agreed upon */
 	HTTP_BROKEN_OFF,			/* connected, but no whole answer came */
-	HTTP_TIMED_OUT,				/* connected, but not in time */
+	HTTP_TIMED_OUT,				/* connected, but no answer in time */
 	HTTP_NOT_HTTP,				/* an answer that is not HTTP */
 	HTTP_TOO_LONG				/* a body or headers beyond our bounds */
 } HttpResult;

@@ -3,9 +3,9 @@
  * api/inbox.c
  *		An HTTP answer as it comes in, bounded.
  *
- * libcurl calls this for each piece that comes, and no error may be thrown through
- * it: nothing here pallocs or ereports, the buffer is malloc'd, and what goes wrong
- * is noted in the inbox.
+ * libcurl calls these functions for each piece that comes, and no error may be thrown
+ * through libcurl: nothing here pallocs or ereports, the buffer is malloc'd, and the
+ * inbox says what went wrong.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,8 +13,8 @@
 
 #include "api/inbox.h"
 
-/* A buffer larger than this is not kept for the next answer, in bytes. */
-#define KEEP (64 * 1024)
+/* Largest buffer that stays for the next answer, in bytes. */
+#define MAX_IDLE_BUFFER (64 * 1024)
 
 /* Shortest secret to blot out, in bytes; a shorter one would be found by chance. */
 #define MIN_SECRET 8
@@ -29,7 +29,7 @@ inbox_clear(Inbox *inbox)
 	size_t		capacity = inbox->capacity;
 
 	memset(inbox, 0, sizeof(Inbox));
-	if (capacity > KEEP)
+	if (capacity > MAX_IDLE_BUFFER)
 		free(body);
 	else
 	{
@@ -39,8 +39,8 @@ inbox_clear(Inbox *inbox)
 }
 
 /*
- * Takes a header line, of which only the length counts.  Like inbox_add_body(), a
- * callback of libcurl: returns the number of bytes, or 0 to end the transfer.
+ * Counts the bytes of a header line.  Like inbox_add_body(), this is a callback of
+ * libcurl: it returns the number of bytes, or 0 to end the transfer.
  */
 size_t
 inbox_add_header(char *data pg_attribute_unused(), size_t size, size_t nitems, void *arg)
@@ -90,8 +90,8 @@ inbox_add_body(char *data, size_t size, size_t nitems, void *arg)
 
 /*
  * Overwrites a secret with asterisks: a server may repeat the key in its answer,
- * and answers are shown, logged and stored.  The length stays the same, and so JSON
- * stays JSON.
+ * and answers are shown, logged and stored.  The length stays the same, so JSON stays
+ * JSON.
  */
 void
 inbox_blot_out(char *bytes, size_t length, const char *secret)

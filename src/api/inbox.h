@@ -8,7 +8,7 @@
 #ifndef DOUBLETICK_API_INBOX_H
 #define DOUBLETICK_API_INBOX_H
 
-/* Longest body that is taken, in bytes after decompression. */
+/* Longest body that we read, in bytes after decompression. */
 #define INBOX_MAX_BODY (1024 * 1024)
 
 /* Headers of one answer, interim ones included, in bytes.  nginx sends 4 kB. */

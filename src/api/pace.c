@@ -3,20 +3,20 @@
  * api/pace.c
  *		The pace at which requests leave for a server, and its pauses.
  *
- * In no window of one second does a server get more than rate_limit requests
- * plus one.  Each server has a schedule of turns (the generic cell rate
- * algorithm): a turn comes one interval after the one before it, or now if that
- * is later.  A request may be claimed up to EARLY before its turn, since the
- * drainer has other work between two of them, and be sent up to LATE after it
- * was claimed.  So the turns of what is sent within one second lie within
- * 1 s + EARLY + LATE, and interval_of() lets no more than rate_limit + 1 of them
- * lie there.  Up to rate_limit 20 this costs nothing, beyond it up to 5 %.
+ * A server gets at most rate_limit requests plus one in any window of one second.
+ * Each request has a turn (the generic cell rate algorithm): it comes one interval
+ * after the turn before it, or now if that is later.  A turn may be claimed up to
+ * EARLY before it comes, since the drainer has other work between two of them, and
+ * the request be sent up to LATE after that.  So the turns of requests that are sent
+ * within one second lie within 1 s + EARLY + LATE, and interval_of() lets no more
+ * than rate_limit + 1 of them lie there.  Up to rate_limit 20 this costs nothing,
+ * beyond it up to 5 %.
  *
- * A request is sent later than that when its connection must be made first.  The
- * schedule then moves by as much, at most by one interval: each window that has
- * the request, but not its turn, has a turn less.  This holds for requests that
- * are sent within a second, less one interval, of their turn.  It halves the pace
- * at most, while every request needs a connection of its own.
+ * A request is sent later than that when its connection must be made first.  Later
+ * turns then move by the delay, at most by one interval: each window that has the
+ * request, but not its turn, has one turn less.  This holds for requests that are sent
+ * at most a second, less one interval, after their turn.  It halves the pace at most,
+ * while every request needs a connection of its own.
  *
  *-------------------------------------------------------------------------
  */
@@ -46,8 +46,8 @@ static void unlock_pace(void);
 static PaceEntry *find_pace(PaceEntry *paces, Oid serverid);
 
 /*
- * Takes the next turn for a request that is to be sent now: then returns 0.  If
- * it is too early for that, returns how long to wait, in microseconds, and takes
+ * Claims the next turn for a request that is to be sent now, and returns 0.  If it
+ * is too early for that, returns how long to wait, in microseconds, and claims
  * nothing.  "per_second" is the server's rate_limit, 0 for no limit; a change of
  * it counts at once.
  */
@@ -70,8 +70,8 @@ pace_claim(Oid serverid, double per_second)
 }
 
 /*
- * Gives back the turn that was claimed at this time, for a request that is not
- * sent.  It is lost if another one may have been taken since.
+ * Called by the drainer when it sends no request after all: gives back the turn that
+ * it claimed at "claimed_at", unless another one may have been claimed since.
  */
 void
 pace_return(Oid serverid, double per_second, int64 claimed_at)
@@ -89,9 +89,8 @@ pace_return(Oid serverid, double per_second, int64 claimed_at)
 }
 
 /*
- * Notes when a request was sent whose turn was claimed at another time.  Called
- * as soon as it is sent, since until then others are sent as if it had been in
- * time.
+ * Called as soon as a request has been sent, since until then others are sent as if it
+ * had been in time: moves later turns if it was late.
  */
 void
 pace_note_sent(Oid serverid, double per_second, int64 claimed_at, int64 sent_at)
@@ -120,9 +119,9 @@ interval_of(double per_second)
 }
 
 /*
- * Sleeps until the next request may be sent to the server, and takes its turn.
- * Returns how long it waited, in microseconds.  An interrupt ends it by an error,
- * and then no turn is taken.
+ * For calls: sleeps until the next request may be sent to the server, and claims its
+ * turn.  Returns how long it waited, in microseconds.  An interrupt ends it by an
+ * error, and then no turn is claimed.
  */
 int64
 pace_wait(Oid serverid, double per_second)
@@ -136,7 +135,8 @@ pace_wait(Oid serverid, double per_second)
 }
 
 /*
- * Pauses the server: callers ask pace_paused() before they send anything.
+ * Called after a 429: pauses the server.  Callers of pace_claim() must heed
+ * pace_paused().
  */
 void
 pace_pause(Oid serverid, int64 microseconds)
@@ -197,7 +197,7 @@ find_pace(PaceEntry *paces, Oid serverid)
 		if (!OidIsValid(pace->server))
 		{
 			oldest = pace;
-			break;				/* behind it there are only free ones */
+			break;				/* all entries after a free one are free */
 		}
 		if (Max(pace->last_turn, pace->paused_until) <
 			Max(oldest->last_turn, oldest->paused_until))

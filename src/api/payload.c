@@ -3,8 +3,8 @@
  * api/payload.c
  *		From SQL arguments to the JSON body of a removal.
  *
- * Nothing is looked up and nothing is sent.  Bad arguments become a Fault and not an
- * error, since dt_try_remove_tags_custom_fields() returns them.
+ * No account is looked up and nothing is sent.  Bad arguments become a Fault and not
+ * an error, since dt_try_remove_tags_custom_fields() returns them.
  *
  * The rules are those of API.md: names and E.164 numbers are sent exactly as given,
  * "tags" and "customFields" always, "wabaNumber" only when there is one.
@@ -24,8 +24,8 @@
 
 static Fault *check_number(const char *what, text *number, const char **result);
 static Fault *check_array(const char *what, ArrayType *array, int *count);
-static Fault *read_names(const char *what, ArrayType *array,
-						 const char ***names, int *nnames, size_t *nbytes);
+static Fault *read_distinct_names(const char *what, ArrayType *array,
+								  const char ***names, int *nnames, size_t *nbytes);
 static void push_names(JsonbBuild *build, const char **names, int nnames);
 
 /*
@@ -67,11 +67,11 @@ payload_check(text *phone, ArrayType *tags, ArrayType *fields, text *waba,
 						  "One request removes at most %d tags and custom fields together.",
 						  PAYLOAD_MAX_NAMES);
 
-	if (tags && (fault = read_names("tags", tags, &removal->tags,
-									&removal->ntags, &nbytes)) != NULL)
+	if (tags && (fault = read_distinct_names("tags", tags, &removal->tags,
+											 &removal->ntags, &nbytes)) != NULL)
 		return fault;
-	if (fields && (fault = read_names("fields", fields, &removal->fields,
-									  &removal->nfields, &nbytes)) != NULL)
+	if (fields && (fault = read_distinct_names("fields", fields, &removal->fields,
+											   &removal->nfields, &nbytes)) != NULL)
 		return fault;
 	return NULL;
 }
@@ -154,8 +154,8 @@ check_array(const char *what, ArrayType *array, int *count)
  * compared with all before it: there are at most PAYLOAD_MAX_NAMES.
  */
 static Fault *
-read_names(const char *what, ArrayType *array,
-		   const char ***names, int *nnames, size_t *nbytes)
+read_distinct_names(const char *what, ArrayType *array,
+					const char ***names, int *nnames, size_t *nbytes)
 {
 	Datum	   *elements;
 	bool	   *nulls;

@@ -11,13 +11,13 @@
 #include "base/fault.h"
 #include "utils/array.h"
 
-/* Names that one request may have, tags and fields together (DESIGN.md). */
+/* How many names one request may have, tags and fields together (DESIGN.md). */
 #define PAYLOAD_MAX_NAMES 1000
 
 /*
- * Bytes that they may have together in JSON.  The API repeats every name in its
- * answer, perhaps with what was wrong with it, and an answer of more than 1 MiB is
- * not read (INBOX_MAX_BODY).
+ * How many bytes they may have together in JSON.  The API repeats every name in its
+ * answer, perhaps with what was wrong with it, and we read no answer of more than
+ * 1 MiB (INBOX_MAX_BODY).
  */
 #define PAYLOAD_MAX_BYTES (512 * 1024)
 

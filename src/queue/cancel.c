@@ -37,7 +37,7 @@ dt_cancel(PG_FUNCTION_ARGS)
 
 	queue_check_writable("dt_cancel()");
 
-	/* What this statement has enqueued can be cancelled, too. */
+	/* Else what this statement has enqueued could not be deleted. */
 	CommandCounterIncrement();
 	store_open(&waiting, RELATION_WAITING);
 	is_taken = withhold_removal(&waiting, id, &row) && store_delete(&waiting, &row.tid, true);
@@ -48,18 +48,19 @@ dt_cancel(PG_FUNCTION_ARGS)
 		store_close(&settled);
 	}
 	store_close(&waiting);
+	/* A removal that was tried may have been carried out. */
 	PG_RETURN_BOOL(is_taken && row.attempts == 0 && row.http_status == 0);
 }
 
 /*
  * Reads the waiting removal with this id and prevents it from being sent until the
- * transaction ends.  False when its request is out, or when the caller's roles have
- * no such removal.
+ * transaction ends.  False when a request of its customer is in flight, or when the
+ * caller's roles have no such removal.
  */
 static bool
 withhold_removal(Store *waiting, int64 id, QueueRow *row)
 {
-	/* Once to see which lock to take, and again since it may have been settled. */
+	/* Read first to see which locks to take, and again under them. */
 	return store_find_waiting(waiting, id, row) &&
 		!row->keep && has_privs_of_role(GetUserId(), row->role) &&
 		lock_against_sending(row) &&

@@ -33,7 +33,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* The customers that have waiting removals. */
+/* A customer, by store_customer()'s number, that has waiting removals. */
 typedef struct WaitingCustomer
 {
 	int64		customer;
@@ -51,12 +51,12 @@ typedef struct WaitingCustomer
 #define SH_DEFINE
 #include "lib/simplehash.h"
 
-/* Index probes that cost as much as to read one block of the table. */
+/* So many index probes cost as much as reading one block of the table. */
 #define PROBES_PER_BLOCK 16
 
 /*
- * Rows of one statement that are inserted together.  They share page locks and WAL
- * records, which saves 5 % of a statement's instructions.
+ * So many rows of one statement are inserted together.  They share page locks and
+ * WAL records, which saves 5 % of a statement's instructions.
  */
 #define MAX_BUFFERED 256
 
@@ -118,7 +118,7 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 }
 
 /*
- * Called by the SQL functions that write the queue.
+ * Called by the SQL functions that write the queue: raises an error if they may not.
  */
 void
 queue_check_writable(const char *command)
@@ -129,9 +129,10 @@ queue_check_writable(const char *command)
 }
 
 /*
- * Opens the queue for at most "nrows" removals and keeps.  They are in the table
- * when the queue is closed.  Until then not even queue_add_keep() sees them, so the
- * caller adds a customer's keeps before its removals.
+ * Opens the queue for about "nrows" removals and keeps; with 1, none is buffered.
+ * Those that are buffered get into the table when the queue is closed at the latest.
+ * Until then not even queue_add_keep() sees them, so the caller adds a customer's
+ * keeps before its removals.
  */
 Queue *
 queue_open(int64 nrows)
@@ -147,6 +148,9 @@ queue_open(int64 nrows)
 	return queue;
 }
 
+/*
+ * Inserts what is buffered, and closes the queue.
+ */
 void
 queue_close(Queue *queue)
 {
@@ -178,9 +182,7 @@ queue_add_removal(Queue *queue, const Requester *requester, const Removal *remov
 	return row.id;
 }
 
-/*
- * Inserts a row now, or later with others.
- */
+/* Inserts a row now, or later together with others. */
 static void
 insert_row(Queue *queue, const QueueRow *row)
 {
@@ -222,8 +224,8 @@ insert_buffered(Queue *queue)
 }
 
 /*
- * May a removal of this customer wait?  If not, a keep would have nothing to take
- * back, and the trigger adds none.
+ * Called by the trigger before queue_add_keep(): may a removal of this customer wait?
+ * If not, a keep would have nothing to take back.
  *
  * After about as many index probes as a sequential scan would cost, reads the table
  * once and remembers the customers that have waiting removals.
@@ -267,12 +269,12 @@ read_waiting_customers(Queue *queue)
 
 /*
  * Called by the trigger: the customer has these names again, so waiting removals of
- * them must not be sent.  Leaves in "names" those that a removal has, and inserts no
- * keep when there are none.
+ * them must not be sent.  Leaves in "names" those that a waiting removal has, and
+ * inserts no keep when there are none.
  *
- * A removal of a transaction in progress counts as waiting, since it may commit; a
- * keep of one does not count, since it may roll back.  A dirty snapshot takes no
- * predicate lock, so that no serializable transaction fails for this.
+ * Of another transaction in progress, removals count, since it may commit, and keeps
+ * do not, since it may roll back.  A dirty snapshot takes no predicate lock, so that
+ * no serializable transaction fails for this.
  */
 void
 queue_add_keep(Queue *queue, const Requester *requester, Removal *names)
@@ -298,7 +300,7 @@ queue_add_keep(Queue *queue, const Requester *requester, Removal *names)
 	}
 }
 
-/* Reads the removals that wait for a customer, and the keeps that are sure to stay. */
+/* Leaves out keeps that another transaction may roll back. */
 static void
 read_rows_of_customer(Store *waiting, const QueueRow *customer, List **removals, List **keeps)
 {
@@ -330,8 +332,8 @@ read_rows_of_customer(Store *waiting, const QueueRow *customer, List **removals,
 }
 
 /*
- * Leaves of the names those that a removal has and that no later keep has taken
- * back.  All removals' names are compared at once, since there may be very many.
+ * Leaves only the names that a removal has and that no later keep takes back from it.
+ * The names are compared with those of all removals at once: these may be very many.
  */
 static int
 intersect_with_waiting(const char **names, int nnames, List *removals, List *keeps, bool tags)
@@ -398,7 +400,7 @@ queue_add_failed(const Requester *requester, const Removal *removal, const char 
 }
 
 /*
- * Makes a row of a removal, with a new id.
+ * Makes a row of a removal, with a new id.  dt_retry() calls it for its marker row.
  */
 void
 queue_make_row(QueueRow *row, const Requester *requester, const Removal *removal)
@@ -407,7 +409,7 @@ queue_make_row(QueueRow *row, const Requester *requester, const Removal *removal
 
 	/*
 	 * The drainer relies on this order: a transaction's ids are larger than all
-	 * that were given out before it got its xid (see drain/customer.c).
+	 * that were given out before it got its xid (see drain/discover.c).
 	 */
 	row->xact = (int64) U64FromFullTransactionId(GetTopFullTransactionId());
 	row->id = store_next_id();

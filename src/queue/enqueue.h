@@ -11,7 +11,7 @@
 #include "api/payload.h"
 #include "queue/store.h"
 
-/* Whose request it is, to where, and who caused it. */
+/* Whose request it is, to which server it goes, and who caused it. */
 typedef struct Requester
 {
 	const char *server;

@@ -3,7 +3,7 @@
  * queue/history.c
  *		The history: the rows of dt_settled.
  *
- * A row has the id that it had in the queue.  It is never updated: dt_retry()
+ * A row has the id that it had in the queue.  It is never updated: either dt_retry()
  * moves it back into the queue, or the drainer deletes it when it is old.
  *
  *-------------------------------------------------------------------------
@@ -39,7 +39,7 @@ typedef enum SettledColumn
 } SettledColumn;
 
 /*
- * Inserts a row, settled now.  "answer" and "error" may be NULL.
+ * Inserts a row as settled now.  "answer" and "error" may be NULL.
  */
 void
 history_insert(Store *settled, const QueueRow *row, const char *state,
@@ -70,9 +70,9 @@ history_insert(Store *settled, const QueueRow *row, const char *state,
 }
 
 /*
- * Finds the failed removal with this id, the last one that was settled, and reads it.
- * False when there is none.  More than one row has an id when ids came again, after
- * TRUNCATE ... RESTART IDENTITY, setval() or a restore.
+ * Called by dt_retry(): reads the failed removal with this id.  False when there is
+ * none.  Of several, it reads the one that was settled last: ids may have come again,
+ * after TRUNCATE ... RESTART IDENTITY, setval() or a restore.
  */
 bool
 history_find_failed(Store *settled, int64 id, QueueRow *row)
@@ -111,9 +111,10 @@ history_find_failed(Store *settled, int64 id, QueueRow *row)
 }
 
 /*
- * Deletes up to "limit" rows that were settled before a time, the oldest first,
- * and returns how many it has looked at.  "from" is where the last call ended, so
- * that the next one need not pass the dead rows that this one leaves.
+ * Called by the drainer: deletes up to "limit" rows that were settled before a time,
+ * the oldest first, and returns how many rows it has read.  It begins at "from", and
+ * sets that to where it has ended, so that the next call does not read the dead rows
+ * that this one leaves.
  */
 int
 history_prune(Store *settled, TimestampTz *from, TimestampTz before, int limit)

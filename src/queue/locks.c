@@ -6,15 +6,15 @@
  * They are advisory locks with a fourth key field that no SQL function uses
  * (those use 1 and 2), so PostgreSQL releases them whatever ends a session.
  *
- * - Drain lock: one session in a database drains its queue.  Held for as long as
- *	 it does.
- * - Customer lock: a request of the customer is out or not yet settled.  The
- *	 drainer holds it across transactions; dt_cancel() tests it.
- * - Partition lock: one of 256 of a role.  The drainer takes it exclusively while
- *	 it picks a customer; dt_cancel() takes it in share mode until its transaction
- *	 ends, so that what it took out of the queue cannot be sent before it commits.
- *	 There are few, so that cancelling a million rows does not fill the lock table;
- *	 and each role has its own, so that whoever does that holds up only himself.
+ * - Drain lock: the drainer holds it for as long as it drains the database's queue.
+ * - Customer lock: the drainer holds it across transactions while a request of the
+ *	 customer is in flight; dt_cancel() tests it.
+ * - Partition lock: one of 256 of a role.  The drainer takes it exclusively before
+ *	 it reads a customer's rows; dt_cancel() takes it in share mode.  Both keep it until
+ *	 their transaction ends, so that what dt_cancel() took out of the queue cannot be
+ *	 sent before it commits.  There are few, so that cancelling a million rows does not
+ *	 fill the lock table; and each role has its own, so that this delays no other
+ *	 role's requests.
  *
  *-------------------------------------------------------------------------
  */
@@ -37,11 +37,11 @@
 
 static bool take_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode,
 							bool session, bool wait);
-static void drop_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode);
+static void release_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode);
 
 /*
- * What stands for a row's customer.  Two customers with the same tag only wait for
- * each other.
+ * What stands for a row's customer in the lock table.  Two customers may have the
+ * same tag, and then only wait for each other.
  */
 CustomerTag
 customer_tag(const QueueRow *row)
@@ -54,8 +54,8 @@ customer_tag(const QueueRow *row)
 }
 
 /*
- * Makes this session the one that drains this database's queue.  False when
- * another one does.
+ * Makes this session the drainer of this database until it calls unlock_drain().
+ * False when another session is the drainer.
  */
 bool
 lock_drain(void)
@@ -66,13 +66,13 @@ lock_drain(void)
 void
 unlock_drain(void)
 {
-	drop_queue_lock(0, 0, LOCK_DRAIN, ExclusiveLock);
+	release_queue_lock(0, 0, LOCK_DRAIN, ExclusiveLock);
 }
 
 /*
  * Called by the drainer before it reads a customer's rows: takes the customer's
- * partition lock until the transaction ends.  False when a transaction that is not
- * over has cancelled something in that partition.
+ * partition lock until the transaction ends.  False when a transaction in progress
+ * has cancelled something in that partition, or tried to.
  */
 bool
 lock_partition(Oid role, int64 customer)
@@ -82,8 +82,8 @@ lock_partition(Oid role, int64 customer)
 }
 
 /*
- * Called by the drainer, which holds the partition lock, before a request of the
- * customer leaves.
+ * Called by the drainer when it makes a request of the customer, whose partition it
+ * has locked.
  */
 void
 lock_customer(CustomerTag tag)
@@ -97,12 +97,12 @@ lock_customer(CustomerTag tag)
 void
 unlock_customer(CustomerTag tag)
 {
-	drop_queue_lock(tag.server, tag.customer, LOCK_CUSTOMER, ExclusiveLock);
+	release_queue_lock(tag.server, tag.customer, LOCK_CUSTOMER, ExclusiveLock);
 }
 
 /*
  * Called by dt_cancel(): prevents the customer's rows from being sent until the
- * transaction ends.  False when a request of the customer is out.
+ * transaction ends.  False when a request of the customer is in flight.
  */
 bool
 lock_against_sending(const QueueRow *row)
@@ -113,7 +113,7 @@ lock_against_sending(const QueueRow *row)
 						   ShareLock, false, true);
 	if (!take_queue_lock(tag.server, tag.customer, LOCK_CUSTOMER, ShareLock, true, false))
 		return false;
-	drop_queue_lock(tag.server, tag.customer, LOCK_CUSTOMER, ShareLock);
+	release_queue_lock(tag.server, tag.customer, LOCK_CUSTOMER, ShareLock);
 	return true;
 }
 
@@ -127,7 +127,7 @@ take_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode, bool s
 }
 
 static void
-drop_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode)
+release_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode)
 {
 	LOCKTAG		tag;
 

@@ -60,6 +60,9 @@ relation_oid(QueueRelation relation)
 	return relation_oids[relation];
 }
 
+/*
+ * The name of a relation of ours, without its schema.
+ */
 const char *
 relation_name(QueueRelation relation)
 {
@@ -78,7 +81,7 @@ relation_lock(QueueRelation table)
 	{
 		Oid			locked = relation_oids[table];
 
-		/* To take the lock processes what others have changed. */
+		/* Taking the lock processes invalidations. */
 		LockRelationOid(locked, RowExclusiveLock);
 		if (look_up_relations() && relation_oids[table] == locked)
 			return locked;
@@ -88,10 +91,9 @@ relation_lock(QueueRelation table)
 }
 
 /*
- * For a process that drains over many transactions: locks dt_waiting, and returns
- * whether it still exists.  "waiting" is InvalidOid at the first call and is then
- * set to the table's OID, which differs when the extension was dropped and created
- * again.
+ * For the drainer, which runs many transactions: locks dt_waiting, and returns whether
+ * it is the same table as at the first call.  "waiting" is InvalidOid then, and is set
+ * to the OID; this changes when the extension is dropped and created again.
  */
 bool
 relations_lock(Oid *waiting)
@@ -113,7 +115,7 @@ relations_generation(void)
 	return nchanges_at_look_up;
 }
 
-/* False when the extension does not exist. */
+/* Fills relation_oids.  False when the extension, or a table of it, does not exist. */
 static bool
 look_up_relations(void)
 {

@@ -3,6 +3,8 @@
  * queue/retry.c
  *		dt_retry(): puts a failed removal back into the queue.
  *
+ * The removal keeps its id, so a second row, with a new id, tells the drainer of it.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -35,7 +37,7 @@ dt_retry(PG_FUNCTION_ARGS)
 
 	queue_check_writable("dt_retry()");
 
-	/* What this statement has failed can be retried, too. */
+	/* Else what this statement has entered as failed could not be deleted. */
 	CommandCounterIncrement();
 	store_open(&waiting, RELATION_WAITING);
 	store_open(&settled, RELATION_SETTLED);
@@ -67,10 +69,9 @@ check_sendable(const QueueRow *row)
 }
 
 /*
- * Inserts a row again, under its old id.  The drainer, which looks for larger ids
- * than it has seen, learns of it by a marker row: an empty keep with a new id, whose
- * "ord" is the old one.  The new id becomes the row's "ord", so that only keeps that
- * come later take its names back.
+ * Inserts a row again, with its old id, and a marker row: an empty keep with a new id,
+ * whose "ord" is the old id.  The new id becomes the row's "ord", so that only keeps
+ * that come later take its names back.
  */
 static void
 enqueue_again(Store *waiting, QueueRow *row)

@@ -4,10 +4,10 @@
  *		Checks that a table of ours is what this library was built for.
  *
  * The library reads and writes tuples by column number, and fills indexes without
- * an executor.  So what an administrator, or another version's script, may have
- * changed is looked for when a table is opened: before a row is enqueued, and before
- * a request leaves whose answer could not be recorded.  Each error says which command
- * mends it.
+ * an executor.  An administrator, or another version's script, may have changed
+ * a table.  So each table is checked when it is opened: before a row is enqueued, and
+ * before a request leaves whose answer could not be recorded.  Each error says which
+ * command mends it.
  *
  *-------------------------------------------------------------------------
  */
@@ -68,7 +68,7 @@ typedef struct IndexShape
 	QueueRelation table;
 	int16		columns[3];
 	bool		is_key;
-	const char *command;		/* makes it; its arguments are name and table */
+	const char *command;		/* makes the index; format of name and table */
 } IndexShape;
 
 static const IndexShape index_shapes[NRELATIONS] = {
@@ -88,15 +88,15 @@ static void check_columns(Relation rel, const ColumnShape *columns, int ncolumns
 static void check_own_indexes(Relation rel, QueueRelation table);
 static bool has_index_shape(Oid oid, Oid table, const IndexShape *shape);
 static bool is_btree(Oid index);
-static bool has_columns(Form_pg_index index, const IndexShape *shape);
+static bool index_has_columns(Form_pg_index index, const IndexShape *shape);
 static void check_constraints(Relation rel);
 static void refuse_trigger(Relation rel, const Trigger *trigger);
 static void refuse_table(Relation rel, char *detail, char *command) pg_attribute_noreturn();
 static char *table_name(Oid table);
 
 /*
- * Called by store_open(), once for as long as the table does not change, when it is
- * locked and before its indexes are opened.
+ * Called by store_open() when it first opens a table, and again when a relation of
+ * ours has changed.  The table is locked, and its indexes are not open yet.
  */
 void
 check_table_shape(Relation rel, QueueRelation table)
@@ -124,8 +124,8 @@ check_table_shape(Relation rel, QueueRelation table)
 }
 
 /*
- * A column that was added and dropped again is left in the table for ever, and is
- * filled with nulls: there is room for some.
+ * A column that was added and dropped again stays in the table for ever.  We fill up
+ * to STORE_DROPPED_COLUMNS of these with nulls.
  */
 static void
 check_columns(Relation rel, const ColumnShape *columns, int ncolumns)
@@ -164,7 +164,7 @@ check_columns(Relation rel, const ColumnShape *columns, int ncolumns)
 					 pstrdup("DROP EXTENSION doubletick CASCADE and CREATE EXTENSION doubletick"));
 }
 
-/* Rows are inserted and deleted without checking any, and without firing triggers. */
+/* We check no constraints or policies and fire no triggers: there must be none. */
 static void
 check_constraints(Relation rel)
 {
@@ -229,7 +229,7 @@ has_index_shape(Oid oid, Oid table, const IndexShape *shape)
 		matches = index->indrelid == table && index->indisvalid && index->indisready &&
 			is_btree(oid) &&
 			heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
-			has_columns(index, shape) && (index->indisunique || !shape->is_key);
+			index_has_columns(index, shape) && (index->indisunique || !shape->is_key);
 		ReleaseSysCache(tuple);
 	}
 	return matches;
@@ -248,7 +248,7 @@ is_btree(Oid index)
 }
 
 static bool
-has_columns(Form_pg_index index, const IndexShape *shape)
+index_has_columns(Form_pg_index index, const IndexShape *shape)
 {
 	int			ncolumns = 0;
 
@@ -259,8 +259,8 @@ has_columns(Form_pg_index index, const IndexShape *shape)
 }
 
 /*
- * Called by store_open() for each index of the table.  Plain indexes of others are
- * welcome, and so is a copy of a primary key, which REINDEX CONCURRENTLY makes.
+ * Called by store_open() for each index of the table.  Accepts an index that is not
+ * ours if it is plain, or a copy of a primary key, as REINDEX CONCURRENTLY makes it.
  */
 void
 check_index_shape(Relation rel, QueueRelation table, Relation index)
@@ -274,7 +274,7 @@ check_index_shape(Relation rel, QueueRelation table, Relation index)
 	for (int i = 0; i < NRELATIONS; i++)
 	{
 		if (index_shapes[i].is_key && index_shapes[i].table == table)
-			is_unique = is_unique && !has_columns(index->rd_index, &index_shapes[i]);
+			is_unique = is_unique && !index_has_columns(index->rd_index, &index_shapes[i]);
 	}
 	if (heap_attisnull(tuple, Anum_pg_index_indexprs, NULL) &&
 		heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&

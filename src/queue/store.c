@@ -6,8 +6,8 @@
  * Tuples are read and written directly, as PostgreSQL does with its catalogs.
  * So no search_path, role, rule, trigger or setting of a session can change what
  * happens, and a row costs little more than the heap and the indexes need.
- * Constraints are not checked here: the tables have none but NOT NULL and their
- * primary keys.
+ * Constraints are not checked here: NOT NULL always holds, the index checks the
+ * primary key, and shape.c refuses a table that has others.
  *
  *-------------------------------------------------------------------------
  */
@@ -36,11 +36,11 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* Bits that 15 digits, a number below 2^50, leave free of 64. */
+/* A phone is a number below 2^50, and leaves so many of 64 bits. */
 #define CUSTOMER_HASH_BITS 14
 
 /*
- * A table's indexes as CatalogOpenIndexes() returns them.  To call it for each row
+ * A table's indexes as CatalogOpenIndexes() returns them.  Calling it for each row
  * costs 5,600 of the 36,000 instructions of an enqueue, so they are cached until a
  * relation of ours changes.
  */
@@ -63,11 +63,11 @@ static const int own_indexes[NRELATIONS] = {
 };
 
 static void open_indexes(Store *store, QueueRelation table);
-static void check_and_cache(IndexCache *cache, Relation rel, QueueRelation table);
+static void check_and_cache_indexes(IndexCache *cache, Relation rel, QueueRelation table);
 
 /*
- * Opens a table.  Its locks last until the transaction ends, so that to open it
- * again costs little.
+ * Opens a table of ours; nothing else does.  Its locks last until the transaction
+ * ends, so that opening it again costs little.
  */
 void
 store_open(Store *store, QueueRelation table)
@@ -84,7 +84,7 @@ open_indexes(Store *store, QueueRelation table)
 	IndexCache *cache = &index_caches[table];
 
 	if (cache->generation != relations_generation())
-		check_and_cache(cache, store->rel, table);
+		check_and_cache_indexes(cache, store->rel, table);
 	store->indexes_are_cached = cache->indexes != NULL;
 	if (!store->indexes_are_cached)
 	{
@@ -98,13 +98,13 @@ open_indexes(Store *store, QueueRelation table)
 }
 
 /*
- * Others' indexes are filled, too: REINDEX CONCURRENTLY makes some, and so may an
- * administrator.  With one of them nothing is cached, since the IndexInfo of other
- * access methods may point to the open relation.  What was cached before goes when
- * the transaction ends, since another Store may still use it.
+ * Indexes that are not ours are filled, too: REINDEX CONCURRENTLY makes some, and so
+ * may an administrator.  If there is one, nothing is cached, since the IndexInfo of
+ * other access methods may point to the open relation.  Another Store may still use
+ * what was cached before, so that is freed when the transaction ends.
  */
 static void
-check_and_cache(IndexCache *cache, Relation rel, QueueRelation table)
+check_and_cache_indexes(IndexCache *cache, Relation rel, QueueRelation table)
 {
 	CatalogIndexState indexes;
 	MemoryContext caller;
@@ -150,8 +150,7 @@ store_close(Store *store)
 }
 
 /*
- * Makes a tuple of our columns; those that were dropped are null.  The arrays have
- * room for STORE_DROPPED_COLUMNS more.
+ * Makes a tuple.  The arrays have STORE_DROPPED_COLUMNS elements more than our columns.
  */
 HeapTuple
 store_form_tuple(Store *store, Datum *values, bool *nulls, int ncolumns)
@@ -174,10 +173,10 @@ store_insert(Store *store, HeapTuple tuple)
 }
 
 /*
- * Inserts the tuples of some slots, which fill each page under one lock and with one
- * WAL record.  CatalogTuplesMultiInsertWithInfo() would not do: it loses the place
- * of a tuple that is toasted, and it makes a slot for each tuple (3 % of a statement's
- * instructions).
+ * Inserts the tuples of some slots: those that go to the same page share its lock
+ * and a WAL record.  CatalogTuplesMultiInsertWithInfo() would not do: it loses the
+ * TID of a tuple that is toasted, and it makes a slot for each tuple (3 % of
+ * a statement's instructions).
  */
 void
 store_insert_slots(Store *store, TupleTableSlot **slots, int nslots)
@@ -203,8 +202,8 @@ store_insert_slots(Store *store, TupleTableSlot **slots, int nslots)
 }
 
 /*
- * Deletes a row.  False when it is deleted already, or, unless told to wait, when
- * another transaction may be deleting it.
+ * Deletes a row.  False when it has been deleted or updated, or, without "wait",
+ * when a transaction in progress may have done so.
  */
 bool
 store_delete(Store *store, const ItemPointerData *tid, bool wait)
@@ -216,7 +215,8 @@ store_delete(Store *store, const ItemPointerData *tid, bool wait)
 }
 
 /*
- * Scans a table in the order of an index.  The keys name columns of the table.
+ * Scans a table in the order of an index: store_next() returns its tuples, until it
+ * returns NULL, and store_end_scan() ends it.  The keys name columns of the table.
  */
 SysScanDesc
 store_scan(Store *store, QueueRelation index, Snapshot snapshot, int nkeys, ScanKey keys)
@@ -251,7 +251,7 @@ store_read_text(Datum value, bool isnull)
 }
 
 /*
- * Sets a column to a text, or to null if it is NULL.
+ * Sets a column to a text, or to null if "string" is NULL.
  */
 void
 store_set_text(Datum *values, bool *nulls, int column, const char *string)
@@ -334,7 +334,8 @@ store_insert_waiting(Store *waiting, const QueueRow *row)
 }
 
 /*
- * Updates a row that was read in this transaction.
+ * Called when a row goes on waiting after its request.  store_is_in_place() was true
+ * in this transaction, or the row was read in it.
  */
 void
 store_update_waiting(Store *waiting, const QueueRow *row)
@@ -347,7 +348,7 @@ store_update_waiting(Store *waiting, const QueueRow *row)
 }
 
 /*
- * Reads of a tuple only what the drainer needs to put the row into a lane.
+ * Reads only those columns that the drainer needs to put the row into a lane.
  */
 void
 store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row)
@@ -420,9 +421,9 @@ store_find_waiting(Store *waiting, int64 id, QueueRow *row)
 }
 
 /*
- * Called before a row is settled that was read in an earlier transaction: does it
- * still lie where it was read?  Only VACUUM FULL and the like, and a superuser's own
- * SQL, move or delete a row whose customer is locked.
+ * Called before a row is settled: is it still where an earlier transaction has read
+ * it?  When its customer is locked, only VACUUM FULL and the like, and a superuser's
+ * own SQL, can have moved or deleted it.
  */
 bool
 store_is_in_place(Store *waiting, const QueueRow *row)
@@ -467,8 +468,8 @@ store_count_waiting(Store *waiting)
  * A number that stands for a customer: server, role, phone and waba without a
  * leading "+".  Two customers of one phone may, rarely, have the same.
  *
- * The phone's digits are its upper bits, so that rows enqueued in the order of
- * phones enter the index in its order.
+ * The phone's digits are its upper bits: rows that are enqueued in the order of
+ * their phones are then inserted into the index in nearly its own order.
  */
 int64
 store_customer(const char *server, Oid role, const char *phone, const char *waba)

@@ -18,8 +18,8 @@
 #include "utils/snapshot.h"
 
 /*
- * Columns that somebody may have added to a table of ours and dropped again: arrays
- * for heap_deform_tuple() and store_form_tuple() have room for them.
+ * How many columns somebody may have added to a table of ours and dropped again.
+ * Arrays for heap_deform_tuple() and store_form_tuple() are longer by this number.
  */
 #define STORE_DROPPED_COLUMNS 16
 
@@ -53,7 +53,7 @@ typedef struct QueueRow
 	int64		id;
 	int64		ord;			/* a keep takes back the removals whose ord is
 								 * below its id; in the marker row that
-								 * dt_retry() enters, the retried id */
+								 * dt_retry() inserts, the retried id */
 	int64		xact;			/* FullTransactionId that inserted it */
 	int64		customer;		/* see store_customer() */
 	TimestampTz enqueued_at;
@@ -63,8 +63,8 @@ typedef struct QueueRow
 	int			attempts;		/* requests made */
 	int			http_status;	/* of the last one, 0: none */
 	bool		keep;			/* names that came back, not a removal */
-	int			together;		/* most rows that a request with it may carry;
-								 * 0: no such limit */
+	int			together;		/* how many rows a request that carries this
+								 * one may carry at most; 0: no such limit */
 	const char *server;
 	const char *phone;			/* as given */
 	const char *waba;			/* as given, NULL: none */
@@ -72,7 +72,7 @@ typedef struct QueueRow
 	ArrayType  *fields;			/* the same */
 	const char *last_error;		/* NULL: none */
 	ItemPointerData tid;		/* where it was read, */
-	Oid			filenode;		/* in which file of the table */
+	Oid			filenode;		/* and in which file of the table */
 } QueueRow;
 
 /* A table of ours, open to be read and written. */

@@ -24,10 +24,9 @@ static void wake_worker(void);
 static bool wake_at_commit = false;
 
 /*
- * Wakes the worker of this database when the transaction commits.  Called when
- * a row was enqueued.  PREPARE wakes it, too: whoever then commits does not
- * know what is in the transaction, but a worker that is there stays until it has
- * ended.
+ * Called when a removal was enqueued: wakes the worker of this database when the
+ * transaction commits.  PREPARE TRANSACTION wakes it, too, since COMMIT PREPARED
+ * cannot: the worker then stays until the prepared transaction has ended.
  */
 void
 wake_worker_at_commit(void)

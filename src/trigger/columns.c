@@ -8,7 +8,7 @@
  * also be the keys of a jsonb object or of an hstore.  The columns are looked up
  * once per statement; each row is then read from its tuple, without SQL.
  *
- * A wrong definition raises an error here.  Data never does: elements that are no
+ * A wrong definition raises an error here.  Data never does: elements that are not
  * names are skipped.
  *
  *-------------------------------------------------------------------------
@@ -35,27 +35,28 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
-/* Of a larger key value, only its size is hashed: it may be stored out of line. */
+/* Of a key value of more bytes only the size is hashed: it may be out of line. */
 #define MOST_HASHED 2048
 
 static Oid	find_column(Column *column, Relation rel, const char *name, const char *what);
-static Bitmapset *find_key(Relation rel);
+static Bitmapset *find_key_columns(Relation rel);
 static ColumnKind string_kind(Oid type);
-static void find_output(Column *column, Oid type, MemoryContext context);
+static void find_output_function(Column *column, Oid type, MemoryContext context);
 static Oid	find_akeys(Oid type);
 static void refuse_type(Relation rel, const Column *column, const char *what, const char *detail)
 			pg_attribute_noreturn();
-static bool is_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new);
-static uint32 hash_value(const Column *column, Datum value);
+static bool is_column_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new);
+static uint32 hash_key_value(const Column *column, Datum value);
 static char *read_number(Column *column, TupleTableSlot *slot);
-static int	read_names(Column *column, TupleTableSlot *slot, const char ***names);
-static int	read_array(Column *column, ArrayType *array, const char ***names);
-static int	read_jsonb(const Column *column, Jsonb *jsonb, const char ***names);
+static int	read_names_of_column(Column *column, TupleTableSlot *slot, const char ***names);
+static int	read_names_of_array(Column *column, ArrayType *array, const char ***names);
+static int	read_names_of_jsonb(const Column *column, Jsonb *jsonb, const char ***names);
 static char *read_string(Column *column, ColumnKind kind, Datum value);
 
 /*
  * Looks up the column that a trigger names for a phone or a WABA number; "" names
- * none.  "what" is for messages.  The column's function is set up in "context".
+ * none.  "what" says in messages what the column is for.  The column's function is
+ * set up in "context".
  */
 void
 column_find_number(Column *column, Relation rel, const char *name, const char *what,
@@ -72,7 +73,7 @@ column_find_number(Column *column, Relation rel, const char *name, const char *w
 	else
 		refuse_type(rel, column, what, "It may be of a string type, bigint, integer or numeric.");
 	if (column->kind == COLUMN_OUTPUT)
-		find_output(column, type, context);
+		find_output_function(column, type, context);
 }
 
 /*
@@ -98,7 +99,7 @@ column_find_names(Column *column, Relation rel, const char *name, const char *wh
 		column->elem_kind = string_kind(element);
 		get_typlenbyvalalign(element, &column->elem_len, &column->elem_byval, &column->elem_align);
 		if (column->elem_kind == COLUMN_OUTPUT)
-			find_output(column, element, context);
+			find_output_function(column, element, context);
 	}
 	else if (type == JSONBOID)
 	{
@@ -118,7 +119,7 @@ column_find_names(Column *column, Relation rel, const char *name, const char *wh
 					"It may be an array of strings, or jsonb.");
 }
 
-/* Returns the type below all domains; InvalidOid when the trigger names no column. */
+/* Returns the column's type below all domains; InvalidOid when "name" is empty. */
 static Oid
 find_column(Column *column, Relation rel, const char *name, const char *what)
 {
@@ -137,7 +138,7 @@ find_column(Column *column, Relation rel, const char *name, const char *what)
 		column->byval = attribute->attbyval;
 		column->len = attribute->attlen;
 
-		/* Its value is computed when it is read: the tuple does not hold it. */
+		/* The tuple does not hold its value, which is computed by queries. */
 		if (attribute->attgenerated == 'v')
 			refuse_type(rel, column, what, "It must not be a virtual generated column.");
 		return getBaseType(attribute->atttypid);
@@ -151,16 +152,15 @@ find_column(Column *column, Relation rel, const char *name, const char *what)
 }
 
 /*
- * Called at statement level: looks up the columns that tell the table's rows
- * apart.  These are the columns of the primary key, or else of the other unique
- * keys.  A table without one, or whose inheritance children may break it, uses all
- * of its columns.
+ * Called at statement level: looks up the columns that tell the table's rows apart.
+ * These are the columns of the primary key, or else of all other unique keys, or else
+ * all columns.
  */
 void
 columns_find_key(Columns *columns, Relation rel, MemoryContext context)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
-	Bitmapset  *key = find_key(rel);
+	Bitmapset  *key = find_key_columns(rel);
 
 	columns->table = RelationGetRelid(rel);
 	columns->key = MemoryContextAllocZero(context, sizeof(Column) * desc->natts);
@@ -181,9 +181,9 @@ columns_find_key(Columns *columns, Relation rel, MemoryContext context)
 	bms_free(key);
 }
 
-/* NULL when the table has no key that all its rows obey. */
+/* NULL when there is no key.  Inheritance children do not obey their parent's. */
 static Bitmapset *
-find_key(Relation rel)
+find_key_columns(Relation rel)
 {
 	Bitmapset  *key;
 
@@ -202,7 +202,7 @@ string_kind(Oid type)
 }
 
 static void
-find_output(Column *column, Oid type, MemoryContext context)
+find_output_function(Column *column, Oid type, MemoryContext context)
 {
 	Oid			function;
 	bool		is_varlena;
@@ -249,20 +249,20 @@ refuse_type(Relation rel, const Column *column, const char *what, const char *de
 
 /*
  * Are the columns that the trigger names the same in both rows?  Their bytes are
- * compared: a value that is stored out of line need not be fetched, for it keeps
- * its place when it is not changed.
+ * compared: a value that is stored out of line need not be fetched, since UPDATE
+ * leaves it where it is when it does not change it.
  */
 bool
 columns_equal(const Columns *columns, TupleTableSlot *old, TupleTableSlot *new)
 {
 	slot_getsomeattrs(old, columns->last);
 	slot_getsomeattrs(new, columns->last);
-	return is_equal(&columns->phone, old, new) && is_equal(&columns->tags, old, new) &&
-		is_equal(&columns->fields, old, new) && is_equal(&columns->waba, old, new);
+	return is_column_equal(&columns->phone, old, new) && is_column_equal(&columns->tags, old, new) &&
+		is_column_equal(&columns->fields, old, new) && is_column_equal(&columns->waba, old, new);
 }
 
 static bool
-is_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new)
+is_column_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new)
 {
 	int			i = column->attno - 1;
 
@@ -287,14 +287,14 @@ columns_hash_key(const Columns *columns, TupleTableSlot *slot)
 		const Column *column = &columns->key[i];
 
 		if (!slot->tts_isnull[column->attno - 1])
-			hash = hash_combine(hash, hash_value(column, slot->tts_values[column->attno - 1]));
+			hash = hash_combine(hash, hash_key_value(column, slot->tts_values[column->attno - 1]));
 	}
 	return hash;
 }
 
-/* The size of a value that is stored out of line is known without fetching it. */
+/* toast_raw_datum_size() does not fetch a value that is stored out of line. */
 static uint32
-hash_value(const Column *column, Datum value)
+hash_key_value(const Column *column, Datum value)
 {
 	if (column->len == -1)
 	{
@@ -307,7 +307,7 @@ hash_value(const Column *column, Datum value)
 }
 
 /*
- * The row's customer and names; NULL where there is no row.
+ * Reads a row's customer and names into "row", and returns that; NULL for no slot.
  */
 Removal *
 columns_read_row(Columns *columns, TupleTableSlot *slot, Removal *row)
@@ -320,8 +320,7 @@ columns_read_row(Columns *columns, TupleTableSlot *slot, Removal *row)
 }
 
 /*
- * The row's customer, without names yet: "phone", NULL when it has none, and
- * "waba".
+ * Reads only the row's customer: "phone" and "waba", NULL where it has none.
  */
 void
 columns_read_customer(Columns *columns, TupleTableSlot *slot, Removal *row)
@@ -333,19 +332,19 @@ columns_read_customer(Columns *columns, TupleTableSlot *slot, Removal *row)
 }
 
 /*
- * The row's names, each once.  A row without a phone belongs to no customer, and
- * its names do not count.
+ * Adds the row's names, each once, to what columns_read_customer() has read.  A row
+ * without a phone belongs to no customer, and its names do not count.
  */
 void
 columns_read_names(Columns *columns, TupleTableSlot *slot, Removal *row)
 {
 	if (row->phone == NULL)
 		return;
-	row->ntags = read_names(&columns->tags, slot, &row->tags);
-	row->nfields = read_names(&columns->fields, slot, &row->fields);
+	row->ntags = read_names_of_column(&columns->tags, slot, &row->tags);
+	row->nfields = read_names_of_column(&columns->fields, slot, &row->fields);
 }
 
-/* An empty string is no number, as NULL is. */
+/* NULL for null and for an empty string: neither is a number. */
 static char *
 read_number(Column *column, TupleTableSlot *slot)
 {
@@ -358,7 +357,7 @@ read_number(Column *column, TupleTableSlot *slot)
 }
 
 static int
-read_names(Column *column, TupleTableSlot *slot, const char ***names)
+read_names_of_column(Column *column, TupleTableSlot *slot, const char ***names)
 {
 	Datum		value;
 	int			nnames;
@@ -370,9 +369,9 @@ read_names(Column *column, TupleTableSlot *slot, const char ***names)
 	if (column->kind == COLUMN_HSTORE)
 		value = FunctionCall1(&column->function, value);
 	if (column->kind == COLUMN_JSONB)
-		nnames = read_jsonb(column, DatumGetJsonbP(value), names);
+		nnames = read_names_of_jsonb(column, DatumGetJsonbP(value), names);
 	else
-		nnames = read_array(column, DatumGetArrayTypeP(value), names);
+		nnames = read_names_of_array(column, DatumGetArrayTypeP(value), names);
 	return names_distinct(*names, nnames);
 }
 
@@ -382,7 +381,7 @@ read_names(Column *column, TupleTableSlot *slot, const char ***names)
  * row with 5 names, and 7,200 with 52.
  */
 static int
-read_array(Column *column, ArrayType *array, const char ***names)
+read_names_of_array(Column *column, ArrayType *array, const char ***names)
 {
 	int			nitems = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	uint8	   *bitmap = ARR_NULLBITMAP(array);
@@ -418,9 +417,9 @@ read_array(Column *column, ArrayType *array, const char ***names)
 	return nnames;
 }
 
-/* The strings of an array, or the keys of an object; other values have no names. */
+/* The strings of an array are names, and so may be the keys of an object. */
 static int
-read_jsonb(const Column *column, Jsonb *jsonb, const char ***names)
+read_names_of_jsonb(const Column *column, Jsonb *jsonb, const char ***names)
 {
 	bool		is_array = JB_ROOT_IS_ARRAY(jsonb) && !JB_ROOT_IS_SCALAR(jsonb);
 	bool		is_object = JB_ROOT_IS_OBJECT(jsonb) && column->keys;

@@ -46,7 +46,7 @@ typedef struct Columns
 	Column		fields;
 	Column		waba;
 	AttrNumber	last;			/* the largest attno of these */
-	Oid			table;			/* this and the rest: at statement level */
+	Oid			table;			/* this and the rest at statement level only */
 	int			nkey;
 	Column	   *key;			/* columns that tell the rows apart */
 	AttrNumber	last_key;		/* the largest attno of these */

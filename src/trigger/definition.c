@@ -4,9 +4,9 @@
  *		What a trigger's definition says, checked and looked up.
  *
  * This is done once per trigger, table and statement: a definition cannot change
- * while a statement runs.  PostgreSQL does not let a trigger function check a
- * definition when the trigger is created, so errors are raised when it first
- * fires.  Whichever event that is, the whole definition is checked.
+ * while a statement runs.  PostgreSQL does not let a trigger function check
+ * a definition when the trigger is created, so errors are raised when it first
+ * fires.  Then the whole definition is checked, whichever event has fired it.
  *
  * The request belongs to the table's owner, as a foreign key's check does; the
  * session's settings and the updating role do not matter.  A partition's clone of
@@ -57,7 +57,7 @@ static const char *find_own_waba(const char *servername, MemoryContext context);
 static Oid	find_owner(const TriggerData *data);
 
 /*
- * The definition of the trigger that has fired.  Raises an error if it is wrong.
+ * Called each time a trigger fires.  Raises an error if its definition is wrong.
  */
 Definition *
 definition_get(FunctionCallInfo fcinfo)
@@ -218,7 +218,7 @@ find_owner(const TriggerData *data)
 	if (!data->tg_trigger->tgisclone)
 		return owner;
 
-	/* From a clone to the trigger that it is a clone of. */
+	/* Goes from each clone to its parent. */
 	rel = table_open(TriggerRelationId, AccessShareLock);
 	while (OidIsValid(trigger))
 	{

@@ -15,9 +15,9 @@
 typedef struct Definition
 {
 	Columns		columns;
-	Requester	requester;		/* but for "enqueued_by" */
-	const char *own_waba;		/* the server's, which stands in for NULL; or
-								 * NULL */
+	Requester	requester;		/* the caller sets "enqueued_by" */
+	const char *own_waba;		/* the server's, which requests carry when a
+								 * row has none; or NULL */
 } Definition;
 
 extern Definition *definition_get(FunctionCallInfo fcinfo);

@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * trigger/difference.c
- *		From what customers had and have to what is entered into the queue.
+ *		From what customers had and have to what is enqueued.
  *
- * Names that a customer has lost are entered as a removal, unless a row of this
- * transaction has gained them (gains.c).  Names that it has are kept: a removal
- * of them that waits is taken back.
+ * The names that a customer has lost become a removal, unless a row of this
+ * transaction has gained them (gains.c).  A keep of the names that it has is
+ * enqueued if a removal of them waits.
  *
  * Data never raises an error here.  What cannot be sent goes into the history as
  * failed, with the reason.
@@ -21,23 +21,24 @@
 #include "trigger/gains.h"
 
 static Removal copy_removal(const Removal *names);
-static void keep_unusable(const Definition *definition, const Removal *old, const Removal *new,
-						  Removal *lost);
-static void clean_up_unusable(const Definition *definition, const Removal *new, Removal *gained,
-							  uint32 new_row, Removal *lost);
+static void change_to_unusable(const Definition *definition, const Removal *old,
+							   const Removal *new, Removal *lost);
+static void change_from_unusable(const Definition *definition, const Removal *new,
+								 Removal *gained, uint32 new_row, Removal *lost);
 static bool has_same_digits(const char *number, const char *other);
 static bool get_other_form(const Definition *definition, const Removal *now, Removal *other);
 static const char *number_problem(const Removal *names);
-static void enter_removals(Queue *queue, const Requester *requester, const Removal *lost);
-static int	count_fitting(const char **names, int nnames, int most, size_t *nbytes);
+static void enqueue_removals(Queue *queue, const Requester *requester, const Removal *lost);
+static int	count_fitting_names(const char **names, int nnames, int most, size_t *nbytes);
 static int	split_unsendable(const char **names, int nnames, const char ***unsendable,
 							 int *nunsendable);
 static bool is_sendable(const char *name);
 
 /*
- * Both levels call this for a row that was changed: "old" and "new" are the row
- * before and after, NULL where there is none, with its numbers (gains.h).  Leaves
- * in "lost" what is to be removed, as far as this row can tell.
+ * Called at both levels for a changed row: "old" and "new" are the row before and
+ * after, NULL where there is none, and "old_row" and "new_row" its numbers for
+ * gains.c.  Records what it gained, and sets "lost" to what is to be removed, as far
+ * as this row can tell.
  */
 void
 difference_row(const Definition *definition, const Removal *old, uint32 old_row,
@@ -64,19 +65,20 @@ difference_row(const Definition *definition, const Removal *old, uint32 old_row,
 		difference_subtract(lost, new);
 	}
 	else if (had && has && number_problem(new))
-		keep_unusable(definition, old, new, lost);
+		change_to_unusable(definition, old, new, lost);
 	else if (had && has && number_problem(old))
-		clean_up_unusable(definition, new, &gained, new_row, lost);
+		change_from_unusable(definition, new, &gained, new_row, lost);
 	gains_record(definition, &gained, new_row);
 	gains_withhold_lost(definition, lost, old_row);
 }
 
 /*
- * A row's number was changed to one that cannot be used: this removes nothing by
- * itself, and the history says so.
+ * A row's phone or WABA number was changed to one that cannot be used.  The names
+ * that the row still has are not removed from the old one, and the history says so.
  */
 static void
-keep_unusable(const Definition *definition, const Removal *old, const Removal *new, Removal *lost)
+change_to_unusable(const Definition *definition, const Removal *old, const Removal *new,
+				   Removal *lost)
 {
 	Removal		stay = difference_intersection(new, old);
 
@@ -93,14 +95,14 @@ keep_unusable(const Definition *definition, const Removal *old, const Removal *n
 }
 
 /*
- * A row's number was changed from one that could not be used.  If it is the same
- * number in another form, the names that the row has lost go from its customer.
- * The customer may have had the others all along: they are gained, but when the
- * row loses them again, they must be removed.
+ * A row's phone or WABA number was changed from one that could not be used.  If the
+ * phone is the same in another form, the names that the row has lost are removed from
+ * its customer.  The customer may have had the others all along: they are gained, but
+ * when the row loses them again, they must be removed.
  */
 static void
-clean_up_unusable(const Definition *definition, const Removal *new, Removal *gained,
-				  uint32 new_row, Removal *lost)
+change_from_unusable(const Definition *definition, const Removal *new, Removal *gained,
+					 uint32 new_row, Removal *lost)
 {
 	Removal		all = copy_removal(gained);
 
@@ -130,7 +132,7 @@ has_same_digits(const char *number, const char *other)
 }
 
 /*
- * Can a removal of these names wait, which a customer has now?
+ * Called before difference_keep(): is there perhaps a waiting removal of these names?
  */
 bool
 difference_may_keep(Queue *queue, const Definition *definition, const Removal *now)
@@ -147,7 +149,7 @@ difference_may_keep(Queue *queue, const Definition *definition, const Removal *n
 }
 
 /*
- * Takes waiting removals of these names back.  Uses the names up.
+ * Enqueues a keep of these names, if a removal of them waits.  Changes the lists.
  */
 void
 difference_keep(Queue *queue, const Definition *definition, Removal *now)
@@ -165,8 +167,8 @@ difference_keep(Queue *queue, const Definition *definition, Removal *now)
 }
 
 /*
- * Removals of the same customer may wait in another form: with the server's own
- * WABA number where this has none, or the other way round.
+ * A removal of the same customer may wait under another WABA number: under the
+ * server's own where "now" has none, or the other way round.
  */
 static bool
 get_other_form(const Definition *definition, const Removal *now, Removal *other)
@@ -210,7 +212,7 @@ difference_intersection(const Removal *names, const Removal *others)
 	return both;
 }
 
-/* With lists of its own. */
+/* A copy with lists of its own, but the same strings. */
 static Removal
 copy_removal(const Removal *names)
 {
@@ -222,7 +224,7 @@ copy_removal(const Removal *names)
 }
 
 /*
- * Enters that a customer has lost these names.  Uses them up.
+ * Enqueues removals of the names that a customer has lost.  Changes the lists.
  */
 void
 difference_remove(Queue *queue, const Definition *definition, Removal *lost)
@@ -246,7 +248,7 @@ difference_remove(Queue *queue, const Definition *definition, Removal *lost)
 		(void) queue_add_failed(&definition->requester, &unsendable,
 								psprintf("names cannot be sent: UTF-8 cannot hold them, or they are longer than %d bytes as JSON",
 										 PAYLOAD_MAX_BYTES));
-	enter_removals(queue, &definition->requester, lost);
+	enqueue_removals(queue, &definition->requester, lost);
 }
 
 /* What is wrong with the phone or the WABA number; NULL: nothing. */
@@ -260,9 +262,9 @@ number_problem(const Removal *names)
 	return NULL;
 }
 
-/* As many removals as it takes for each to fit into one request. */
+/* Enqueues as many removals as it takes for each to fit into one request. */
 static void
-enter_removals(Queue *queue, const Requester *requester, const Removal *lost)
+enqueue_removals(Queue *queue, const Requester *requester, const Removal *lost)
 {
 	Removal		left = *lost;
 
@@ -271,9 +273,9 @@ enter_removals(Queue *queue, const Requester *requester, const Removal *lost)
 		Removal		part = left;
 		size_t		nbytes = 0;
 
-		part.ntags = count_fitting(left.tags, left.ntags, PAYLOAD_MAX_NAMES, &nbytes);
+		part.ntags = count_fitting_names(left.tags, left.ntags, PAYLOAD_MAX_NAMES, &nbytes);
 		part.nfields = part.ntags < left.ntags ? 0 :
-			count_fitting(left.fields, left.nfields, PAYLOAD_MAX_NAMES - part.ntags, &nbytes);
+			count_fitting_names(left.fields, left.nfields, PAYLOAD_MAX_NAMES - part.ntags, &nbytes);
 		(void) queue_add_removal(queue, requester, &part);
 		left.tags += part.ntags;
 		left.ntags -= part.ntags;
@@ -283,11 +285,11 @@ enter_removals(Queue *queue, const Requester *requester, const Removal *lost)
 }
 
 /*
- * How many names fit, beginning with the first: at most so many, and with
- * "nbytes" that are taken already.
+ * How many of the first names fit: at most "most", and so many that their bytes and
+ * the "nbytes" of others fit together.  Adds their bytes to "nbytes".
  */
 static int
-count_fitting(const char **names, int nnames, int most, size_t *nbytes)
+count_fitting_names(const char **names, int nnames, int most, size_t *nbytes)
 {
 	int			n;
 
@@ -300,7 +302,7 @@ count_fitting(const char **names, int nnames, int most, size_t *nbytes)
 	return n;
 }
 
-/* Moves names that no request can carry; returns how many are left. */
+/* Moves names that no request can carry to "unsendable"; returns how many stay. */
 static int
 split_unsendable(const char **names, int nnames, const char ***unsendable, int *nunsendable)
 {
@@ -321,7 +323,7 @@ split_unsendable(const char **names, int nnames, const char ***unsendable, int *
 	return nleft;
 }
 
-/* The length first: converting a name of 256 MB would fail for want of memory. */
+/* Checks the length first: converting a name of 256 MB would lack memory. */
 static bool
 is_sendable(const char *name)
 {

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * trigger/difference.h
- *		From what customers had and have to what is entered into the queue.
+ *		From what customers had and have to what is enqueued.
  *
  *-------------------------------------------------------------------------
  */

@@ -10,13 +10,13 @@
  * removals of later losses.
  *
  * A gain lasts until the row that gained the name loses it again, however many
- * other rows lose it meanwhile.  So each gain is known with its row.  Callers
- * give rows numbers of 32 bits (hashes), which need only tell rows of the same
- * customer and name apart.
+ * other rows lose it meanwhile.  So each gain belongs to a row.  Callers give rows
+ * numbers of 32 bits (hashes), which need only tell rows of the same customer and
+ * name apart.
  *
  * A gain that has suppressed a removal, or has taken back one that waited, is
- * marked so: when the last gain of that name goes away, the removal must be
- * entered after all.
+ * marked as suppressed: when the last gain of that name goes away, the removal must
+ * be enqueued after all.
  *
  * Gains are found by a hash of 64 bits over customer and name.  Two that collide
  * could hide a removal, once in millions of the largest transactions.
@@ -39,15 +39,15 @@
 
 typedef struct GainState
 {
-	uint32		row;			/* counted in this entry alone; 0: none */
+	uint32		row;			/* a row that has no entry of its own; 0: none */
 	uint32		count:31,		/* rows that have gained the name */
-				suppressed:1;	/* a removal, to be entered when count is 0 */
+				suppressed:1;	/* is to be removed when count is 0 again */
 } GainState;
 
 /*
  * A customer's name, and how many rows have gained it.  The first of these rows
- * stands in "row", for nearly always it is the only one; each further row has an
- * entry of its own, found by name and row, with the number of its gains.
+ * is in "row", since nearly always it is the only one.  Each further row has an entry
+ * of its own, whose key is a hash of name and row, with the number of its gains.
  */
 typedef struct Gain
 {
@@ -68,7 +68,7 @@ static Undo *undos;				/* the latest last */
 static size_t nundos;
 static size_t undos_capacity;
 
-/* What is done with a name of a row; returns whether the name stays listed. */
+/* What is done with a name of a row; returns whether the name stays in the list. */
 typedef bool (*NameAction) (uint64 key, uint32 row);
 
 static void create_gains(void);
@@ -86,9 +86,9 @@ static void note_suppressed(Gain *gain);
 static bool withhold_name(uint64 key, uint32 row);
 static Gain *find_gain(uint64 key);
 static void note_undo(Gain *gain);
-static void end_transaction(XactEvent event, void *arg);
-static void end_subtransaction(SubXactEvent event, SubTransactionId id,
-							   SubTransactionId parent, void *arg);
+static void forget_gains_at_xact_end(XactEvent event, void *arg);
+static void undo_gains_at_subxact_end(SubXactEvent event, SubTransactionId id,
+									  SubTransactionId parent, void *arg);
 
 /*
  * Has anything been gained so far?
@@ -120,8 +120,8 @@ create_gains(void)
 
 	if (!registered)
 	{
-		RegisterXactCallback(end_transaction, NULL);
-		RegisterSubXactCallback(end_subtransaction, NULL);
+		RegisterXactCallback(forget_gains_at_xact_end, NULL);
+		RegisterSubXactCallback(undo_gains_at_subxact_end, NULL);
 		registered = true;
 	}
 	undos = NULL;
@@ -141,7 +141,7 @@ hash_gain_key(const void *key, Size size pg_attribute_unused())
 	return (uint32) *(const uint64 *) key;
 }
 
-/* Tags and fields of the same name are different. */
+/* A tag and a custom field of the same name have different keys. */
 static void
 for_each_name(const Definition *definition, Removal *names, uint32 row, NameAction action)
 {
@@ -198,8 +198,8 @@ count_gain(uint64 key)
 }
 
 /*
- * A row changes its number, and with it the gains that it has of these names.
- * Uses the names up.
+ * A row's number has changed: moves its gains of these names to the new number.
+ * Changes the lists.
  */
 void
 gains_renumber(const Definition *definition, Removal *names, uint32 from, uint32 to)
@@ -208,7 +208,7 @@ gains_renumber(const Definition *definition, Removal *names, uint32 from, uint32
 	gains_record(definition, names, to);
 }
 
-/* Leaves the names that the row has gained. */
+/* Leaves only the names that the row has gained. */
 static bool
 withdraw_name(uint64 key, uint32 row)
 {
@@ -243,9 +243,8 @@ withdraw_gain(Gain *gain, uint32 row)
 }
 
 /*
- * Removals of these names have been taken back, or were not entered.  If a row
- * has gained such a name, the removal is due when the last of these rows loses
- * it.  Names that no row has gained may be among them.
+ * Removals of these names have been taken back, or were not enqueued.  If rows have
+ * gained such a name, its removal is enqueued when the last of these rows loses it.
  */
 void
 gains_note_suppressed(const Definition *definition, Removal *names)
@@ -274,7 +273,7 @@ note_suppressed(Gain *gain)
 }
 
 /*
- * A row has lost these names: leaves those whose removal is to be entered.
+ * A row has lost these names: leaves only those whose removal is to be enqueued.
  */
 void
 gains_withhold_lost(const Definition *definition, Removal *lost, uint32 row)
@@ -301,7 +300,7 @@ withhold_name(uint64 key, uint32 row)
 	return true;
 }
 
-/* NULL when no row has gained it, or each has lost it again. */
+/* NULL when no row has gained the name, or each has lost it again. */
 static Gain *
 find_gain(uint64 key)
 {
@@ -311,8 +310,7 @@ find_gain(uint64 key)
 }
 
 /*
- * Called before a gain is changed.  If memory runs out here, the gain is as it
- * was.
+ * Called before a gain is changed, so that it is as it was if memory runs out here.
  */
 static void
 note_undo(Gain *gain)
@@ -338,7 +336,7 @@ note_undo(Gain *gain)
 
 /* The memory itself goes with TopTransactionContext. */
 static void
-end_transaction(XactEvent event, void *arg pg_attribute_unused())
+forget_gains_at_xact_end(XactEvent event, void *arg pg_attribute_unused())
 {
 	if (event != XACT_EVENT_PRE_COMMIT && event != XACT_EVENT_PRE_PREPARE &&
 		event != XACT_EVENT_PARALLEL_PRE_COMMIT)
@@ -347,12 +345,12 @@ end_transaction(XactEvent event, void *arg pg_attribute_unused())
 
 /*
  * A subtransaction's id is greater than its parent's, and less than those of its
- * children.  So what it and its children have changed is at the end of the list,
- * under no lesser id, and stays there when it commits into its parent.
+ * children.  So when it aborts, the changes to undo are those at the end of the list
+ * whose ids are not less than its own: they include those of its committed children.
  */
 static void
-end_subtransaction(SubXactEvent event, SubTransactionId id, SubTransactionId parent,
-				   void *arg pg_attribute_unused())
+undo_gains_at_subxact_end(SubXactEvent event, SubTransactionId id, SubTransactionId parent,
+						  void *arg pg_attribute_unused())
 {
 	if (gains == NULL)
 		return;

@@ -25,9 +25,9 @@ static bool row_may_have_gained(const TriggerData *data);
 static uint32 number_by_place(const TriggerData *data, const TupleTableSlot *slot);
 
 /*
- * A trigger for each row has fired: enters into the queue what the row's customer
- * has lost, and keeps what it has.  The caller's memory context lives until the
- * trigger function has returned.
+ * Called when a trigger for each row has fired: enqueues a removal of what the row's
+ * customer has lost, and a keep of what it has.  The caller's memory context lives
+ * until the trigger function has returned.
  */
 void
 row_fired(Definition *definition, const TriggerData *data)
@@ -64,7 +64,7 @@ row_fired(Definition *definition, const TriggerData *data)
 	queue_close(queue);
 }
 
-/* An UPDATE has moved the row, and what it has gained moves with it. */
+/* An UPDATE has moved the row: its gains get the number of its new place. */
 static void
 renumber_row(Definition *definition, const TriggerData *data)
 {
@@ -76,9 +76,9 @@ renumber_row(Definition *definition, const TriggerData *data)
 }
 
 /*
- * Can the old version of the row be one that this transaction has written?  If
- * not, the row has gained nothing so far.  Only rows of a heap say who wrote
- * them, including those that COPY has frozen.
+ * Can this transaction have written the old version of the row?  If not, the row has
+ * gained nothing so far.  Only a heap's rows say who wrote them; those that COPY has
+ * frozen do, too.
  */
 static bool
 row_may_have_gained(const TriggerData *data)
@@ -88,10 +88,9 @@ row_may_have_gained(const TriggerData *data)
 }
 
 /*
- * The row's number for gains.c: a hash of its place in the table's file.  The
- * file counts, because rewriting a table gives its rows other places: a gain
- * whose row is not found any more must stay.  Rows of a foreign table have no
- * place.
+ * The row's number for gains.c: a hash of its TID and of the table's file.  The file
+ * counts because a rewrite of the table gives its rows other TIDs: then no row must
+ * be taken for one that has gained something.  Rows of a foreign table have no TID.
  */
 static uint32
 number_by_place(const TriggerData *data, const TupleTableSlot *slot)

@@ -4,20 +4,20 @@
  *		The trigger at statement level.
  *
  * The statement's old and new rows are compared customer by customer, however
- * many rows a customer has: lost are the names that old rows have and no new row
+ * many rows a customer has: it has lost the names that old rows have and no new row
  * has.
  *
  * In the two transition tables of an UPDATE, the old and the new version of a row
- * stand at the same position, unless a trigger of a partition has dropped rows
- * that were moved there; then there are fewer new rows.  Pairs that are equal are
- * skipped.  Of the others, what is lost is collected: only customers that have
- * lost something, or for which a removal may wait, take memory, about 200 bytes
- * each.  A second pass over the new rows takes out the names that other rows of
+ * have the same position, unless a trigger of a partition has dropped rows that
+ * were moved there; then there are fewer new rows.  The first pass skips pairs that
+ * are equal, and collects what customers have lost in the others.  Only customers that
+ * have lost something, or for which a removal may wait, take memory, about 200 bytes
+ * each.  The second pass, over the new rows, takes out the names that other rows of
  * the customer have; it is left out where it could find nothing.
  *
- * Rows in a transition table have no place, so for gains.c their numbers are
- * hashes of their keys.  An UPDATE may give a row the key that another row is yet
- * to give up (see TEMPORARY_NUMBER).
+ * Rows in a transition table have no TID, so for gains.c their numbers are hashes of
+ * their keys.  An UPDATE may give a row the key that a later row still has (see
+ * TEMPORARY_NUMBER).
  *
  *-------------------------------------------------------------------------
  */
@@ -36,16 +36,16 @@
 #include "utils/tuplestore.h"
 
 /*
- * An INSERT or DELETE has only one of the tables.  When its customers take so
- * many bytes, they are entered: a name that two portions have is removed once
- * anyway, and to keep it twice does no harm.
+ * An INSERT or DELETE has only one of the tables.  When its customers take so many
+ * bytes, they are enqueued, and the next portion begins: removing or keeping a name
+ * once for each portion does no harm.
  */
 #define MOST_MEMORY (64 * 1024 * 1024)
 
 /*
- * A customer that has lost fewer names has each new row's names taken out at
- * once.  With more lost names that would take too long, since the customer may
- * have any number of new rows: their names are collected and taken out together.
+ * If a customer has lost fewer names, each new row's names are taken out of them at
+ * once.  Else that would take too long, since the customer may have any number of new
+ * rows: their names are collected and taken out together.
  */
 #define MANY_NAMES 32
 
@@ -96,13 +96,14 @@ typedef struct Statement
 	customers_hash *customers;
 	dlist_head	order;			/* of the customers, by first appearance */
 	Queue	   *queue;			/* NULL: not needed so far */
-	int64		nrows;			/* at most, that are entered */
-	bool		in_portions;	/* may customers be entered before the end? */
-	bool		needs_second_pass;	/* may a new row have what another lost? */
+	int64		nrows;			/* in a transition table; see queue_open() */
+	bool		in_portions;	/* may customers be enqueued before the end? */
+	bool		needs_second_pass;	/* may a new row have what another row
+									 * lost? */
 	bool		has_temporary_numbers;
 } Statement;
 
-/* A transition table that is read. */
+/* A transition table, while it is read. */
 typedef struct Rows
 {
 	Tuplestorestate *store;
@@ -123,17 +124,17 @@ static void replace_temporary_numbers(Statement *statement, Rows *old, Rows *new
 static void reset_customers(Statement *statement);
 static Customer *get_customer(Statement *statement, const Removal *number, bool *is_first);
 static void append_names(Statement *statement, Removal *names, const Removal *others);
-static void append_to_optional(Statement *statement, const Customer *customer, Removal **names,
-							   const Removal *others);
+static void append_optional_names(Statement *statement, const Customer *customer, Removal **names,
+								  const Removal *others);
 static void take_out_remaining(Statement *statement, Rows *new);
 static void subtract_remaining(Statement *statement, Customer *customer, const Removal *names);
-static void enter_customers(Statement *statement);
-static void enter_customer(Statement *statement, Customer *customer);
-static void make_distinct(Removal *names);
+static void enqueue_customers(Statement *statement);
+static void enqueue_customer(Statement *statement, Customer *customer);
+static void make_names_distinct(Removal *names);
 
 /*
- * A trigger for each statement has fired: enters into the queue what its
- * customers have lost, and keeps what they have.
+ * Called when a trigger for each statement has fired: enqueues removals of what its
+ * customers have lost, and keeps of what they have.
  */
 void
 statement_fired(Definition *definition, const TriggerData *data)
@@ -156,7 +157,7 @@ statement_fired(Definition *definition, const TriggerData *data)
 														  ALLOCSET_DEFAULT_SIZES);
 	reset_customers(&statement);
 	compare_tables(&statement, old, new);
-	enter_customers(&statement);
+	enqueue_customers(&statement);
 	if (statement.queue)
 		queue_close(statement.queue);
 	MemoryContextDelete(statement.context);
@@ -164,10 +165,7 @@ statement_fired(Definition *definition, const TriggerData *data)
 	rows_close(new);
 }
 
-/*
- * NULL where the event has no such table.  Each trigger reads the table by a
- * pointer of its own.
- */
+/* NULL where the event has no such table.  Each trigger has its own read pointer. */
 static Rows *
 rows_open(const TriggerData *data, Tuplestorestate *store)
 {
@@ -205,7 +203,7 @@ rows_close(Rows *rows)
 		ExecDropSingleTupleTableSlot(rows->slot);
 }
 
-/* Collects what each customer has lost and is to keep. */
+/* Both passes: collects what each customer has lost, and what it has. */
 static void
 compare_tables(Statement *statement, Rows *old, Rows *new)
 {
@@ -234,7 +232,7 @@ compare_tables(Statement *statement, Rows *old, Rows *new)
 }
 
 /*
- * Collects what one row's customers have lost and are to keep.  "old" and "new"
+ * Collects what one row's customers have lost, and what they have.  "old" and "new"
  * are the versions of the row; NULL where there is none.
  */
 static void
@@ -264,19 +262,19 @@ compare_row(Statement *statement, TupleTableSlot *old, TupleTableSlot *new)
 	{
 		Customer   *customer = get_customer(statement, &has, &is_first);
 
-		append_to_optional(statement, customer, &customer->kept, &has);
+		append_optional_names(statement, customer, &customer->kept, &has);
 	}
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(statement->row_context);
 	if (statement->in_portions &&
 		MemoryContextMemAllocated(statement->customers_context, true) >= MOST_MEMORY)
 	{
-		enter_customers(statement);
+		enqueue_customers(statement);
 		reset_customers(statement);
 	}
 }
 
-/* Once rows have gained something, a changed key is a change, too. */
+/* Once rows have gained something, gains.c must learn of a changed key, too. */
 static bool
 is_row_unchanged(Columns *columns, TupleTableSlot *old, TupleTableSlot *new)
 {
@@ -293,7 +291,7 @@ number_by_key(const Columns *columns, TupleTableSlot *slot)
 	return Max(columns_hash_key(columns, slot), GAINS_ANY_ROW);
 }
 
-/* Called when a row is the first that needs the queue. */
+/* Opens the queue when it is first needed. */
 static Queue *
 open_queue(Statement *statement)
 {
@@ -305,7 +303,7 @@ open_queue(Statement *statement)
 	return statement->queue;
 }
 
-/* All rows have given up their old keys: gives those that changed their own. */
+/* No row has its old key any more: replaces temporary numbers by the new keys'. */
 static void
 replace_temporary_numbers(Statement *statement, Rows *old, Rows *new)
 {
@@ -336,7 +334,7 @@ reset_customers(Statement *statement)
 	dlist_init(&statement->order);
 }
 
-/* The customer with this phone and waba; a new one when it is the first. */
+/* The customer with this phone and waba, which is made if this is its first row. */
 static Customer *
 get_customer(Statement *statement, const Removal *number, bool *is_first)
 {
@@ -369,10 +367,10 @@ append_names(Statement *statement, Removal *names, const Removal *others)
 	MemoryContextSwitchTo(caller);
 }
 
-/* Few customers have these lists: they are made when they are needed. */
+/* Makes the Removal when it is first needed: few customers have one. */
 static void
-append_to_optional(Statement *statement, const Customer *customer, Removal **names,
-				   const Removal *others)
+append_optional_names(Statement *statement, const Customer *customer, Removal **names,
+					  const Removal *others)
 {
 	if (*names == NULL)
 	{
@@ -405,14 +403,14 @@ take_out_remaining(Statement *statement, Rows *new)
 			if (customer->lost.ntags + customer->lost.nfields < MANY_NAMES)
 				subtract_remaining(statement, customer, &row);
 			else
-				append_to_optional(statement, customer, &customer->remaining, &row);
+				append_optional_names(statement, customer, &customer->remaining, &row);
 		}
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
 }
 
-/* A removal that is not entered for a name that was gained is noted. */
+/* Tells gains.c of the names whose removals are suppressed by this. */
 static void
 subtract_remaining(Statement *statement, Customer *customer, const Removal *names)
 {
@@ -426,7 +424,7 @@ subtract_remaining(Statement *statement, Customer *customer, const Removal *name
 }
 
 static void
-enter_customers(Statement *statement)
+enqueue_customers(Statement *statement)
 {
 	dlist_iter	iter;
 
@@ -435,22 +433,22 @@ enter_customers(Statement *statement)
 		MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 
 		CHECK_FOR_INTERRUPTS();
-		enter_customer(statement, dlist_container(Customer, node, iter.cur));
+		enqueue_customer(statement, dlist_container(Customer, node, iter.cur));
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}
 }
 
-/* Keeps first: a removal must not be taken back by a keep of the same statement. */
+/* Keeps first: none may take back a removal of the same statement. */
 static void
-enter_customer(Statement *statement, Customer *customer)
+enqueue_customer(Statement *statement, Customer *customer)
 {
 	if (customer->kept)
 	{
-		make_distinct(customer->kept);
+		make_names_distinct(customer->kept);
 		difference_keep(open_queue(statement), statement->definition, customer->kept);
 	}
-	make_distinct(&customer->lost);
+	make_names_distinct(&customer->lost);
 	if (customer->remaining)
 		subtract_remaining(statement, customer, customer->remaining);
 	difference_remove(open_queue(statement), statement->definition, &customer->lost);
@@ -458,7 +456,7 @@ enter_customer(Statement *statement, Customer *customer)
 
 /* Several rows may have appended the same name. */
 static void
-make_distinct(Removal *names)
+make_names_distinct(Removal *names)
 {
 	names->ntags = names_distinct(names->tags, names->ntags);
 	names->nfields = names_distinct(names->fields, names->nfields);

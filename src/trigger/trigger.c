@@ -1,12 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * trigger/trigger.c
- *		The trigger function: a customers table changes, DoubleTick follows.
+ *		The trigger function: has DoubleTick follow a customers table.
  *
  * A trigger for each row compares the row before and after (row.c); a trigger
  * for each statement compares what its transition tables say of each customer
- * (statement.c).  Neither runs SQL, and neither looks at rows that the statement
- * did not touch.
+ * (statement.c).  Neither runs SQL or reads rows that the statement did not change.
  *
  *-------------------------------------------------------------------------
  */
