@@ -144,6 +144,7 @@ call_api(const Removal *removal, Jsonb **result)
 		int64		pause;
 		int64		waited = 0;
 		int64		claimed_at;
+		bool		is_paused;
 
 		/* Another session may get a 429 while this one waits for its turn. */
 		do
@@ -153,13 +154,19 @@ call_api(const Removal *removal, Jsonb **result)
 				return fault;
 			waited += pace_wait(account.serverid, account.rate_limit);
 			claimed_at = clock_now();
-		} while (pace_paused(account.serverid) > 0);
+			is_paused = pace_paused(account.serverid) > 0;
+			if (is_paused)
+				pace_return(account.serverid, account.rate_limit, claimed_at);
+		} while (is_paused);
 
 		/* The definition may have changed during a wait. */
 		if (waited > 0 || tries > 1)
 			fault = account_get(setting_server, GetUserId(), &account);
 		if (fault)
+		{
+			pace_return(account.serverid, account.rate_limit, claimed_at);
 			return fault;
+		}
 		deadline += waited;
 		send_once(removal, &account, claimed_at, deadline, &answer, &pause);
 		if (answer.fault == NULL)

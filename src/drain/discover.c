@@ -26,6 +26,7 @@
 #include "drain/discover.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 static void restart_horizon(Horizon *horizon);
@@ -54,8 +55,9 @@ discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int 
 	bool		more = false;
 
 	*nfound = 0;
-	if (store_last_id() < horizon->id)
+	if (horizon->filenode != waiting->rel->rd_rel->relfilenode || store_last_id() < horizon->id)
 		restart_horizon(horizon);
+	horizon->filenode = waiting->rel->rd_rel->relfilenode;
 	note_ended_xacts(horizon, snapshot, next);
 	note_running_xacts(horizon, snapshot, next);
 	if (horizon->ended != NIL)

@@ -26,6 +26,8 @@ typedef struct XactRange
 typedef struct Horizon
 {
 	MemoryContext context;		/* of the lists */
+	Oid			filenode;		/* of dt_waiting: TRUNCATE gives it another
+								 * one, and perhaps old ids to new rows */
 	int64		id;				/* every row up to this id has been seen,
 								 * except rows of transactions that were under
 								 * way then */

@@ -306,7 +306,12 @@ hold_after_error(Drain *drain, Turn *turn)
 
 	begin_drain_transaction(drain);
 	if (relations_lock(&drain->waiting_oid))
+	{
+		/* What the turn wrote about holds is lost. */
+		if (drain->has_begun)
+			hold_write_all(turn->schedule);
 		hold_lane(lane, fault, account_definition(lane_server(lane), lane->key.role));
+	}
 	commit_drain_transaction(drain);
 	lane->not_before = clock_now() + ERROR_PAUSE;
 	schedule_lane(turn->schedule, lane, turn->clock);
@@ -550,7 +555,7 @@ int64
 drain_count_waiting(Drain *drain, bool exactly)
 {
 	Store		waiting;
-	int64		nrows = drain_in_flight(drain) + schedule_count(&drain->schedule);
+	int64		nrows = requests_count_rows(&drain->requests) + schedule_count(&drain->schedule);
 
 	if (drain->at_end && (nrows == 0 || !exactly))
 		return nrows;

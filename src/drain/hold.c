@@ -119,6 +119,34 @@ hold_load(Turn *turn)
 }
 
 /*
+ * Writes the holds as the drainer knows them.  Called after a transaction that has
+ * failed, which may have changed some.
+ */
+void
+hold_write_all(Schedule *schedule)
+{
+	Store		hold;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	HASH_SEQ_STATUS status;
+	Lane	   *lane;
+
+	store_open(&hold, RELATION_HOLD);
+	scan = store_scan(&hold, RELATION_HOLD_PKEY, SnapshotSelf, 0, NULL);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
+		(void) store_delete(&hold, &tuple->t_self, true);
+	store_end_scan(scan);
+	store_close(&hold);
+
+	hash_seq_init(&status, schedule->lanes);
+	while ((lane = hash_seq_search(&status)) != NULL)
+	{
+		if (lane->held)
+			write_hold(lane);
+	}
+}
+
+/*
  * Called by send.c: may the lane send?  If its definitions lack something ("fault"),
  * it is held.  A lane that is held for another reason may send when its definition
  * has changed; until then it may send one request a minute, the probe.

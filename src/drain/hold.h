@@ -12,6 +12,7 @@
 #include "drain/turn.h"
 
 extern void hold_load(Turn *turn);
+extern void hold_write_all(Schedule *schedule);
 extern bool hold_allows(Lane *lane, const Fault *fault, TimestampTz now);
 extern int64 hold_time_to_probe(const Lane *lane, TimestampTz now);
 extern void hold_lane(Lane *lane, const Fault *fault, const char *definition);

@@ -19,11 +19,13 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
+#include "utils/snapmgr.h"
 
 /* Time between two reports of progress, in µs. */
 #define REPORT_INTERVAL (5 * USECS_PER_SEC)
 
 static void adopt_transaction(void);
+static void abort_transaction(void);
 static void check_callable(FunctionCallInfo fcinfo);
 static void drain_until_idle(Drain *drain);
 static void report_progress(Drain *drain, int64 started, bool is_last);
@@ -40,7 +42,7 @@ PG_FUNCTION_INFO_V1(dt_process_queue);
 Datum
 dt_process_queue(PG_FUNCTION_ARGS)
 {
-	static const DrainTransactions transactions = {adopt_transaction, SPI_commit, SPI_rollback};
+	static const DrainTransactions transactions = {adopt_transaction, SPI_commit, abort_transaction};
 	Drain	   *drain;
 
 	check_callable(fcinfo);
@@ -100,6 +102,15 @@ adopt_transaction(void)
 	}
 	AcceptInvalidationMessages();
 	XactIsoLevel = XACT_READ_COMMITTED;
+}
+
+/* After an error.  SPI_rollback() accounts for no snapshots but those of portals. */
+static void
+abort_transaction(void)
+{
+	while (ActiveSnapshotSet())
+		PopActiveSnapshot();
+	SPI_rollback();
 }
 
 static void

@@ -46,6 +46,25 @@ requests_in_flight(const Requests *requests)
 }
 
 /*
+ * How many rows the requests in flight carry.
+ */
+int64
+requests_count_rows(Requests *requests)
+{
+	dlist_head *lists[] = {&requests->out, &requests->answered, &requests->stuck};
+	int64		nrows = 0;
+
+	for (int i = 0; i < (int) lengthof(lists); i++)
+	{
+		dlist_iter	iter;
+
+		dlist_foreach(iter, lists[i])
+			nrows += list_length(dlist_container(Request, node, iter.cur)->due.send);
+	}
+	return nrows;
+}
+
+/*
  * A customer's request that is not settled; NULL when there is none.  Customers of
  * one lane and one phone wait for each other: they may be the same one to DoubleTick,
  * if one names the WABA number that the other takes from the server.

@@ -59,6 +59,7 @@ typedef struct Requests
 
 extern void requests_init(Requests *requests);
 extern int	requests_in_flight(const Requests *requests);
+extern int64 requests_count_rows(Requests *requests);
 extern Request *requests_find(Requests *requests, const Lane *lane, int64 customer);
 extern bool requests_collect_answers(Requests *requests);
 extern void requests_send_ready(Requests *requests);

@@ -282,8 +282,7 @@ place_unsent_row(Turn *turn, Lane *lane, Position position, const Due *due)
 	{
 		/* The customer may have more removals than were read. */
 		CommandCounterIncrement();	/* else the same are read again */
-		if (!due->asked.keep)
-			lane_push(lane, position);
+		lane_push(lane, position);
 	}
 	else if (due->has_keeps)
 	{

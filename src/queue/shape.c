@@ -87,6 +87,7 @@ static const IndexShape index_shapes[NRELATIONS] = {
 static void check_columns(Relation rel, const ColumnShape *columns, int ncolumns);
 static void check_own_indexes(Relation rel, QueueRelation table);
 static bool has_index_shape(Oid oid, Oid table, const IndexShape *shape);
+static bool is_ascending(HeapTuple tuple, int nkeys);
 static bool is_btree(Oid index);
 static bool index_has_columns(Form_pg_index index, const IndexShape *shape);
 static void check_constraints(Relation rel);
@@ -229,10 +230,27 @@ has_index_shape(Oid oid, Oid table, const IndexShape *shape)
 		matches = index->indrelid == table && index->indisvalid && index->indisready &&
 			is_btree(oid) &&
 			heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
-			index_has_columns(index, shape) && (index->indisunique || !shape->is_key);
+			index_has_columns(index, shape) && (index->indisunique || !shape->is_key) &&
+			is_ascending(tuple, index->indnkeyatts);
 		ReleaseSysCache(tuple);
 	}
 	return matches;
+}
+
+/* Scans rely on the order of the columns' types, the nulls last. */
+static bool
+is_ascending(HeapTuple tuple, int nkeys)
+{
+	bool		isnull;
+	int2vector *options = (int2vector *)
+		DatumGetPointer(SysCacheGetAttr(INDEXRELID, tuple, Anum_pg_index_indoption, &isnull));
+
+	for (int i = 0; i < nkeys; i++)
+	{
+		if (isnull || options->values[i] != 0)
+			return false;
+	}
+	return true;
 }
 
 static bool

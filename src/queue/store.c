@@ -114,6 +114,7 @@ check_and_cache_indexes(IndexCache *cache, Relation rel, QueueRelation table)
 	check_table_shape(rel, table);
 	if (cache->context)
 		MemoryContextSetParent(cache->context, TopTransactionContext);
+	cache->context = NULL;		/* in case that there is no memory */
 	cache->context = AllocSetContextCreate(TopMemoryContext, "doubletick indexes",
 										   ALLOCSET_SMALL_SIZES);
 	caller = MemoryContextSwitchTo(cache->context);

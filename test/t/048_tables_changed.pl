@@ -189,7 +189,10 @@ foreach my $case (
 }
 
 # Ids that come again while a drainer is at work: it finds rows below what it has seen.
-foreach my $reset ('TRUNCATE dt_waiting RESTART IDENTITY', "SELECT setval('dt_waiting_id_seq', 1, false)", 'ALTER SEQUENCE dt_waiting_id_seq RESTART WITH 2')
+my $beyond = "BEGIN; TRUNCATE dt_waiting RESTART IDENTITY;
+	SELECT count(dt_enqueue_remove_tags_custom_fields('14155599999', ARRAY['t' || n])) FROM generate_series(1, 1500) AS n; COMMIT";
+foreach my $reset ('TRUNCATE dt_waiting RESTART IDENTITY', "SELECT setval('dt_waiting_id_seq', 1, false)",
+	'ALTER SEQUENCE dt_waiting_id_seq RESTART WITH 2', $beyond)
 {
 	drain();
 	$calls->sql("DELETE FROM dt_waiting; SELECT setval('dt_waiting_id_seq', 1000)");
@@ -205,10 +208,11 @@ foreach my $reset ('TRUNCATE dt_waiting RESTART IDENTITY', "SELECT setval('dt_wa
 	$calls->sql($reset);
 	$open->query_safe("SELECT dt_enqueue_remove_tags_custom_fields('$late', '{lead}')");
 	my $id = enqueue($phone, ['lead']);
-	cmp_ok($id, '<', 1000, "$reset: ids come again");
+	cmp_ok($id, '<', $reset eq $beyond ? 2000 : 1000, "$reset: ids come again");
 	eventually(sub { scalar(() = requests($phone)) }, "$reset: the removal is sent");
 	$open->query_safe('COMMIT');
 	eventually(sub { scalar(() = requests($late)) }, "$reset: and so is one that commits late");
+	eventually(sub { $calls->sql("SELECT count(*) FROM dt_queue WHERE phone = '14155599999'") eq '0' }, "$reset: and so are all others");
 	$open->quit;
 	$node->psql('postgres', "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL dt_process_queue%'");
 	await_drain($draining);

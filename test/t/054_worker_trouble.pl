@@ -13,6 +13,7 @@ use Test::More;
 use Time::HiRes qw(time);
 
 use lib dirname(__FILE__);
+use Calls qw(is_testing_build);
 use Worker;
 
 my $calls = Worker->new(options => { timeout => '5min' }, conf => "autovacuum = off\n");
@@ -37,6 +38,26 @@ sub ended_together
 		eventually(sub { $calls->waiting eq '0' }, "$how: and settles it");
 		is($calls->sql('SELECT worker_error FROM dt_status'), '', "$how: which is no error of the worker's");
 	}
+	return;
+}
+
+# An error while an answer is settled holds the server and role.  The worker goes on,
+# and does not send the request again.
+sub error_in_settling
+{
+	unless (is_testing_build($node))
+	{
+		note 'built without TESTING=1';
+		return;
+	}
+	$calls->configure('doubletick.fault_point' => 'error:settling');
+	$calls->sql(enqueue('unsettled', 30));
+	eventually(sub { $calls->sql('SELECT held FROM dt_status') =~ /fault point "settling"/ }, 'an error in settling: dt_status says what holds');
+	my $worker = $calls->sql('SELECT worker_pid FROM dt_status');
+	$calls->configure('doubletick.fault_point' => '');
+	eventually(sub { $calls->waiting eq '0' }, 'an error in settling: settled when the cause is removed');
+	is($calls->has_sent('unsettled'), 1, 'an error in settling: sent once');
+	is($calls->sql('SELECT worker_pid FROM dt_status'), $worker, 'an error in settling: by the same worker');
 	return;
 }
 
@@ -236,6 +257,7 @@ sub given_up
 }
 
 ended_together();
+error_in_settling();
 dropped_by_force();
 strict_settings();
 switched_off_at_start();
