@@ -113,7 +113,7 @@ scan_customer_rows(Store *waiting, int64 id, int64 customer, const QueueRow *onl
 	scan = store_scan(waiting, RELATION_WAITING_CUSTOMER, snapshot, keeps_only ? 2 : 1, keys);
 	while (fits && HeapTupleIsValid(tuple = store_next(scan)))
 	{
-		DueRow	   *row = palloc(sizeof(DueRow));
+		DueRow	   *row = palloc0(sizeof(DueRow));
 
 		store_read_waiting(waiting, tuple, &row->row);
 		if (only && !store_is_same_customer(&row->row, only))
