@@ -120,7 +120,11 @@ scan_customer_rows(Store *waiting, int64 id, int64 customer, const QueueRow *onl
 			continue;
 		row->tags = names_of_array(row->row.tags, &row->ntags);
 		row->fields = names_of_array(row->row.fields, &row->nfields);
-		/* The marker rows of dt_retry() keep nothing, and there may be very many. */
+
+		/*
+		 * The marker rows of dt_retry() keep nothing, and there may be very
+		 * many.
+		 */
 		if (row->row.keep && (row->ntags > 0 || row->nfields > 0 || row->row.id == id))
 			*keeps = lappend(*keeps, row);
 		else if (!row->row.keep)

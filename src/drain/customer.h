@@ -36,7 +36,8 @@ typedef struct Due
 	List	   *expired;		/* DueRow: given up, see is_too_old() */
 	List	   *kept;			/* DueRow: keeps have taken back every name */
 	bool		has_keeps;
-	int64		wait;			/* µs until "later" is due, if "send" is empty */
+	int64		wait;			/* µs until "later" is due, if "send" is
+								 * empty */
 } Due;
 
 extern bool customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now,

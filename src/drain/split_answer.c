@@ -32,9 +32,9 @@ static const Kind tag_kind = {"tags", "tag", "tag"};
 static const Kind field_kind = {"customFields", "customField", "custom field"};
 
 static void push_names(JsonbBuild *build, Jsonb *answer, const Kind *kind,
-					  const char **names, int nnames);
+					   const char **names, int nnames);
 static void push_own_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
-						 const char **names, int nnames);
+							 const char **names, int nnames);
 static JsonbContainer *array_in_answer(Jsonb *answer, const char *kind, const char *key);
 static bool is_own_name(const JsonbValue *name, const char **names, int nnames);
 static JsonbValue *name_of_member(JsonbValue *member, const Kind *kind);
@@ -82,7 +82,7 @@ push_names(JsonbBuild *build, Jsonb *answer, const Kind *kind, const char **name
 
 static void
 push_own_members(JsonbBuild *build, JsonbContainer *members, const Kind *kind,
-			 const char **names, int nnames)
+				 const char **names, int nnames)
 {
 	uint32		nmembers = members ? JsonContainerSize(members) : 0;
 

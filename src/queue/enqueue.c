@@ -408,8 +408,8 @@ queue_make_row(QueueRow *row, const Requester *requester, const Removal *removal
 	memset(row, 0, sizeof(QueueRow));
 
 	/*
-	 * The drainer relies on this order: a transaction's ids are larger than all
-	 * that were given out before it got its xid (see drain/discover.c).
+	 * The drainer relies on this order: a transaction's ids are larger than
+	 * all that were given out before it got its xid (see drain/discover.c).
 	 */
 	row->xact = (int64) U64FromFullTransactionId(GetTopFullTransactionId());
 	row->id = store_next_id();

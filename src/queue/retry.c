@@ -77,7 +77,7 @@ static void
 enqueue_again(Store *waiting, QueueRow *row)
 {
 	Requester	requester = {row->server, row->role, row->enqueued_by};
-	Removal		nothing = {.phone = row->phone, .waba = row->waba};
+	Removal		nothing = {.phone = row->phone,.waba = row->waba};
 	QueueRow	marker;
 
 	queue_make_row(&marker, &requester, &nothing);

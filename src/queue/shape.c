@@ -243,7 +243,7 @@ is_ascending(HeapTuple tuple, int nkeys)
 {
 	bool		isnull;
 	int2vector *options = (int2vector *)
-		DatumGetPointer(SysCacheGetAttr(INDEXRELID, tuple, Anum_pg_index_indoption, &isnull));
+	DatumGetPointer(SysCacheGetAttr(INDEXRELID, tuple, Anum_pg_index_indoption, &isnull));
 
 	for (int i = 0; i < nkeys; i++)
 	{
@@ -258,7 +258,7 @@ is_btree(Oid index)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(index));
 	bool		is_btree = HeapTupleIsValid(tuple) &&
-		((Form_pg_class) GETSTRUCT(tuple))->relam == BTREE_AM_OID;
+	((Form_pg_class) GETSTRUCT(tuple))->relam == BTREE_AM_OID;
 
 	if (HeapTupleIsValid(tuple))
 		ReleaseSysCache(tuple);
