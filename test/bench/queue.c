@@ -25,8 +25,8 @@
 #define STATEMENTS 500			/* of one row each, in a round */
 
 #define INSERT "INSERT INTO plain (ord, xact, customer, enqueued_at, due_at, role, enqueued_by, attempts, " \
-	"keep, alone, server, phone, waba, tags, fields) SELECT i, 1, 919876500000 + i, now(), now(), 10, 10, 0, " \
-	"false, false, 'doubletick', '9198765' || lpad(i::text, 5, '0'), NULL, '{lead,vip}', '{plan}' FROM generate_series(1, %d) AS i"
+	"keep, together, server, phone, waba, tags, fields) SELECT i, 1, 919876500000 + i, now(), now(), 10, 10, 0, " \
+	"false, 0, 'doubletick', '9198765' || lpad(i::text, 5, '0'), NULL, '{lead,vip}', '{plan}' FROM generate_series(1, %d) AS i"
 #define ENQUEUE "SELECT count(dt_enqueue_remove_tags_custom_fields('9198765' || lpad(i::text, 5, '0'), " \
 	"'{lead,vip}', '{plan}')) FROM generate_series(1, %d) AS i"
 #define EMPTY "TRUNCATE plain, dt_waiting, dt_settled"
