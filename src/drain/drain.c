@@ -280,7 +280,7 @@ finish_turn(Drain *drain, Turn *turn)
 		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->settled));
 		Lane	   *lane = request->lane;
 
-		settle_committed(request);
+		settle_committed(requests, request);
 		schedule_lane(turn->schedule, lane, turn->clock);
 	}
 	drain->next_at = time_of_next_turn(drain);
@@ -332,7 +332,7 @@ undo_turn(Drain *drain, Turn *turn)
 		requests->nready--;
 		request_count_slot(request, -1);
 		request_give_back(request);
-		request_free(request);
+		request_free(requests, request);
 	}
 	while (!dlist_is_empty(&requests->settled))
 	{

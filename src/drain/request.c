@@ -19,6 +19,9 @@
 #include "drain/request.h"
 #include "utils/memutils.h"
 
+/* Memory that the context of a request keeps, in bytes. */
+#define REQUEST_MEMORY (16 * 1024)
+
 static Removal merge_removals(List *rows);
 static void append_distinct_names(const char **to, int *nto, const char **names, int nnames);
 static bool request_is_over(Request *request);
@@ -43,6 +46,34 @@ int
 requests_in_flight(const Requests *requests)
 {
 	return requests->nready + requests->nout + requests->nanswered + requests->nstuck;
+}
+
+/*
+ * Memory for one request.  Contexts are used again, and keep what most requests need:
+ * else memory would go back to the system, and come from it, with each request.
+ */
+MemoryContext
+requests_take_context(Requests *requests, MemoryContext parent)
+{
+	if (requests->nspares > 0)
+		return requests->spares[--requests->nspares];
+	return AllocSetContextCreate(parent, "doubletick request",
+								 REQUEST_MEMORY, REQUEST_MEMORY, ALLOCSET_DEFAULT_MAXSIZE);
+}
+
+/*
+ * Takes back the memory of a request that is not needed any more.
+ */
+void
+requests_give_context(Requests *requests, MemoryContext context)
+{
+	if (requests->nspares == REQUESTS_MAX_SPARES)
+		MemoryContextDelete(context);
+	else
+	{
+		MemoryContextReset(context);
+		requests->spares[requests->nspares++] = context;
+	}
 }
 
 /*
@@ -276,12 +307,12 @@ request_give_back(Request *request)
  * Frees a request and unlocks its customer.
  */
 void
-request_free(Request *request)
+request_free(Requests *requests, Request *request)
 {
 	if (request->transfer)
 		http_release(request->transfer);
 	unlock_customer(request->tag);
-	MemoryContextDelete(request->context);
+	requests_give_context(requests, request->context);
 }
 
 /*

@@ -43,6 +43,8 @@ typedef struct Request
  * The requests of a drainer.  Each is in one list: it moves from "ready" to "out" and
  * "answered", and is in "settled" while a transaction settles it.
  */
+#define REQUESTS_MAX_SPARES 64
+
 typedef struct Requests
 {
 	dlist_head	ready;
@@ -51,6 +53,8 @@ typedef struct Requests
 	dlist_head	settled;
 	dlist_head	stuck;			/* answered, and could not be settled: tried
 								 * again later */
+	MemoryContext spares[REQUESTS_MAX_SPARES];	/* contexts to use again */
+	int			nspares;
 	int			nready;
 	int			nout;
 	int			nanswered;
@@ -70,6 +74,8 @@ extern Request *request_make(Requests *requests, MemoryContext context, Lane *la
 extern void request_note_next(Request *request, Position position);
 extern void request_count_slot(Request *request, int change);
 extern void request_give_back(Request *request);
-extern void request_free(Request *request);
+extern void request_free(Requests *requests, Request *request);
+extern MemoryContext requests_take_context(Requests *requests, MemoryContext parent);
+extern void requests_give_context(Requests *requests, MemoryContext context);
 
 #endif							/* DOUBLETICK_DRAIN_REQUEST_H */

@@ -226,9 +226,7 @@ send_customer(Service *service, Position position)
 		return false;
 	}
 
-	/* PostgreSQL keeps deleted contexts of this size for the next one. */
-	context = AllocSetContextCreate(turn->drain_context, "doubletick request",
-									ALLOCSET_DEFAULT_SIZES);
+	context = requests_take_context(turn->requests, turn->drain_context);
 	MemoryContextSwitchTo(context);
 	is_ready = customer_read(&turn->waiting, position.id, position.customer, turn->now,
 							 lane->sending_since ? lane->sending_since : turn->now,
@@ -236,7 +234,7 @@ send_customer(Service *service, Position position)
 		make_due_request(service, position, &due);
 	MemoryContextSwitchTo(turn->context);
 	if (!is_ready)
-		MemoryContextDelete(context);
+		requests_give_context(turn->requests, context);
 	return is_ready;
 }
 

@@ -75,7 +75,7 @@ settle_request(Turn *turn, Request *request)
  * that wait again into the lane, and frees the request.
  */
 void
-settle_committed(Request *request)
+settle_committed(Requests *requests, Request *request)
 {
 	Lane	   *lane = request->lane;
 	ListCell   *cell;
@@ -92,7 +92,7 @@ settle_committed(Request *request)
 	}
 	foreach(cell, request->next)
 		lane_push_front(lane, *(Position *) lfirst(cell));
-	request_free(request);
+	request_free(requests, request);
 }
 
 /* What is known of the request.  Its backoff is that of the row tried most often. */

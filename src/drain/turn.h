@@ -69,7 +69,7 @@ extern void send_from_lanes(Turn *turn);
 
 /* settle.c */
 extern void settle_request(Turn *turn, Request *request);
-extern void settle_committed(Request *request);
+extern void settle_committed(Requests *requests, Request *request);
 extern void settle_unsent(Turn *turn, const Due *due);
 extern void settle_expired(Turn *turn, const QueueRow *row);
 extern bool settle_failed(Turn *turn, const QueueRow *row, const char *error);
