@@ -263,7 +263,7 @@ sub lane_that_changes
 		$drain = start_drain();
 		$sb->await_held(1, $phone);
 		push @ids, as('leaver', enqueueing($phone, ['b']));
-		$calls->sql('DROP OWNED BY leaver; DROP ROLE leaver');
+		$calls->sql('BEGIN; DROP OWNED BY leaver; DROP ROLE leaver; COMMIT');
 		$sb->release($phone);
 		my $messages = await_drain($drain);
 		is(states(@ids), (%$answer ? 'failed' : 'done') . ' failed', 'role: no row waits for a role that is dropped');
