@@ -117,7 +117,9 @@ CREATE TABLE @extschema@.dt_settled (
 	tags text[] COLLATE "C" NOT NULL,
 	fields text[] COLLATE "C" NOT NULL,
 	answer jsonb,
-	error text
+	error text,
+	sent_tags text[] COLLATE "C",
+	sent_fields text[] COLLATE "C"
 ) USING heap;
 
 CREATE INDEX dt_settled_id ON @extschema@.dt_settled (id);
@@ -125,6 +127,10 @@ CREATE INDEX dt_settled_settled_at ON @extschema@.dt_settled (settled_at);
 
 COMMENT ON TABLE @extschema@.dt_settled IS
 'Removals that are settled, kept for doubletick.history_retention. Only the extension writes it; read the view dt_history.';
+COMMENT ON COLUMN @extschema@.dt_settled.sent_tags IS
+'Tags that its request carried, if not all of them; see dt_history.';
+COMMENT ON COLUMN @extschema@.dt_settled.sent_fields IS
+'Custom fields that its request carried, if not all of them; see dt_history.';
 
 COMMENT ON INDEX @extschema@.dt_settled_id IS
 'Finds a removal for dt_retry. Not unique, since ids may come again after TRUNCATE ... RESTART IDENTITY or a restore.';
@@ -242,7 +248,9 @@ COMMENT ON COLUMN @extschema@.dt_queue.enqueued_by IS
 CREATE VIEW @extschema@.dt_history WITH (security_barrier) AS
 SELECT s.id, s.server, pg_get_userbyid(s.role) AS role, s.phone, s.tags, s.fields, s.waba,
 	s.state, s.attempts, s.http_status, s.answer, s.error, s.enqueued_at, s.settled_at,
-	pg_get_userbyid(s.enqueued_by) AS enqueued_by
+	pg_get_userbyid(s.enqueued_by) AS enqueued_by,
+	CASE WHEN s.answer IS NOT NULL THEN coalesce(s.sent_tags, s.tags) END AS sent_tags,
+	CASE WHEN s.answer IS NOT NULL THEN coalesce(s.sent_fields, s.fields) END AS sent_fields
 FROM @extschema@.dt_settled AS s
 WHERE pg_has_role(s.role, 'USAGE');
 
@@ -274,6 +282,10 @@ COMMENT ON COLUMN @extschema@.dt_history.error IS
 'What went wrong; if done, the names that the API could not remove; null if nothing went wrong.';
 COMMENT ON COLUMN @extschema@.dt_history.enqueued_at IS
 'When the removal was enqueued, or put back by dt_retry.';
+COMMENT ON COLUMN @extschema@.dt_history.sent_tags IS
+'The tags among them that were sent: without those that came back before. Null if it was settled without a request.';
+COMMENT ON COLUMN @extschema@.dt_history.sent_fields IS
+'The custom fields among them that were sent. Null if it was settled without a request.';
 COMMENT ON COLUMN @extschema@.dt_history.settled_at IS
 'When the removal was done, failed or cancelled.';
 COMMENT ON COLUMN @extschema@.dt_history.enqueued_by IS

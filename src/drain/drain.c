@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "api/counters.h"
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "account/account.h"
@@ -72,6 +73,7 @@ static bool run_turn_transaction(Drain *drain);
 static bool is_error_about_session(int sqlstate);
 static Turn *open_turn(Drain *drain);
 static void finish_turn(Drain *drain, Turn *turn);
+static void count_settled(Drain *drain, const Turn *turn);
 static void hold_after_error(Drain *drain, Turn *turn);
 static void undo_turn(Drain *drain, Turn *turn);
 static void unstick_requests(Drain *drain);
@@ -251,7 +253,6 @@ open_turn(Drain *drain)
 	memset(turn, 0, offsetof(Turn, taken));
 	turn->schedule = &drain->schedule;
 	turn->requests = &drain->requests;
-	turn->tally = drain->tally;
 	turn->context = drain->turn_context;
 	turn->drain_context = drain->context;
 	store_open(&turn->waiting, RELATION_WAITING);
@@ -274,7 +275,7 @@ finish_turn(Drain *drain, Turn *turn)
 	Requests   *requests = &drain->requests;
 
 	drain->has_begun = true;
-	drain->tally = turn->tally;
+	count_settled(drain, turn);
 	while (!dlist_is_empty(&requests->settled))
 	{
 		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->settled));
@@ -284,6 +285,28 @@ finish_turn(Drain *drain, Turn *turn)
 		schedule_lane(turn->schedule, lane, turn->clock);
 	}
 	drain->next_at = time_of_next_turn(drain);
+}
+
+static void
+count_settled(Drain *drain, const Turn *turn)
+{
+	ListCell   *cell;
+
+	foreach(cell, turn->tallies)
+	{
+		const ServerTally *of_server = lfirst(cell);
+		const Tally *tally = &of_server->tally;
+
+		drain->tally.sent += tally->sent;
+		drain->tally.done += tally->done;
+		drain->tally.errored += tally->errored;
+		drain->tally.failed += tally->failed;
+		drain->tally.cancelled += tally->cancelled;
+		drain->tally.expired += tally->expired;
+		if (OidIsValid(of_server->serverid))
+			counters_add_settled(of_server->serverid, tally->done, tally->errored,
+								 tally->failed, tally->cancelled);
+	}
 }
 
 /*

@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "api/counters.h"
 #include "api/endpoint.h"
 #include "api/pace.h"
 #include "api/payload.h"
@@ -230,6 +231,7 @@ requests_send_ready(Requests *requests)
 		dlist_push_tail(&requests->out, &request->node);
 		requests->nready--;
 		requests->nout++;
+		counters_add_sent(request->serverid, false);
 		MemoryContextSwitchTo(request->context);
 		request->transfer = http_start(&request->target, request->body, request->length,
 									   request->timeout);
@@ -252,6 +254,7 @@ requests_collect_answers(Requests *requests)
 
 		if (!request_is_over(request))
 			continue;
+		counters_add_answer(request->serverid, http_reply(request->transfer)->status);
 		dlist_delete(&request->node);
 		dlist_push_tail(&requests->answered, &request->node);
 		requests->nout--;

@@ -54,6 +54,7 @@ static const ColumnShape settled_columns[] = {
 	{"server", TEXTOID, true}, {"phone", TEXTOID, true}, {"waba", TEXTOID, false},
 	{"tags", TEXTARRAYOID, true}, {"fields", TEXTARRAYOID, true},
 	{"answer", JSONBOID, false}, {"error", TEXTOID, false},
+	{"sent_tags", TEXTARRAYOID, false}, {"sent_fields", TEXTARRAYOID, false},
 };
 
 static const ColumnShape hold_columns[] = {

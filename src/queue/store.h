@@ -71,6 +71,8 @@ typedef struct QueueRow
 	ArrayType  *tags;			/* text[], perhaps empty */
 	ArrayType  *fields;			/* the same */
 	const char *last_error;		/* NULL: none */
+	ArrayType  *sent_tags;		/* of dt_settled alone: what was sent; NULL: */
+	ArrayType  *sent_fields;	/* all of "tags", "fields", or nothing */
 	ItemPointerData tid;		/* where it was read, */
 	Oid			filenode;		/* and in which file of the table */
 } QueueRow;
