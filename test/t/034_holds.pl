@@ -54,7 +54,7 @@ sub held_ok
 	is(scalar(my @sent = requests(@phones)) <= $requests ? 'few' : 'many', 'few', "$name: no more requests are sent than it takes to know");
 	is(states(@held), join(' ', ('waiting') x @held), "$name: all wait");
 	is($calls->sql("SELECT sum(attempts) FROM dt_waiting"), '0', "$name: without an attempt");
-	like(status('doubletick')->{held}, qr/^$case{reason}/, "$name: dt_status says why");
+	like(status('doubletick')->{held}, qr/^role \S+: $case{reason}/, "$name: dt_status says why");
 	unless ($case{all})
 	{
 		is(states($well, @others), join(' ', 'done', ('done') x @others), "$name: others go on");
