@@ -87,6 +87,7 @@ typedef struct Lane
 
 	/* See hold.c. */
 	bool		held;
+	uint32		nholds;			/* how many holds there were, this one included */
 	const char *reason;
 	const char *definition;
 	TimestampTz since;
