@@ -441,8 +441,7 @@ search_new_rows(Drain *drain, Turn *turn)
 		Lane	   *lane = schedule_find_lane(turn->schedule, row->server, row->role);
 
 		lane_push(lane, position_of(row->id, row->customer));
-		if (row->keep && row->ord != row->id)	/* the marker row of
-												 * dt_retry() */
+		if (row->keep && row->ord != row->id)	/* a marker row */
 		{
 			lane_push(lane, position_of(row->ord, row->customer));
 			lane->look_up_rows = true;
