@@ -106,10 +106,10 @@ inbox_blot_out(char *bytes, size_t length, const char *secret)
 		return;
 	while (bytes < end)
 	{
-		size_t		found = (size_t) (end - bytes) >= secret_length &&
-			memcmp(bytes, secret, secret_length) == 0 ?
-			secret_length : length_of_escaped(bytes, end, secret);
+		size_t		found = secret_length;
 
+		if ((size_t) (end - bytes) < found || memcmp(bytes, secret, found) != 0)
+			found = length_of_escaped(bytes, end, secret);
 		memset(bytes, '*', found);
 		bytes += Max(found, 1);
 	}
