@@ -52,7 +52,7 @@ dt_cancel(PG_FUNCTION_ARGS)
 		store_open(&settled, RELATION_SETTLED);
 		history_insert(&settled, &row, STATE_CANCELLED, NULL, "taken out by dt_cancel");
 		store_close(&settled);
-		if (row.due_at > GetCurrentTimestamp())
+		if (row.attempts > 0 && row.due_at > GetCurrentTimestamp())
 			wake_customer(&waiting, &row);
 	}
 	store_close(&waiting);
