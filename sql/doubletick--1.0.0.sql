@@ -89,7 +89,7 @@ CREATE INDEX dt_waiting_customer ON @extschema@.dt_waiting (customer, keep, id);
 COMMENT ON TABLE @extschema@.dt_waiting IS
 'Removals that wait to be sent, and keeps: names that came back and must not be removed. Only the extension writes it; read the view dt_queue.';
 COMMENT ON COLUMN @extschema@.dt_waiting.ord IS
-'Order of removals and keeps: a keep takes its names out of removals whose ord is below the keep''s id. It is the row''s id; dt_retry sets a later one. Exception: dt_retry also enters an empty keep, whose ord is the id of the removal that was put back.';
+'Order of removals and keeps: a keep takes its names out of removals whose ord is below the keep''s id. It is the row''s id; dt_retry sets a later one. Exception: dt_retry and dt_cancel also enter an empty keep, whose ord is the id of a removal that the drainer is to look at again.';
 COMMENT ON COLUMN @extschema@.dt_waiting.xact IS
 '64-bit id of the transaction that inserted the row. With it the drainer finds rows that were committed late.';
 COMMENT ON COLUMN @extschema@.dt_waiting.customer IS

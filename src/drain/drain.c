@@ -323,7 +323,9 @@ hold_after_error(Drain *drain, Turn *turn)
 	MemoryContextSwitchTo(drain->turn_context);
 	error = CopyErrorData();
 	FlushErrorState();
-	fault = fault_make(error->sqlerrcode, "%s", error->message);
+	/* What precedes the colon is the reason: see is_same_reason() in hold.c. */
+	fault = fault_make(error->sqlerrcode, "error %s: %s",
+					   unpack_sql_state(error->sqlerrcode), error->message);
 	drain->transactions->abort();
 	undo_turn(drain, turn);
 
@@ -334,6 +336,9 @@ hold_after_error(Drain *drain, Turn *turn)
 		if (drain->has_begun)
 			hold_write_all(turn->schedule);
 		hold_lane(lane, fault, account_definition(lane_server(lane), lane->key.role));
+		/* If its answer can be settled the next time, the lane can send. */
+		if (turn->request)
+			turn->request->hold = hold_number(lane);
 	}
 	commit_drain_transaction(drain);
 	lane->not_before = clock_now() + ERROR_PAUSE;
@@ -459,8 +464,7 @@ search_new_rows(Drain *drain, Turn *turn)
 		Lane	   *lane = schedule_find_lane(turn->schedule, row->server, row->role);
 
 		lane_push(lane, position_of(row->id, row->customer));
-		if (row->keep && row->ord != row->id)	/* the marker row of
-												 * dt_retry() */
+		if (row->keep && row->ord != row->id)	/* a marker row */
 		{
 			lane_push(lane, position_of(row->ord, row->customer));
 			lane->look_up_rows = true;

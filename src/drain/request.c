@@ -17,6 +17,7 @@
 #include "api/payload.h"
 #include "base/clock.h"
 #include "base/names.h"
+#include "drain/hold.h"
 #include "drain/request.h"
 #include "utils/memutils.h"
 
@@ -145,6 +146,7 @@ request_make(Requests *requests, MemoryContext context, Lane *lane, const Due *d
 	request->rate_limit = account->rate_limit;
 	request->claimed_at = clock_now();
 	request->definition = pstrdup(definition);
+	request->hold = hold_number(lane);
 	lock_customer(request->tag);
 	dlist_push_tail(&requests->ready, &request->node);
 	requests->nready++;

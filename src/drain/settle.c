@@ -233,8 +233,12 @@ affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int6
 		pace_pause(request->serverid, delay * 1000);
 
 	if (outcome->verdict == VERDICT_HOLD)
-		hold_lane(request->lane, answer->fault, request->definition);
-	else if (answer->status != 0 && outcome->verdict != VERDICT_AGAIN)
+	{
+		if (hold_believes(request))
+			hold_lane(request->lane, answer->fault, request->definition);
+	}
+	else if (request->lane->held && answer->status != 0 &&
+			 outcome->verdict != VERDICT_AGAIN && hold_believes(request))
 		hold_lift(request->lane);	/* an outage does not vouch for the key */
 }
 
