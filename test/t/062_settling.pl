@@ -10,6 +10,7 @@ use File::Basename qw(dirname);
 use JSON::PP;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 use lib dirname(__FILE__);
 use Calls;
@@ -73,7 +74,7 @@ sub locked_tables
 		foreach my $setting (sort keys %sqlstate)
 		{
 			is(sqlstate_of("$setting;\nCALL dt_process_queue();"), $sqlstate{$setting}, "$table is locked: CALL, $setting");
-			is(sqlstate_of("$setting;\n" . enqueueing(new_phone(), ['lead']) . ';'), $table eq 'dt_waiting' ? $sqlstate{$setting} : 'none: ',
+			is(sqlstate_of(($table eq 'dt_waiting' ? "$setting;\n" : '') . enqueueing(new_phone(), ['lead']) . ';'), $table eq 'dt_waiting' ? $sqlstate{$setting} : 'none: ',
 				"$table is locked: enqueueing, $setting");
 		}
 		$locker->query_safe('ROLLBACK');
@@ -190,7 +191,7 @@ sub unreadable
 
 	like(drain(), qr/^WARNING:  requests of role .* are held: .*chunk/m, 'unreadable: the server and role are held, with the reason');
 	is($calls->sql("SELECT count(*) FROM dt_waiting WHERE id IN ($id, $behind)"), '2', 'unreadable: its removals wait');
-	is(states($well), 'done', 'unreadable: the others go on');
+	is($calls->sql("SELECT state FROM dt_settled WHERE id = $well"), 'done', 'unreadable: the others go on');
 	is_received($phone, '', 'unreadable: nothing is sent of it');
 	unlike(drain(), qr/WARNING/, 'unreadable: the next CALL does not warn again');
 	$calls->sql("DELETE FROM dt_waiting WHERE id = $id");
@@ -263,7 +264,7 @@ sub answers_of_any_form
 		'deep' => '{"tags": ' . '{"a": ' x 1000 . '1' . '}' x 1000 . '}',
 		'a key twice' => '{"tags": {"removed": ["vip"]}, "tags": {"removed": ["lead"], "errored": []}}',
 		'blanks around' => " \t\r\n" . '{"tags": {"removed": ["lead"], "errored": []}}' . " \n" x 1000,
-		'numbers at the limit' => '{"n": [1e-16000, 1e100000, -0, 0.000000000000000000000000000000001]}',
+		'numbers at the limit' => '{"n": [1e-1000, 1e1000, -0, 0.000000000000000000000000000000001]}',
 		'the empty key' => '{"": {"": ""}}');
 
 	foreach my $name (sort keys %answers)
@@ -277,6 +278,16 @@ sub answers_of_any_form
 		is($calls->sql("SELECT count(*) FROM dt_history WHERE id IN ($ids[0], $ids[1]) AND jsonb_typeof(answer) = 'object' AND (error IS NULL OR error !~ '[\\n\\r]')"), '2',
 			"answer: $name: the history has an object");
 	}
+	fresh();
+
+	# All names of a request, behind very many others.
+	my $phone = new_phone();
+	$sb->rule($phone, { status => 201, body => { tags => { removed => [ (map { "x$_" } 1 .. 40_000), (map { "t$_" } 1 .. 1000) ], errored => [] } } });
+	$calls->sql("SELECT dt_enqueue_remove_tags_custom_fields('$phone', (SELECT array_agg('t' || n) FROM generate_series(1 + 500 * i, 500 + 500 * i) AS n)) FROM generate_series(0, 1) AS i");
+	my $begin = time;
+	like(drain(), qr/queue: 2 done, 0 failed, 0 left/, 'answer: 1,000 names behind 40,000 others: both are done');
+	note(sprintf 'in %.1f s', time - $begin);
+	is($calls->sql("SELECT count(*) FROM dt_history WHERE phone = '$phone' AND error IS NULL"), '2', 'answer: 1,000 names behind 40,000 others: none is missed');
 	fresh();
 	return;
 }
