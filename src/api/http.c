@@ -642,6 +642,8 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 				 inbox->too_long);
 	else if (transfer->no_descriptor)
 		strlcpy(transfer->error, "no file descriptor is left in this session", CURL_ERROR_SIZE);
+	else if (code == CURLE_OK && !inbox->head_ended)
+		strlcpy(transfer->error, "transfer closed before the end of the headers", CURL_ERROR_SIZE);
 	else if (transfer->error[0] == '\0')
 		strlcpy(transfer->error, curl_easy_strerror(code), CURL_ERROR_SIZE);
 	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
@@ -668,7 +670,8 @@ classify_outcome(const HttpTransfer *transfer, CURLcode code)
 	switch (code)
 	{
 		case CURLE_OK:
-			return HTTP_ANSWERED;
+			/* libcurl takes a head that is cut off for the whole answer. */
+			return transfer->inbox.head_ended ? HTTP_ANSWERED : HTTP_BROKEN_OFF;
 		case CURLE_SSL_CONNECT_ERROR:
 			return is_handshake_broken_off(transfer) ? HTTP_NO_CONNECTION : HTTP_NO_TRUST;
 		case CURLE_SSL_ENGINE_NOTFOUND:

@@ -42,17 +42,24 @@ inbox_clear(Inbox *inbox)
 }
 
 /*
- * Counts the bytes of a header line.  Like inbox_add_body(), this is a callback of
+ * Counts the bytes of a header line, and notes where the headers end, of the last
+ * answer if there are interim ones.  Like inbox_add_body(), this is a callback of
  * libcurl: it returns the number of bytes, or 0 to end the transfer.
  */
 size_t
-inbox_add_header(char *data pg_attribute_unused(), size_t size, size_t nitems, void *arg)
+inbox_add_header(char *data, size_t size, size_t nitems, void *arg)
 {
+	static const char status_line[] = "HTTP/";
 	Inbox	   *inbox = arg;
+	size_t		length = size * nitems;
 
-	inbox->header_bytes += size * nitems;
+	if (length > 0 && (data[0] == '\r' || data[0] == '\n'))
+		inbox->head_ended = true;
+	else if (length >= strlen(status_line) && strncmp(data, status_line, strlen(status_line)) == 0)
+		inbox->head_ended = false;
+	inbox->header_bytes += length;
 	if (inbox->header_bytes <= INBOX_MAX_HEADERS)
-		return size * nitems;
+		return length;
 	inbox->too_long = "headers";
 	return 0;
 }

@@ -74,6 +74,7 @@ static bool is_error_about_session(int sqlstate);
 static Turn *open_turn(Drain *drain);
 static void finish_turn(Drain *drain, Turn *turn);
 static void count_settled(Drain *drain, const Turn *turn);
+static void repeat_after_deadlock(Drain *drain, Turn *turn);
 static void hold_after_error(Drain *drain, Turn *turn);
 static void undo_turn(Drain *drain, Turn *turn);
 static void unstick_requests(Drain *drain);
@@ -192,9 +193,12 @@ run_turn_transaction(Drain *drain)
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(caller);
-		if (turn == NULL || turn->lane == NULL || is_error_about_session(geterrcode()))
+		if (geterrcode() == ERRCODE_T_R_DEADLOCK_DETECTED)
+			repeat_after_deadlock(drain, turn);
+		else if (turn == NULL || turn->lane == NULL || is_error_about_session(geterrcode()))
 			PG_RE_THROW();
-		hold_after_error(drain, turn);
+		else
+			hold_after_error(drain, turn);
 		MemoryContextSwitchTo(caller);
 		return true;
 	}
@@ -307,6 +311,21 @@ count_settled(Drain *drain, const Turn *turn)
 			counters_add_settled(of_server->serverid, tally->done, tally->errored,
 								 tally->failed, tally->cancelled);
 	}
+}
+
+/*
+ * The transaction was chosen to end a deadlock, with an administrator who has locked
+ * our tables in another order.  It is repeated: if the drainer ended, the requests in
+ * flight would leave a second time.  "turn" is NULL if it had not begun.
+ */
+static void
+repeat_after_deadlock(Drain *drain, Turn *turn)
+{
+	FlushErrorState();
+	drain->transactions->abort();
+	if (turn != NULL)
+		undo_turn(drain, turn);
+	drain->next_at = clock_now() + ERROR_PAUSE;
 }
 
 /*
