@@ -12,6 +12,7 @@ source := $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST))))
 MODULE_big = doubletick
 OBJS = \
 	src/account/account.o \
+	src/account/enabled.o \
 	src/account/option.o \
 	src/account/url.o \
 	src/api/answer.o \

@@ -101,7 +101,12 @@ run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **), bo
 	if (fault == NULL)
 		fault = call(&removal, &result);
 	if (fault && (raise || hits_every_row(fault)))
+	{
+		if (call == call_api)
+			fault_about(fault, PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0)),
+						setting_server, GetUserId());
 		fault_raise(fault);
+	}
 	if (fault)
 		result = fault_jsonb(fault);
 	else if (!raise)
@@ -175,6 +180,8 @@ call_api(const Removal *removal, Jsonb **result)
 			*result = answer.body;
 			return NULL;
 		}
+		if (answer.status == 401 || answer.status == 403)
+			answer.fault->hint = account_key_command(setting_server, GetUserId());
 
 		/* If too little time was left, the fault of the try before says more. */
 		if (previous && answer.again && answer.fault->status == 0 &&

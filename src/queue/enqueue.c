@@ -72,6 +72,7 @@ struct Queue
 	TupleTableSlot *buffered[FLEXIBLE_ARRAY_MEMBER];	/* NULL: not needed yet */
 };
 
+static void raise_fault(FunctionCallInfo fcinfo, Fault *fault) pg_attribute_noreturn();
 static Fault *read_arguments(FunctionCallInfo fcinfo, Removal *removal);
 static bool has_no_names(FunctionCallInfo fcinfo);
 static const char **read_names_leniently(FunctionCallInfo fcinfo, int argument, int *nnames);
@@ -105,7 +106,7 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 	queue_check_writable("dt_enqueue_remove_tags_custom_fields()");
 	fault = read_arguments(fcinfo, &removal);
 	if (fault)
-		fault_raise(fault);
+		raise_fault(fcinfo, fault);
 	get_requester(&requester);
 	PG_RETURN_INT64(enqueue_one(&requester, &removal));
 }
@@ -155,7 +156,7 @@ dt_keep(PG_FUNCTION_ARGS)
 	queue_check_writable("dt_keep()");
 	fault = read_arguments(fcinfo, &names);
 	if (fault && !has_no_names(fcinfo))
-		fault_raise(fault);
+		raise_fault(fcinfo, fault);
 	get_requester(&requester);
 	if (fault)
 		PG_RETURN_BOOL(false);
@@ -175,6 +176,15 @@ has_no_names(FunctionCallInfo fcinfo)
 			return false;
 	}
 	return true;
+}
+
+/* Says which row of a bulk statement it is. */
+static void
+raise_fault(FunctionCallInfo fcinfo, Fault *fault)
+{
+	fault_about(fault, PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0)),
+				setting_server, GetUserId());
+	fault_raise(fault);
 }
 
 /* The four arguments that calls have, too. */

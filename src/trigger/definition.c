@@ -86,13 +86,17 @@ read_definition(const TriggerData *data, MemoryContext context)
 	check_events(data);
 	check_arguments(trigger);
 
-	column_find_number(&columns->phone, rel, get_argument(trigger, ARGUMENT_PHONE),
+	column_find_number(&columns->phone, rel, trigger->tgname,
+					   get_argument(trigger, ARGUMENT_PHONE),
 					   "phone", context);
-	column_find_names(&columns->tags, rel, get_argument(trigger, ARGUMENT_TAGS),
+	column_find_names(&columns->tags, rel, trigger->tgname,
+					  get_argument(trigger, ARGUMENT_TAGS),
 					  "tags", false, context);
-	column_find_names(&columns->fields, rel, get_argument(trigger, ARGUMENT_FIELDS),
+	column_find_names(&columns->fields, rel, trigger->tgname,
+					  get_argument(trigger, ARGUMENT_FIELDS),
 					  "custom fields", true, context);
-	column_find_number(&columns->waba, rel, get_argument(trigger, ARGUMENT_WABA),
+	column_find_number(&columns->waba, rel, trigger->tgname,
+					   get_argument(trigger, ARGUMENT_WABA),
 					   "waba", context);
 	columns->last = Max(Max(columns->phone.attno, columns->tags.attno),
 						Max(columns->fields.attno, columns->waba.attno));
@@ -146,7 +150,7 @@ check_transition_tables(const Trigger *trigger)
 static void
 check_arguments(const Trigger *trigger)
 {
-	const char *hint = "They name the columns of the phone, the tags, the custom fields and the waba, and a server; '' names none.";
+	const char *hint = "Its arguments name, in this order, the columns of the phone, the tags, the custom fields and the WABA number, and a server; '' leaves one out.";
 
 	if (trigger->tgnargs > NARGUMENTS)
 		refuse_definition(trigger, "has too many arguments", hint);
