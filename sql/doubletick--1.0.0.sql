@@ -76,6 +76,7 @@ CREATE TABLE @extschema@.dt_waiting (
 	http_status integer,
 	keep boolean NOT NULL,
 	together integer NOT NULL,
+	origin bigint,
 	server text COLLATE "C" NOT NULL,
 	phone text COLLATE "C" NOT NULL,
 	waba text COLLATE "C",
@@ -96,6 +97,8 @@ COMMENT ON COLUMN @extschema@.dt_waiting.customer IS
 'Number of the customer, whose removals are sent together: the digits of phone, and in the lower 14 bits a hash of server, role, phone and waba, without a leading "+". Two customers may have the same number.';
 COMMENT ON COLUMN @extschema@.dt_waiting.together IS
 'Most removals that a request with this one may carry, since a larger request was refused; 0 when there is no such limit.';
+COMMENT ON COLUMN @extschema@.dt_waiting.origin IS
+'Number of the table whose trigger enqueued the removal and can take it back; null when a role enqueued it by hand. A hash of the OIDs of table and database and of the cluster''s system identifier, so rows that are restored elsewhere, or come through pg_upgrade, have no table there. A keep that has an origin takes its names only out of removals of that origin.';
 
 COMMENT ON SEQUENCE @extschema@.dt_waiting_id_seq IS
 'Gives dt_queue and dt_history their ids, which are also the order of removals and keeps.';
@@ -119,7 +122,8 @@ CREATE TABLE @extschema@.dt_settled (
 	answer jsonb,
 	error text,
 	sent_tags text[] COLLATE "C",
-	sent_fields text[] COLLATE "C"
+	sent_fields text[] COLLATE "C",
+	origin bigint
 ) USING heap;
 
 CREATE INDEX dt_settled_id ON @extschema@.dt_settled (id);
@@ -131,6 +135,8 @@ COMMENT ON COLUMN @extschema@.dt_settled.sent_tags IS
 'Tags that its request carried, if not all of them; see dt_history.';
 COMMENT ON COLUMN @extschema@.dt_settled.sent_fields IS
 'Custom fields that its request carried, if not all of them; see dt_history.';
+COMMENT ON COLUMN @extschema@.dt_settled.origin IS
+'As in dt_waiting; dt_retry puts it back there.';
 
 COMMENT ON INDEX @extschema@.dt_settled_id IS
 'Finds a removal for dt_retry. Not unique, since ids may come again after TRUNCATE ... RESTART IDENTITY or a restore.';
@@ -218,12 +224,14 @@ CROSS JOIN LATERAL (
 		WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
 			AND k.server = w.server AND k.role = w.role
 			AND @extschema@.dt_same_number(k.waba, w.waba)
+			AND (k.origin IS NULL OR k.origin = w.origin)
 		UNION ALL
 		SELECT NULL, field.name
 		FROM @extschema@.dt_waiting AS k, unnest(k.fields) AS field(name)
 		WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
 			AND k.server = w.server AND k.role = w.role
 			AND @extschema@.dt_same_number(k.waba, w.waba)
+			AND (k.origin IS NULL OR k.origin = w.origin)
 	) AS k
 ) AS kept
 CROSS JOIN LATERAL (

@@ -24,6 +24,7 @@
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
 #include "commands/dbcommands.h"
+#include "commands/defrem.h"
 #include "compat.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
@@ -325,6 +326,28 @@ check_server(const char *servername, int64 *delay)
 	}
 	*delay = checked_delay;
 	return NULL;
+}
+
+/*
+ * Called where rows are compared: the WABA number that requests to this server carry
+ * when a row has none; NULL when the server has none either.  False when there is no
+ * such server.
+ */
+bool
+account_find_waba(const char *servername, const char **waba)
+{
+	ForeignServer *server = GetForeignServerByName(servername, true);
+	ListCell   *cell;
+
+	*waba = NULL;
+	foreach(cell, server ? server->options : NIL)
+	{
+		DefElem    *option = lfirst(cell);
+
+		if (strcmp(option->defname, "waba_number") == 0)
+			*waba = defGetString(option);
+	}
+	return server != NULL;
 }
 
 /*

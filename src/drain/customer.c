@@ -207,7 +207,7 @@ take_back_names(DueRow *removal, List *keeps)
 	{
 		DueRow	   *keep = lfirst(cell);
 
-		if (keep->row.id < removal->row.ord)
+		if (!store_takes_back(&keep->row, &removal->row))
 			continue;
 		removal->ntags = names_subtract(removal->tags, removal->ntags, keep->tags, keep->ntags);
 		removal->nfields = names_subtract(removal->fields, removal->nfields,

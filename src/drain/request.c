@@ -115,7 +115,8 @@ requests_find(Requests *requests, const Lane *lane, int64 customer)
 		{
 			Request    *request = dlist_container(Request, node, iter.cur);
 
-			if (request->lane == lane && store_same_phone(request->due.asked.customer, customer))
+			if (request->lane == lane &&
+				store_phone_value(request->due.asked.customer) == store_phone_value(customer))
 				return request;
 		}
 	}

@@ -42,8 +42,8 @@ static const ColumnShape waiting_columns[] = {
 	{"due_at", TIMESTAMPTZOID, true}, {"role", OIDOID, true},
 	{"enqueued_by", OIDOID, true}, {"attempts", INT4OID, true},
 	{"http_status", INT4OID, false}, {"keep", BOOLOID, true}, {"together", INT4OID, true},
-	{"server", TEXTOID, true}, {"phone", TEXTOID, true}, {"waba", TEXTOID, false},
-	{"tags", TEXTARRAYOID, true}, {"fields", TEXTARRAYOID, true},
+	{"origin", INT8OID, false}, {"server", TEXTOID, true}, {"phone", TEXTOID, true},
+	{"waba", TEXTOID, false}, {"tags", TEXTARRAYOID, true}, {"fields", TEXTARRAYOID, true},
 	{"last_error", TEXTOID, false},
 };
 
@@ -56,6 +56,7 @@ static const ColumnShape settled_columns[] = {
 	{"tags", TEXTARRAYOID, true}, {"fields", TEXTARRAYOID, true},
 	{"answer", JSONBOID, false}, {"error", TEXTOID, false},
 	{"sent_tags", TEXTARRAYOID, false}, {"sent_fields", TEXTARRAYOID, false},
+	{"origin", INT8OID, false},
 };
 
 static const ColumnShape hold_columns[] = {

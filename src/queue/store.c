@@ -38,6 +38,7 @@
 
 /* A phone is a number below 2^50, and leaves so many of 64 bits. */
 #define CUSTOMER_HASH_BITS 14
+#define CUSTOMER_HASH_MASK ((UINT64CONST(1) << CUSTOMER_HASH_BITS) - 1)
 
 /*
  * A table's indexes as CatalogOpenIndexes() returns them.  Calling it for each row
@@ -316,6 +317,8 @@ store_form_waiting(Store *waiting, const QueueRow *row)
 	nulls[WAITING_HTTP_STATUS - 1] = row->http_status == 0;
 	values[WAITING_KEEP - 1] = BoolGetDatum(row->keep);
 	values[WAITING_TOGETHER - 1] = Int32GetDatum(row->together);
+	values[WAITING_ORIGIN - 1] = Int64GetDatum(row->origin);
+	nulls[WAITING_ORIGIN - 1] = row->origin == 0;
 	store_set_text(values, nulls, WAITING_SERVER, row->server);
 	store_set_text(values, nulls, WAITING_PHONE, row->phone);
 	store_set_text(values, nulls, WAITING_WABA, row->waba);
@@ -392,6 +395,7 @@ store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
 		DatumGetInt32(values[WAITING_HTTP_STATUS - 1]);
 	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
 	row->together = DatumGetInt32(values[WAITING_TOGETHER - 1]);
+	row->origin = nulls[WAITING_ORIGIN - 1] ? 0 : DatumGetInt64(values[WAITING_ORIGIN - 1]);
 	row->server = store_read_text(values[WAITING_SERVER - 1], false);
 	row->phone = store_read_text(values[WAITING_PHONE - 1], false);
 	row->waba = store_read_text(values[WAITING_WABA - 1], nulls[WAITING_WABA - 1]);
@@ -479,17 +483,31 @@ store_customer(const char *server, Oid role, const char *phone, const char *waba
 	uint64		hash = hash_bytes_extended((const unsigned char *) server, strlen(server), role);
 
 	hash = phone_hash(waba, phone_hash(phone, hash));
-	return (int64) (phone_value(phone) << CUSTOMER_HASH_BITS |
-					(hash & ((1 << CUSTOMER_HASH_BITS) - 1)));
+	return (int64) (phone_value(phone) << CUSTOMER_HASH_BITS | (hash & CUSTOMER_HASH_MASK));
 }
 
 /*
- * Are these the numbers of customers with the same phone?
+ * The phone_value() of a customer with this number.
  */
-bool
-store_same_phone(int64 customer, int64 other)
+uint64
+store_phone_value(int64 customer)
 {
-	return ((uint64) (customer ^ other) >> CUSTOMER_HASH_BITS) == 0;
+	return (uint64) customer >> CUSTOMER_HASH_BITS;
+}
+
+/*
+ * Makes the two keys of a scan of RELATION_WAITING_CUSTOMER that finds all customers
+ * with this phone.
+ */
+void
+store_init_phone_keys(ScanKey keys, const char *phone)
+{
+	uint64		first = phone_value(phone) << CUSTOMER_HASH_BITS;
+
+	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum((int64) first));
+	ScanKeyInit(&keys[1], WAITING_CUSTOMER, BTLessEqualStrategyNumber, F_INT8LE,
+				Int64GetDatum((int64) (first | CUSTOMER_HASH_MASK)));
 }
 
 /*
@@ -500,4 +518,15 @@ store_is_same_customer(const QueueRow *row, const QueueRow *other)
 {
 	return row->role == other->role && strcmp(row->server, other->server) == 0 &&
 		phone_equal(row->phone, other->phone) && phone_equal(row->waba, other->waba);
+}
+
+/*
+ * Does a keep take its names out of a removal of the same customer?  Out of those that
+ * were enqueued before it; and if it has an origin, only out of those of this origin.
+ */
+bool
+store_takes_back(const QueueRow *keep, const QueueRow *removal)
+{
+	return keep->id >= removal->ord &&
+		(keep->origin == 0 || keep->origin == removal->origin);
 }

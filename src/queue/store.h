@@ -38,6 +38,7 @@ typedef enum WaitingColumn
 	WAITING_HTTP_STATUS,
 	WAITING_KEEP,
 	WAITING_TOGETHER,
+	WAITING_ORIGIN,
 	WAITING_SERVER,
 	WAITING_PHONE,
 	WAITING_WABA,
@@ -65,6 +66,9 @@ typedef struct QueueRow
 	bool		keep;			/* names that came back, not a removal */
 	int			together;		/* how many rows a request that carries this
 								 * one may carry at most; 0: no such limit */
+	int64		origin;			/* the table whose trigger enqueued it, see
+								 * definition.c; 0: enqueued by hand.  Of a
+								 * keep: see store_takes_back() */
 	const char *server;
 	const char *phone;			/* as given */
 	const char *waba;			/* as given, NULL: none */
@@ -112,7 +116,9 @@ extern int64 store_count_waiting(Store *waiting);
 
 extern int64 store_customer(const char *server, Oid role, const char *phone,
 							const char *waba);
-extern bool store_same_phone(int64 customer, int64 other);
+extern uint64 store_phone_value(int64 customer);
+extern void store_init_phone_keys(ScanKey keys, const char *phone);
 extern bool store_is_same_customer(const QueueRow *row, const QueueRow *other);
+extern bool store_takes_back(const QueueRow *keep, const QueueRow *removal);
 
 #endif							/* DOUBLETICK_QUEUE_STORE_H */
