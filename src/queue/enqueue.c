@@ -24,6 +24,7 @@
 #include "miscadmin.h"
 #include "queue/enqueue.h"
 #include "queue/history.h"
+#include "queue/ids.h"
 #include "queue/wakeup.h"
 #include "settings.h"
 #include "storage/bufmgr.h"
@@ -477,7 +478,7 @@ intersect_with_waiting(const char **names, int nnames, List *removals, List *kee
 			int			nkept;
 			const char **kept;
 
-			if (keep->id < removal->ord)
+			if (keep->id < removal->ord || (keep->replicated && !removal->replicated))
 				continue;
 			kept = names_of_row(keep, tags, &nkept);
 			nwaiting = names_subtract(waiting, nwaiting, kept, nkept);
@@ -503,7 +504,7 @@ queue_add_failed(const Requester *requester, const Removal *removal, const char 
 	Store		settled;
 	QueueRow	row = {0};
 
-	row.id = store_next_id();
+	row.id = ids_next();
 	row.enqueued_at = GetCurrentTimestamp();
 	row.role = requester->role;
 	row.enqueued_by = requester->enqueued_by;
@@ -546,7 +547,7 @@ queue_make_row(QueueRow *row, const Requester *requester, const Removal *removal
 	 * all that were given out before it got its xid (see drain/discover.c).
 	 */
 	row->xact = (int64) U64FromFullTransactionId(GetTopFullTransactionId());
-	row->id = store_next_id();
+	row->id = ids_next();
 	row->ord = row->id;
 	row->customer = store_customer(requester->server, requester->role, removal->phone,
 								   removal->waba);
