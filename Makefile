@@ -45,8 +45,10 @@ OBJS = \
 	src/queue/cancel.o \
 	src/queue/enqueue.o \
 	src/queue/history.o \
+	src/queue/ids.o \
 	src/queue/locks.o \
 	src/queue/relations.o \
+	src/queue/replicated.o \
 	src/queue/retry.o \
 	src/queue/shape.o \
 	src/queue/store.o \

@@ -485,7 +485,10 @@ search_new_rows(Drain *drain, Turn *turn)
 		lane_push(lane, position_of(row->id, row->customer));
 		if (row->keep && row->ord != row->id)	/* a marker row */
 		{
-			lane_push(lane, position_of(row->ord, row->customer));
+			if (row->ord == 0)
+				drain->at_end &= !discover_anew(&drain->horizon, row->id);
+			else
+				lane_push(lane, position_of(row->ord, row->customer));
 			lane->look_up_rows = true;
 		}
 		schedule_lane(turn->schedule, lane, turn->clock);
@@ -596,7 +599,7 @@ drain_tally(const Drain *drain)
 /*
  * How many removals wait, in flight or not, for dt_process_queue() to report.  When
  * a search has found all rows, it counts positions, which may include keeps and
- * settled rows.  Else, or with "exactly" if there are positions, it reads the table.
+ * settled rows.  Else, or with "exactly" if something may wait, it reads the table.
  */
 int64
 drain_count_waiting(Drain *drain, bool exactly)
@@ -604,7 +607,7 @@ drain_count_waiting(Drain *drain, bool exactly)
 	Store		waiting;
 	int64		nrows = requests_count_rows(&drain->requests) + schedule_count(&drain->schedule);
 
-	if (drain->at_end && (nrows == 0 || !exactly))
+	if (drain->at_end && ((nrows == 0 && !drain->horizon.has_passed) || !exactly))
 		return nrows;
 
 	begin_drain_transaction(drain);

@@ -25,6 +25,7 @@
 #include "miscadmin.h"
 #include "queue/enqueue.h"
 #include "queue/history.h"
+#include "queue/ids.h"
 #include "queue/wakeup.h"
 #include "settings.h"
 #include "storage/bufmgr.h"
@@ -627,7 +628,7 @@ queue_add_failed(const Requester *requester, const Removal *removal, const char 
 	Store		settled;
 	QueueRow	row = {0};
 
-	row.id = store_next_id();
+	row.id = ids_next();
 	row.enqueued_at = GetCurrentTimestamp();
 	row.role = requester->role;
 	row.enqueued_by = requester->enqueued_by;
@@ -671,7 +672,7 @@ queue_make_row(QueueRow *row, const Requester *requester, const Removal *removal
 	 * all that were given out before it got its xid (see drain/discover.c).
 	 */
 	row->xact = (int64) U64FromFullTransactionId(GetTopFullTransactionId());
-	row->id = store_next_id();
+	row->id = ids_next();
 	row->ord = row->id;
 	row->customer = store_customer(requester->server, requester->role, removal->phone,
 								   removal->waba);

@@ -15,14 +15,12 @@
 
 #include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/relation.h"
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "base/phone.h"
 #include "catalog/index.h"
-#include "commands/sequence.h"
 #include "common/hashfn.h"
 #include "compat.h"
 #include "executor/tuptable.h"
@@ -65,6 +63,7 @@ static const int own_indexes[NRELATIONS] = {
 
 static void open_indexes(Store *store, QueueRelation table);
 static void check_and_cache_indexes(IndexCache *cache, Relation rel, QueueRelation table);
+static bool find_row(Store *waiting, int64 id, QueueRow *row);
 
 /*
  * Opens a table of ours; nothing else does.  Its locks last until the transaction
@@ -264,38 +263,6 @@ store_set_text(Datum *values, bool *nulls, int column, const char *string)
 }
 
 /*
- * The next id.  The sequence caches none, so that a later call, in whichever
- * session, returns a larger id.
- */
-int64
-store_next_id(void)
-{
-	return nextval_internal(relation_oid(RELATION_WAITING_ID), false);
-}
-
-/*
- * The last id that was given out, or a larger one after a crash.  It can become
- * smaller: by TRUNCATE ... RESTART IDENTITY, or setval().
- */
-int64
-store_last_id(void)
-{
-	Relation	sequence = relation_open(relation_oid(RELATION_WAITING_ID), AccessShareLock);
-	SysScanDesc scan = systable_beginscan(sequence, InvalidOid, false, SnapshotSelf, 0, NULL);
-	HeapTuple	tuple = systable_getnext(scan);
-	bool		isnull;
-	int64		id;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "sequence \"%s\" is empty", RelationGetRelationName(sequence));
-	/* last_value is the first column of a sequence. */
-	id = DatumGetInt64(heap_getattr(tuple, 1, RelationGetDescr(sequence), &isnull));
-	systable_endscan(scan);
-	relation_close(sequence, AccessShareLock);
-	return id;
-}
-
-/*
  * Makes the tuple of a row.
  */
 HeapTuple
@@ -316,6 +283,7 @@ store_form_waiting(Store *waiting, const QueueRow *row)
 	values[WAITING_HTTP_STATUS - 1] = Int32GetDatum(row->http_status);
 	nulls[WAITING_HTTP_STATUS - 1] = row->http_status == 0;
 	values[WAITING_KEEP - 1] = BoolGetDatum(row->keep);
+	values[WAITING_REPLICATED - 1] = BoolGetDatum(row->replicated);
 	values[WAITING_TOGETHER - 1] = Int32GetDatum(row->together);
 	values[WAITING_ORIGIN - 1] = Int64GetDatum(row->origin);
 	nulls[WAITING_ORIGIN - 1] = row->origin == 0;
@@ -367,6 +335,7 @@ store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row)
 	row->role = DatumGetObjectId(values[WAITING_ROLE - 1]);
 	row->customer = DatumGetInt64(values[WAITING_CUSTOMER - 1]);
 	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
+	row->replicated = DatumGetBool(values[WAITING_REPLICATED - 1]);
 	row->server = store_read_text(values[WAITING_SERVER - 1], false);
 }
 
@@ -394,6 +363,7 @@ store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
 	row->http_status = nulls[WAITING_HTTP_STATUS - 1] ? 0 :
 		DatumGetInt32(values[WAITING_HTTP_STATUS - 1]);
 	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
+	row->replicated = DatumGetBool(values[WAITING_REPLICATED - 1]);
 	row->together = DatumGetInt32(values[WAITING_TOGETHER - 1]);
 	row->origin = nulls[WAITING_ORIGIN - 1] ? 0 : DatumGetInt64(values[WAITING_ORIGIN - 1]);
 	row->server = store_read_text(values[WAITING_SERVER - 1], false);
@@ -408,10 +378,25 @@ store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
 
 /*
  * Reads the waiting row with this id.  False when there is none, committed or of
- * this transaction.
+ * this transaction, or when it arrived by logical replication.
  */
 bool
 store_find_waiting(Store *waiting, int64 id, QueueRow *row)
+{
+	return find_row(waiting, id, row) && !row->replicated;
+}
+
+/*
+ * The same for dt_cancel(), if the row arrived by logical replication.
+ */
+bool
+store_find_replicated(Store *waiting, int64 id, QueueRow *row)
+{
+	return find_row(waiting, id, row) && row->replicated;
+}
+
+static bool
+find_row(Store *waiting, int64 id, QueueRow *row)
 {
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -523,10 +508,12 @@ store_is_same_customer(const QueueRow *row, const QueueRow *other)
 /*
  * Does a keep take its names out of a removal of the same customer?  Out of those that
  * were enqueued before it; and if it has an origin, only out of those of this origin.
+ * A keep that arrived by logical replication counts only for removals that did, too.
  */
 bool
 store_takes_back(const QueueRow *keep, const QueueRow *removal)
 {
 	return keep->id >= removal->ord &&
-		(keep->origin == 0 || keep->origin == removal->origin);
+		(keep->origin == 0 || keep->origin == removal->origin) &&
+		(removal->replicated || !keep->replicated);
 }
