@@ -44,6 +44,9 @@
 /* Longest wait in one turn, in µs. */
 #define LONGEST_WAIT (100 * INT64CONST(1000))
 
+StaticAssertDecl(sizeof(Turn) - offsetof(Turn, taken) - sizeof(((Turn *) NULL)->taken) < MAXIMUM_ALIGNOF,
+				 "open_turn() sets nothing beyond \"taken\"");
+
 /* Times are by clock_now(). */
 struct Drain
 {

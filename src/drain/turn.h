@@ -51,17 +51,20 @@ typedef struct Turn
 	Lane	   *lane;
 	Request    *request;		/* the one being settled; NULL: none */
 
-	/* Positions taken from lanes, to be given back if the transaction fails. */
+	/* The customer that was last found to be due later. */
+	QueueRow	deferred;
+	int64		deferred_until; /* by clock_now(); 0: there is no such one */
+
+	/*
+	 * Positions taken from lanes, to be given back if the transaction fails.
+	 * They come last: open_turn() sets nothing beyond their number.
+	 */
 	int			ntaken;
 	struct
 	{
 		Lane	   *lane;
 		Position	position;
 	}			taken[TURN_MAX_ROWS];
-
-	/* The customer that was last found to be due later. */
-	QueueRow	deferred;
-	int64		deferred_until; /* by clock_now(); 0: there is no such one */
 } Turn;
 
 /* send.c */
