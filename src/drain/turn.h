@@ -30,11 +30,19 @@ typedef struct Tally
 #define TURN_MAX_LOCKS 256
 #define TURN_MAX_TIME (200 * INT64CONST(1000))
 
+/* What the turn has settled for one server. */
+typedef struct ServerTally
+{
+	NameData	server;
+	Oid			serverid;		/* InvalidOid: it was dropped */
+	Tally		tally;
+} ServerTally;
+
 typedef struct Turn
 {
 	Schedule   *schedule;
 	Requests   *requests;
-	Tally		tally;			/* becomes the drainer's at commit */
+	List	   *tallies;		/* ServerTally: counted at commit */
 	MemoryContext context;		/* reset when the next turn begins */
 	MemoryContext drain_context;	/* lasts as long as the drainer */
 	Store		waiting;		/* dt_waiting, open */
@@ -57,7 +65,7 @@ typedef struct Turn
 
 	/*
 	 * Positions taken from lanes, to be given back if the transaction fails.
-	 * They come last: open_turn() sets nothing beyond their number.
+	 * The array comes last, since open_turn() does not clear it.
 	 */
 	int			ntaken;
 	struct

@@ -17,6 +17,8 @@ typedef struct Requester
 	const char *server;
 	Oid			role;
 	Oid			enqueued_by;
+	int64		delay;			/* µs until a removal is due; see
+								 * account_delay() */
 } Requester;
 
 /* The queue, open to insert into it. */
@@ -29,6 +31,7 @@ extern bool queue_may_have_waiting(Queue *queue, const Requester *requester, con
 extern void queue_add_keep(Queue *queue, const Requester *requester, Removal *names);
 extern int64 queue_add_failed(const Requester *requester, const Removal *removal, const char *error);
 
+extern void queue_make_marker(QueueRow *marker, const QueueRow *row);
 extern void queue_make_row(QueueRow *row, const Requester *requester, const Removal *removal);
 extern void queue_check_writable(const char *command);
 

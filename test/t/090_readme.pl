@@ -29,6 +29,7 @@ use Sandbox;
 
 my $top = abs_path(dirname(__FILE__) . '/../..');
 my $readme = contents('README.md');
+my ($version) = contents('doubletick.control') =~ /^default_version = '(.+)'$/m;
 
 # All of the program's text, and its string literals: one in each line, as the
 # compiler sees them.
@@ -116,6 +117,12 @@ foreach my $anchor (uniq($readme =~ /\]\(#([^)]+)\)/g))
 	ok((grep { $_ eq $anchor } @headings), "there is a heading for the link to $anchor");
 }
 
+# A SET in a pooled session would reach others. A function's clause, and what ALTER
+# stores, are no such SET.
+my @advice = grep { /(?<!clause `)(?<!clause )\bSET doubletick\./ && !/ALTER (?:DATABASE|ROLE|SYSTEM)/ }
+  split /\n/, join "\n", $readme, $literals, contents("sql/doubletick--$version.sql");
+is_deeply(\@advice, [], 'SET LOCAL is advised, and not SET');
+
 # What the extension is made of.
 
 is_deeply(
@@ -124,14 +131,13 @@ is_deeply(
 	[], 'every object has a comment');
 is_deeply(
 	[ rows(q{SELECT proname, has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc
-		WHERE proname ~ '^dt_(.*remove_tags_custom_fields|cancel|retry|process_queue)$' ORDER BY 1}) ],
-	[ map { "$_|f" } qw(dt_cancel dt_enqueue_remove_tags_custom_fields dt_process_queue
-		dt_remove_tags_custom_fields dt_retry dt_try_remove_tags_custom_fields) ],
+		WHERE proname ~ '^dt_(.*remove_tags_custom_fields|keep|cancel|retry|process_queue)$' ORDER BY 1}) ],
+	[ map { "$_|f" } qw(dt_cancel dt_enqueue_remove_tags_custom_fields dt_keep dt_process_queue
+		dt_remove_tags_custom_fields dt_retry dt_try_enqueue_remove_tags_custom_fields dt_try_remove_tags_custom_fields) ],
 	'EXECUTE on what sends, stores or changes is not granted to PUBLIC');
 
 # META.json, by the specification 1.0.0 of PGXN.
 
-my ($version) = contents('doubletick.control') =~ /^default_version = '(.+)'$/m;
 my $meta = eval { JSON::PP->new->utf8->decode(contents('META.json')) };
 is($@, '', 'META.json is JSON');
 foreach my $key (qw(name version abstract maintainer license provides meta-spec))

@@ -74,10 +74,10 @@ SQL
 
 =over
 
-=item Calls->new(sandbox => [argument, ...], conf => text, options => {...})
+=item Calls->new(sandbox => [argument, ...], conf => text, options => {...}, name => text)
 
 "options" are further options of the server, as for Sandbox's server_options;
-"rate_limit" is 0 unless given.
+"rate_limit" is 0 unless given. "name" is the cluster's; a second one needs another.
 
 =cut
 
@@ -86,7 +86,7 @@ sub new
 	my ($class, %with) = @_;
 	my $self = bless {
 		sandbox => Sandbox->start(@{ $with{sandbox} || [] }),
-		node => PostgreSQL::Test::Cluster->new('main'),
+		node => PostgreSQL::Test::Cluster->new($with{name} || 'main'),
 	}, $class;
 
 	$ENV{PGCLIENTENCODING} = 'UTF8';
