@@ -89,9 +89,10 @@ PG_CPPFLAGS += -isystem $(shell $(PG_CONFIG) --includedir-server)
 # Fault points, and what else only tests need (see src/testing.c).
 ifdef TESTING
 PG_CPPFLAGS += -DDOUBLETICK_TESTING
+SHLIB_LINK = -Wl,--wrap=AllocSetContextCreateInternal
 endif
 PG_CFLAGS = -Wall -Wextra
-SHLIB_LINK = $(shell $(CURL_CONFIG) --libs)
+SHLIB_LINK += $(shell $(CURL_CONFIG) --libs)
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)

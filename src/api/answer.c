@@ -64,6 +64,9 @@ static const TransportFault transport_faults[] = {
 	[HTTP_TOO_LONG] = {
 		ERRCODE_FDW_UNABLE_TO_CREATE_REPLY, "answer is too long", CHECK_BASE_URL, false
 	},
+	[HTTP_NO_MEMORY] = {
+		ERRCODE_OUT_OF_MEMORY, "out of memory while an HTTP answer was read", MAYBE_DONE, false
+	},
 };
 
 static void read_transport_fault(const HttpReply *reply, Answer *answer);

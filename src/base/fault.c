@@ -60,6 +60,7 @@ static const CodeName condition_names[] = {
 	{ERRCODE_SYSTEM_ERROR, "system_error"},
 	{ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION, "fdw_unable_to_establish_connection"},
 	{ERRCODE_FDW_UNABLE_TO_CREATE_REPLY, "fdw_unable_to_create_reply"},
+	{ERRCODE_OUT_OF_MEMORY, "out_of_memory"},
 };
 
 static const char *name_of_code(const CodeName *names, int nnames, int code);

@@ -275,6 +275,7 @@ hits_every_row(const Fault *fault)
 		case ERRCODE_UNDEFINED_OBJECT:
 		case ERRCODE_INSUFFICIENT_PRIVILEGE:
 		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
+		case ERRCODE_OUT_OF_MEMORY:
 			return true;
 	}
 	return fault->status == 401;

@@ -100,6 +100,7 @@ settle_committed(Requests *requests, Request *request)
 	}
 	foreach(cell, request->next)
 		lane_push_front(lane, *(Position *) lfirst(cell));
+	dlist_delete(&request->node);
 	request_free(requests, request);
 }
 
