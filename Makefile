@@ -21,6 +21,7 @@ OBJS = \
 	src/api/pace.o \
 	src/api/payload.o \
 	src/base/clock.o \
+	src/base/extension.o \
 	src/base/fault.o \
 	src/base/fault_point.o \
 	src/base/names.o \
@@ -48,6 +49,7 @@ OBJS = \
 	src/queue/retry.o \
 	src/queue/shape.o \
 	src/queue/store.o \
+	src/queue/update.o \
 	src/queue/wakeup.o \
 	src/settings.o \
 	src/testing.o \
@@ -64,7 +66,7 @@ OBJS = \
 	src/worker/worker.o
 
 EXTENSION = doubletick
-DATA = sql/doubletick--1.0.0.sql
+DATA = $(patsubst $(source)/%,%,$(wildcard $(source)/sql/doubletick--*.sql))
 
 REGRESS = options arguments errors privileges queue
 REGRESS_OPTS = --inputdir=$(source)/test --temp-instance=tmp_regress --encoding=UTF8 --no-locale
@@ -74,12 +76,15 @@ PROVE_TESTS = test/t/*.pl
 EXTRA_CLEAN = tmp_regress log
 
 PG_CONFIG ?= pg_config
-DOUBLETICK_VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" '$(source)/doubletick.control')
-ifeq ($(DOUBLETICK_VERSION),)
-$(error could not read default_version from $(source)/doubletick.control)
+# The version of a release, and that of its SQL objects (see src/README, Releases).
+DOUBLETICK_VERSION := $(shell sed -n 's/^\t"version": "\(.*\)",/\1/p' '$(source)/META.json')
+DOUBLETICK_SQL_VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" '$(source)/doubletick.control')
+ifeq ($(and $(DOUBLETICK_VERSION),$(DOUBLETICK_SQL_VERSION)),)
+$(error could not read the versions from META.json and doubletick.control in $(source))
 endif
 CURL_CONFIG ?= curl-config
-PG_CPPFLAGS = -I$(source)/src $(shell $(CURL_CONFIG) --cflags) -DDOUBLETICK_VERSION='"$(DOUBLETICK_VERSION)"'
+PG_CPPFLAGS = -I$(source)/src $(shell $(CURL_CONFIG) --cflags)
+PG_CPPFLAGS += -DDOUBLETICK_VERSION='"$(DOUBLETICK_VERSION)"' -DDOUBLETICK_SQL_VERSION='"$(DOUBLETICK_SQL_VERSION)"'
 # As system headers, PostgreSQL's own do not drown the warnings about ours.
 PG_CPPFLAGS += -isystem $(shell $(PG_CONFIG) --includedir-server)
 # Fault points, and what else only tests need (see src/testing.c).

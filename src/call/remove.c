@@ -15,6 +15,7 @@
 #include "api/pace.h"
 #include "api/payload.h"
 #include "base/clock.h"
+#include "base/extension.h"
 #include "common/pg_prng.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -133,7 +134,9 @@ call_api(const Removal *removal, Jsonb **result)
 	Fault	   *previous = NULL;
 	int64		deadline;
 
-	fault = account_get(setting_server, GetUserId(), &account);
+	fault = extension_version_fault();
+	if (fault == NULL)
+		fault = account_get(setting_server, GetUserId(), &account);
 	if (fault)
 		return fault;
 

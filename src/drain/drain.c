@@ -21,6 +21,7 @@
 #include "drain/hold.h"
 #include "miscadmin.h"
 #include "queue/history.h"
+#include "queue/locks.h"
 #include "settings.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -56,6 +57,7 @@ struct Drain
 	Horizon		horizon;
 	bool		has_begun;		/* has a turn been committed? */
 	bool		finishing;		/* does it only settle, and send no more? */
+	bool		is_update_near; /* because the extension is to be updated? */
 	bool		at_end;			/* has the last search found all there was? */
 	int64		searched_at;	/* when the last search was made */
 	int64		search_at;		/* when the next one is to be made */
@@ -66,6 +68,7 @@ struct Drain
 	TimestampTz prune_from;		/* settled_at of the last row that was pruned */
 };
 
+static void stop_sending(Drain *drain);
 static void begin_drain_transaction(Drain *drain);
 static void commit_drain_transaction(Drain *drain);
 static bool run_turn_transaction(Drain *drain);
@@ -117,9 +120,18 @@ DrainState
 drain_turn(Drain *drain)
 {
 	Requests   *requests = &drain->requests;
-	int64		left = drain->next_at - clock_now();
+	int64		left;
 	bool		new_answers;
 
+	if (!drain->is_update_near && lock_is_wanted_for_update())
+	{
+		drain->is_update_near = true;
+		stop_sending(drain);
+	}
+	if (drain->is_update_near && requests_in_flight(requests) == 0)
+		return DRAIN_UPDATE;
+
+	left = drain->next_at - clock_now();
 	left = Max(left, 0);		/* Max() evaluates its arguments twice */
 	if (requests->nout > 0)
 		http_turn(requests->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
@@ -139,7 +151,7 @@ drain_turn(Drain *drain)
 		if (!run_turn_transaction(drain))
 			return DRAIN_GONE;
 	}
-	if (requests_in_flight(requests) > 0)
+	if (requests_in_flight(requests) > 0 || drain->is_update_near)
 		return DRAIN_BUSY;
 	if (drain->finishing || (drain->at_end && !schedule_has_line(&drain->schedule)))
 		return DRAIN_IDLE;
@@ -152,9 +164,15 @@ drain_turn(Drain *drain)
 DrainState
 drain_finish(Drain *drain)
 {
+	stop_sending(drain);
+	return drain_turn(drain);
+}
+
+static void
+stop_sending(Drain *drain)
+{
 	drain->finishing = true;
 	drain->next_at = time_of_next_turn(drain);
-	return drain_turn(drain);
 }
 
 /*

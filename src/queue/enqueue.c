@@ -16,6 +16,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "account/account.h"
+#include "base/extension.h"
 #include "base/names.h"
 #include "common/hashfn.h"
 #include "executor/tuptable.h"
@@ -123,6 +124,7 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 void
 queue_check_writable(const char *command)
 {
+	extension_check_version();
 	PreventCommandIfReadOnly(command);
 	PreventCommandDuringRecovery(command);
 	PreventCommandIfParallelMode(command);

@@ -21,6 +21,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "base/extension.h"
 #include "base/phone.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_trigger.h"
@@ -82,6 +83,7 @@ read_definition(const TriggerData *data, MemoryContext context)
 	Columns    *columns = &definition->columns;
 	const char *server = get_argument(trigger, ARGUMENT_SERVER);
 
+	extension_check_version();
 	check_events(data);
 	check_arguments(trigger);
 

@@ -77,7 +77,7 @@ SQL
 =item Calls->new(sandbox => [argument, ...], conf => text, options => {...})
 
 "options" are further options of the server, as for Sandbox's server_options;
-"rate_limit" is 0 unless given.
+"rate_limit" is 0 unless given. "install_path" is another installation's.
 
 =cut
 
@@ -86,7 +86,7 @@ sub new
 	my ($class, %with) = @_;
 	my $self = bless {
 		sandbox => Sandbox->start(@{ $with{sandbox} || [] }),
-		node => PostgreSQL::Test::Cluster->new('main'),
+		node => PostgreSQL::Test::Cluster->new('main', $with{install_path} ? (install_path => $with{install_path}) : ()),
 	}, $class;
 
 	$ENV{PGCLIENTENCODING} = 'UTF8';
