@@ -3,6 +3,7 @@
 #   make && make install        build and install (PG_CONFIG=… for another server)
 #   make installcheck           run every test in throwaway clusters, not as root
 #   make sandbox                build the local stand-in of the API
+#   make dist                   make the zip for PGXN
 #   make indent                 bring src/ into pgindent's shape (Debian: pg-bsd-indent)
 
 # Where the sources are: the build may run elsewhere, as Debian's does
@@ -114,6 +115,11 @@ clean: clean-expected
 clean-expected:
 	test ! -L expected || rm expected
 
+# The zip for PGXN: what is committed.
+dist:
+	git -C '$(source)' archive --format=zip --prefix=doubletick-$(DOUBLETICK_VERSION)/ \
+		-o '$(CURDIR)/doubletick-$(DOUBLETICK_VERSION).zip' HEAD
+
 # PostgreSQL::Test starts the sandbox from its place in the tree.
 sandbox:
 	$(MAKE) -C '$(source)/test/sandbox'
@@ -131,4 +137,4 @@ indent:
 		$(INDENT) <$$f | sed 's/^\([A-Za-z_]*\)[\t ]\{1,\}\*$$/\1 */' >$$f.new && mv $$f.new $$f || exit 1; \
 	done
 
-.PHONY: sandbox clean-sandbox clean-expected indent
+.PHONY: dist sandbox clean-sandbox clean-expected indent

@@ -39,6 +39,7 @@ sub released_tree
 	tree(
 		'doubletick.control' => "default_version = '1.0.0'\n",
 		'CHANGELOG.md' => "## 1.0.0 (2027-01-15)\n\n- Added all\n",
+		'META.json' => qq{{"release_status": "unstable"}\n},
 		'sql/doubletick--1.0.0.sql' => 'SELECT 1;',
 		'sql/RELEASED' => "# a comment\n" . line('doubletick--1.0.0.sql', 'SELECT 1;'),
 		%change);
@@ -114,6 +115,7 @@ faults_are('a way of two updates');
 	is($stderr, '', 'test/release says nothing of errors');
 	faults_are('test/release records a release');
 	like(slurp_file("$dir/CHANGELOG.md"), qr/^## 1\.1\.0 \(2027-03-01\)$/m, 'and dates it');
+	like(slurp_file("$dir/META.json"), qr/"release_status": "stable"/, 'and calls it stable');
 	command_fails_like(\@command, qr/no version is unreleased/, 'test/release refuses to do it again');
 }
 

@@ -107,7 +107,7 @@ foreach my $message (@messages)
 }
 
 ok(-e "$top/$_", "$_ is there")
-  foreach uniq($readme =~ m{(?<![\w/])(test/(?:demo|check|bench|sandbox|t)\b(?:[\w./]*\w)?)}g);
+  foreach uniq($readme =~ m{(?<![\w/])(test/(?:demo|check|package|release|bench|sandbox|t)\b(?:[\w./]*\w)?)}g);
 ok(-e "$top/src/README", 'src/README is there') if section('Development') =~ m{\]\(src/README\)};
 
 my @headings = map { lc s/[^\w -]//gr =~ tr/ /-/r } $readme =~ /^#+ (.+)$/mg;
