@@ -377,6 +377,30 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 COMMENT ON FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
 'Stores the removal of tags and custom fields and returns its id in dt_queue and dt_history. It is sent as the current role, after this transaction has committed. Takes the arguments of dt_remove_tags_custom_fields. Raises 22023 or 22004 for a bad argument, 42704 when there is no DoubleTick server of the name in doubletick.server, 25006 in a read-only session.';
 
+CREATE FUNCTION @extschema@.dt_try_enqueue_remove_tags_custom_fields(
+	phone text,
+	tags text[] DEFAULT NULL,
+	fields text[] DEFAULT NULL,
+	waba text DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'dt_try_enqueue_remove_tags_custom_fields'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
+
+COMMENT ON FUNCTION @extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
+'Does the same as dt_enqueue_remove_tags_custom_fields, but a removal with a bad argument goes to dt_history as failed, and its id is returned. Raises what would hit every row: 42704, 25006.';
+
+CREATE FUNCTION @extschema@.dt_keep(
+	phone text,
+	tags text[] DEFAULT NULL,
+	fields text[] DEFAULT NULL,
+	waba text DEFAULT NULL)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'dt_keep'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
+
+COMMENT ON FUNCTION @extschema@.dt_keep(text, text[], text[], text) IS
+'Takes names that a customer has again out of the waiting removals of the current role, as the trigger does. Returns whether a removal had one of them. A removal whose request is in flight is not changed. Raises 22023 or 22004 for a bad argument, 42704 when there is no DoubleTick server of the name in doubletick.server, 25006 in a read-only session.';
+
 CREATE FUNCTION @extschema@.dt_cancel(id bigint)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'dt_cancel'
@@ -412,6 +436,8 @@ REVOKE EXECUTE ON FUNCTION
 	@extschema@.dt_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text),
+	@extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text),
+	@extschema@.dt_keep(text, text[], text[], text),
 	@extschema@.dt_cancel(bigint),
 	@extschema@.dt_retry(bigint),
 	@extschema@.dt_remove_tags_custom_fields_trigger()

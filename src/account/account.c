@@ -48,6 +48,7 @@ static Fault *refill_cache(const char *servername, Oid roleid, Account *account)
 static void invalidate_cache(Datum arg, SyscacheId cacheid, uint32 hashvalue);
 static Fault *look_up_account(const char *servername, Oid roleid, Account *account);
 static void watch_catalogs(void);
+static Fault *check_server(const char *servername, int64 *delay);
 static Fault *find_server(const char *servername, ForeignServer **server);
 static Fault *read_options(const char *servername, Account *account, List *of_server,
 						   List *of_mapping);
@@ -154,6 +155,7 @@ look_up_account(const char *servername, Oid roleid, Account *account)
 	fault = read_options(servername, account, server->options, NIL);
 	if (fault)
 		return fault;
+	account->retry_for += account->delay;	/* counts from when it is due */
 
 	role = GetUserNameFromId(roleid, true);
 	if (role == NULL)
@@ -218,21 +220,48 @@ find_server(const char *servername, ForeignServer **server)
 Fault *
 account_check_server(const char *servername)
 {
+	int64		delay;
+
+	return check_server(servername, &delay);
+}
+
+/*
+ * Called when a removal is enqueued: its server's option "delay", in µs; 0 without
+ * such a server, and when its options cannot be used.
+ */
+int64
+account_delay(const char *servername)
+{
+	int64		delay;
+
+	return check_server(servername, &delay) ? 0 : delay;
+}
+
+static Fault *
+check_server(const char *servername, int64 *delay)
+{
 	static uint64 checked_at = 0;
 	static char checked_name[NAMEDATALEN];
+	static int64 checked_delay;
 	uint64		now;
 	ForeignServer *server;
+	Account		account = option_defaults;
 	Fault	   *fault;
 
 	watch_catalogs();
-	if (checked_at == ninvalidations && strcmp(checked_name, servername) == 0)
-		return NULL;
-	now = ninvalidations;
-	fault = find_server(servername, &server);
-	if (fault)
-		return fault;
-	strlcpy(checked_name, servername, NAMEDATALEN);
-	checked_at = now;
+	if (checked_at != ninvalidations || strcmp(checked_name, servername) != 0)
+	{
+		now = ninvalidations;
+		fault = find_server(servername, &server);
+		if (fault)
+			return fault;
+		if (read_options(servername, &account, server->options, NIL) != NULL)
+			account.delay = 0;
+		strlcpy(checked_name, servername, NAMEDATALEN);
+		checked_delay = (int64) (account.delay * 1000);
+		checked_at = now;
+	}
+	*delay = checked_delay;
 	return NULL;
 }
 

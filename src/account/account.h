@@ -14,6 +14,7 @@
 
 extern Fault *account_get(const char *servername, Oid roleid, Account *account);
 extern Fault *account_check_server(const char *servername);
+extern int64 account_delay(const char *servername);
 extern char *account_definition(const char *servername, Oid roleid);
 extern TransactionId account_server_xmin(Oid serverid);
 

@@ -45,6 +45,7 @@ static OptionReader read_database,
 			read_max_connections,
 			read_rate_limit,
 			read_retry_for,
+			read_delay,
 			read_path,
 			read_proxy,
 			read_api_key;
@@ -65,6 +66,7 @@ static const AccountOption account_options[] = {
 	SERVER_NUMBER(max_connections, read_max_connections),
 	SERVER_NUMBER(rate_limit, read_rate_limit),
 	SERVER_NUMBER(retry_for, read_retry_for),
+	SERVER_NUMBER(delay, read_delay),
 	SERVER_STRING(ca_file, true, read_path),
 	SERVER_STRING(proxy, true, read_proxy),
 	MAPPING_STRING(api_key, false, read_api_key),
@@ -279,6 +281,14 @@ read_retry_for(const char *name, const char *value, void *member)
 {
 	if (!parse_duration(value, 1, 365.0 * 24 * 60 * 60 * 1000, member))
 		refuse_value(name, value, "Write a duration from 1ms to 365d, such as \"3d\" or \"12h\".");
+}
+
+/* At most a week, so that retry_for can be longer. */
+static void
+read_delay(const char *name, const char *value, void *member)
+{
+	if (!parse_duration(value, 0, OPTION_MAX_DELAY, member))
+		refuse_value(name, value, "Write a duration from 0 to 7d, such as \"10min\".");
 }
 
 static void

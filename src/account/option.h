@@ -13,6 +13,9 @@
 /* Longest key that is sent, in bytes: servers take 8 kB for all headers. */
 #define OPTION_MAX_KEY 4096
 
+/* Longest delay, in ms: 7 days. */
+#define OPTION_MAX_DELAY (7.0 * 24 * 60 * 60 * 1000)
+
 /* Options of a server and of a role's mapping on it; durations in ms. */
 typedef struct Account
 {
@@ -25,6 +28,7 @@ typedef struct Account
 	int			max_connections;
 	double		rate_limit;		/* requests a second, 0: no limit */
 	double		retry_for;		/* age at which a removal is given up */
+	double		delay;			/* least age at which a removal is sent */
 	const char *ca_file;		/* NULL: the system's */
 	const char *proxy;			/* NULL: none */
 	const char *api_key;		/* secret */

@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "account/option.h"
 #include "api/payload.h"
 #include "base/names.h"
 #include "drain/customer.h"
@@ -31,9 +32,10 @@ static bool scan_customer_rows(Store *waiting, int64 id, int64 customer, const Q
 static bool find_due_row(List *rows, int64 id, QueueRow *found);
 static bool have_other_customer(List *rows, const QueueRow *customer);
 static void take_back_names(DueRow *removal, List *keeps);
+static void decide_when_to_send(List *live, TimestampTz now, Due *due);
 static bool is_too_old(const QueueRow *row, TimestampTz now, TimestampTz sending_since,
 					   double retry_for);
-static int64 longest_wait(List *rows, TimestampTz now);
+static int64 time_until_due(const QueueRow *row, TimestampTz now);
 static void choose_rows_to_send(List *rows, Due *due);
 static size_t json_length(const DueRow *row);
 
@@ -72,13 +74,44 @@ customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now,
 			live = lappend(live, removal);
 	}
 
-	/* While one of a customer's removals waits to be due, all of them do. */
-	due->wait = longest_wait(live, now);
-	if (due->wait > 0)
-		due->later = live;
-	else if (live != NIL)
-		choose_rows_to_send(live, due);
+	decide_when_to_send(live, now, due);
 	return true;
+}
+
+/*
+ * While one of a customer's removals backs off, all of them wait.  A removal that its
+ * server's option "delay" puts off waits alone.
+ */
+static void
+decide_when_to_send(List *live, TimestampTz now, Due *due)
+{
+	List	   *ready = NIL;
+	int64		backoff = 0;
+	int64		delay = PG_INT64_MAX;
+	ListCell   *cell;
+
+	foreach(cell, live)
+	{
+		DueRow	   *removal = lfirst(cell);
+		int64		wait = time_until_due(&removal->row, now);
+
+		if (removal->row.attempts > 0)
+			backoff = Max(backoff, wait);
+		else if (wait > 0)
+		{
+			delay = Min(delay, wait);
+			due->later = lappend(due->later, removal);
+			continue;
+		}
+		ready = lappend(ready, removal);
+	}
+	if (backoff > 0 || ready == NIL)
+	{
+		due->later = live;
+		due->wait = backoff > 0 ? backoff : delay;
+	}
+	else
+		choose_rows_to_send(ready, due);
 }
 
 /*
@@ -185,34 +218,29 @@ take_back_names(DueRow *removal, List *keeps)
 
 /*
  * A removal that was tried is given up at an age of "retry_for".  One that was not
- * has only stood in line since its lane began to send; this time does not count.
+ * has only stood in line since its lane began to send or since it was due; this time
+ * does not count.
  */
 static bool
 is_too_old(const QueueRow *row, TimestampTz now, TimestampTz sending_since, double retry_for)
 {
-	TimestampTz until = row->attempts > 0 ? now : sending_since;
-
-	return (double) (until - row->enqueued_at) / 1000 >= retry_for;
+	if (row->attempts > 0)
+		return (double) (now - row->enqueued_at) / 1000 >= retry_for;
+	return (double) (sending_since - row->due_at) / 1000 >= retry_for;
 }
 
 /*
- * Time until the last of the rows is due, in µs.  A row whose due_at is further away
- * than any backoff got it from a clock that was ahead: it counts as due.
+ * Time until a removal is due, in µs; 0 when it is.  One whose due_at is further away
+ * than any backoff or delay got it from a clock that was ahead: it counts as due.
  */
 static int64
-longest_wait(List *rows, TimestampTz now)
+time_until_due(const QueueRow *row, TimestampTz now)
 {
-	int64		longest = 0;
-	ListCell   *cell;
+	int64		delay = row->attempts > 0 ? 0 : row->due_at - row->enqueued_at;
 
-	foreach(cell, rows)
-	{
-		int64		wait = ((DueRow *) lfirst(cell))->row.due_at - now;
-
-		if (wait <= OUTCOME_MAX_DELAY * 1000)
-			longest = Max(longest, wait);
-	}
-	return longest;
+	if (delay > OPTION_MAX_DELAY * 1000 || row->due_at - delay - now > OUTCOME_MAX_DELAY * 1000)
+		return 0;
+	return Max(row->due_at - now, 0);
 }
 
 /*

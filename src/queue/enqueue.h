@@ -17,6 +17,8 @@ typedef struct Requester
 	const char *server;
 	Oid			role;
 	Oid			enqueued_by;
+	int64		delay;			/* µs until a removal is due; see
+								 * account_delay() */
 } Requester;
 
 /* The queue, open to insert into it. */

@@ -76,7 +76,7 @@ check_sendable(const QueueRow *row)
 static void
 enqueue_again(Store *waiting, QueueRow *row)
 {
-	Requester	requester = {row->server, row->role, row->enqueued_by};
+	Requester	requester = {.server = row->server,.role = row->role,.enqueued_by = row->enqueued_by};
 	Removal		nothing = {.phone = row->phone,.waba = row->waba};
 	QueueRow	marker;
 

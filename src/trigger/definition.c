@@ -21,6 +21,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "account/account.h"
 #include "base/extension.h"
 #include "base/phone.h"
 #include "catalog/pg_class.h"
@@ -103,6 +104,7 @@ read_definition(const TriggerData *data, MemoryContext context)
 	definition->requester.server =
 		MemoryContextStrdup(context, *server == '\0' ? DEFAULT_SERVER : server);
 	definition->requester.role = find_owner(data);
+	definition->requester.delay = account_delay(definition->requester.server);
 	if (columns->waba.attno != 0)
 		definition->own_waba = find_own_waba(definition->requester.server, context);
 	return definition;

@@ -124,9 +124,9 @@ is_deeply(
 	[], 'every object has a comment');
 is_deeply(
 	[ rows(q{SELECT proname, has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc
-		WHERE proname ~ '^dt_(.*remove_tags_custom_fields|cancel|retry|process_queue)$' ORDER BY 1}) ],
-	[ map { "$_|f" } qw(dt_cancel dt_enqueue_remove_tags_custom_fields dt_process_queue
-		dt_remove_tags_custom_fields dt_retry dt_try_remove_tags_custom_fields) ],
+		WHERE proname ~ '^dt_(.*remove_tags_custom_fields|keep|cancel|retry|process_queue)$' ORDER BY 1}) ],
+	[ map { "$_|f" } qw(dt_cancel dt_enqueue_remove_tags_custom_fields dt_keep dt_process_queue
+		dt_remove_tags_custom_fields dt_retry dt_try_enqueue_remove_tags_custom_fields dt_try_remove_tags_custom_fields) ],
 	'EXECUTE on what sends, stores or changes is not granted to PUBLIC');
 
 # META.json, by the specification 1.0.0 of PGXN.

@@ -64,6 +64,8 @@ sub all_refused
 		enqueue => enqueueing('919872222222', ['lead']),
 		call => removal('919872222222', ['lead']),
 		'bulk call' => attempt('919872222222', ['lead']),
+		'bulk enqueue' => enqueueing('919872222222', ['lead']) =~ s/dt_enqueue/dt_try_enqueue/r,
+		keep => "SELECT dt_keep('919872222222', '{lead}')",
 		cancel => 'SELECT dt_cancel(1)',
 		retry => 'SELECT dt_retry(1)',
 		trigger => "UPDATE customers SET tags = '{}'",
