@@ -3,8 +3,8 @@
 # new server sends what has waited, once.
 #
 # From the server under test to itself; and to it from each older one under
-# /usr/lib/postgresql that has the extension, or from the one whose programs are
-# in the directory $ENV{DOUBLETICK_OLD_BINDIR}.
+# /usr/lib/postgresql that has the extension. Or between two others that have it: their
+# programs are in $ENV{DOUBLETICK_OLD_BINDIR} and $ENV{DOUBLETICK_NEW_BINDIR}.
 
 use strict;
 use warnings;
@@ -19,7 +19,7 @@ use Calls qw(quote eventually);
 use Queue qw(new_phone enqueueing keep);
 use Sandbox;
 
-my ($new_bindir) = run_command([ 'pg_config', '--bindir' ]);
+my ($new_bindir) = $ENV{DOUBLETICK_NEW_BINDIR} || run_command([ 'pg_config', '--bindir' ]);
 my ($new_version) = server_version($new_bindir);
 my $sb = Sandbox->start('--any-key');
 my $nclusters = 0;
