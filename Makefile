@@ -16,6 +16,7 @@ OBJS = \
 	src/account/option.o \
 	src/account/url.o \
 	src/api/answer.o \
+	src/api/counters.o \
 	src/api/endpoint.o \
 	src/api/http.o \
 	src/api/inbox.o \

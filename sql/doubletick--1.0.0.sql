@@ -89,7 +89,7 @@ CREATE INDEX dt_waiting_customer ON @extschema@.dt_waiting (customer, keep, id);
 COMMENT ON TABLE @extschema@.dt_waiting IS
 'Removals that wait to be sent, and keeps: names that came back and must not be removed. Only the extension writes it; read the view dt_queue.';
 COMMENT ON COLUMN @extschema@.dt_waiting.ord IS
-'Order of removals and keeps: a keep takes its names out of removals whose ord is below the keep''s id. It is the row''s id; dt_retry sets a later one. Exception: dt_retry also enters an empty keep, whose ord is the id of the removal that was put back.';
+'Order of removals and keeps: a keep takes its names out of removals whose ord is below the keep''s id. It is the row''s id; dt_retry sets a later one. Exception: dt_retry and dt_cancel also enter an empty keep, whose ord is the id of a removal that the drainer is to look at again.';
 COMMENT ON COLUMN @extschema@.dt_waiting.xact IS
 '64-bit id of the transaction that inserted the row. With it the drainer finds rows that were committed late.';
 COMMENT ON COLUMN @extschema@.dt_waiting.customer IS
@@ -117,7 +117,9 @@ CREATE TABLE @extschema@.dt_settled (
 	tags text[] COLLATE "C" NOT NULL,
 	fields text[] COLLATE "C" NOT NULL,
 	answer jsonb,
-	error text
+	error text,
+	sent_tags text[] COLLATE "C",
+	sent_fields text[] COLLATE "C"
 ) USING heap;
 
 CREATE INDEX dt_settled_id ON @extschema@.dt_settled (id);
@@ -125,6 +127,10 @@ CREATE INDEX dt_settled_settled_at ON @extschema@.dt_settled (settled_at);
 
 COMMENT ON TABLE @extschema@.dt_settled IS
 'Removals that are settled, kept for doubletick.history_retention. Only the extension writes it; read the view dt_history.';
+COMMENT ON COLUMN @extschema@.dt_settled.sent_tags IS
+'Tags that its request carried, if not all of them; see dt_history.';
+COMMENT ON COLUMN @extschema@.dt_settled.sent_fields IS
+'Custom fields that its request carried, if not all of them; see dt_history.';
 
 COMMENT ON INDEX @extschema@.dt_settled_id IS
 'Finds a removal for dt_retry. Not unique, since ids may come again after TRUNCATE ... RESTART IDENTITY or a restore.';
@@ -166,6 +172,29 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10;
 
 COMMENT ON FUNCTION @extschema@.dt_worker() IS
 'Returns what the background worker of this database does: its process id, start time, state, requests in flight, requests sent and removals failed in the last minute, and the last error that ended a worker. All but the last are null if no worker runs. For the view dt_status.';
+
+CREATE FUNCTION @extschema@.dt_counters(
+	server oid,
+	OUT of_all_sessions boolean,
+	OUT since timestamptz,
+	OUT requests bigint,
+	OUT calls bigint,
+	OUT done bigint,
+	OUT errored bigint,
+	OUT failed bigint,
+	OUT cancelled bigint,
+	OUT no_answer bigint,
+	OUT status_2xx bigint,
+	OUT status_4xx bigint,
+	OUT status_5xx bigint,
+	OUT other_status bigint,
+	OUT rate double precision)
+RETURNS record
+AS 'MODULE_PATHNAME', 'dt_counters'
+LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED COST 10;
+
+COMMENT ON FUNCTION @extschema@.dt_counters(oid) IS
+'Returns what was sent to a server of this database and what came of it, counted since the database server has started: of all sessions if the library is preloaded, else of this session alone. rate is in requests per second. For the view dt_status.';
 
 CREATE FUNCTION @extschema@.dt_same_number(number text, other text)
 RETURNS boolean
@@ -242,7 +271,9 @@ COMMENT ON COLUMN @extschema@.dt_queue.enqueued_by IS
 CREATE VIEW @extschema@.dt_history WITH (security_barrier) AS
 SELECT s.id, s.server, pg_get_userbyid(s.role) AS role, s.phone, s.tags, s.fields, s.waba,
 	s.state, s.attempts, s.http_status, s.answer, s.error, s.enqueued_at, s.settled_at,
-	pg_get_userbyid(s.enqueued_by) AS enqueued_by
+	pg_get_userbyid(s.enqueued_by) AS enqueued_by,
+	CASE WHEN s.answer IS NOT NULL THEN coalesce(s.sent_tags, s.tags) END AS sent_tags,
+	CASE WHEN s.answer IS NOT NULL THEN coalesce(s.sent_fields, s.fields) END AS sent_fields
 FROM @extschema@.dt_settled AS s
 WHERE pg_has_role(s.role, 'USAGE');
 
@@ -274,13 +305,21 @@ COMMENT ON COLUMN @extschema@.dt_history.error IS
 'What went wrong; if done, the names that the API could not remove; null if nothing went wrong.';
 COMMENT ON COLUMN @extschema@.dt_history.enqueued_at IS
 'When the removal was enqueued, or put back by dt_retry.';
+COMMENT ON COLUMN @extschema@.dt_history.sent_tags IS
+'The tags among them that were sent: without those that came back before. Null if it was settled without a request.';
+COMMENT ON COLUMN @extschema@.dt_history.sent_fields IS
+'The custom fields among them that were sent. Null if it was settled without a request.';
 COMMENT ON COLUMN @extschema@.dt_history.settled_at IS
 'When the removal was done, failed or cancelled.';
 COMMENT ON COLUMN @extschema@.dt_history.enqueued_by IS
 'The role that enqueued it; in a SECURITY DEFINER function, the role that called the function.';
 
 CREATE VIEW @extschema@.dt_status WITH (security_barrier) AS
-WITH waiting AS (
+WITH definition AS (
+	SELECT s.oid, s.srvname::text COLLATE "C" AS server
+	FROM pg_foreign_server AS s JOIN pg_foreign_data_wrapper AS w ON w.oid = s.srvfdw
+	WHERE w.fdwname = 'doubletick'
+), waiting AS (
 	SELECT w.server, count(*) AS waiting, count(*) FILTER (WHERE w.due_at <= now()) AS due,
 		min(w.enqueued_at) AS oldest,
 		(array_agg(w.last_error ORDER BY w.due_at DESC) FILTER (WHERE w.last_error IS NOT NULL))[1] AS last_error
@@ -291,8 +330,8 @@ WITH waiting AS (
 	SELECT s.server, count(*) FILTER (WHERE s.state = 'done') AS done,
 		count(*) FILTER (WHERE s.state = 'done' AND s.error IS NOT NULL) AS errored,
 		count(*) FILTER (WHERE s.state = 'failed') AS failed,
-		count(*) FILTER (WHERE s.settled_at > now() - interval '1 minute') / 60.0 AS rate,
-		(array_agg(s.error ORDER BY s.settled_at DESC) FILTER (WHERE s.state = 'failed'))[1] AS last_error
+		(array_agg(CASE s.state WHEN 'done' THEN 'some names could not be removed' ELSE s.error END
+			ORDER BY s.settled_at DESC) FILTER (WHERE s.state <> 'cancelled' AND s.error IS NOT NULL))[1] AS last_error
 	FROM @extschema@.dt_settled AS s
 	WHERE s.settled_at > now() - interval '1 hour'
 		AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.role, 'USAGE'))
@@ -300,9 +339,11 @@ WITH waiting AS (
 ), lane AS (
 	SELECT DISTINCT w.server, w.role FROM @extschema@.dt_waiting AS w WHERE NOT w.keep
 ), held AS (
-	SELECT lane.server, string_agg(DISTINCT coalesce(@extschema@.dt_held(lane.server, lane.role), h.reason), '; ') AS held
+	SELECT lane.server,
+		string_agg(format('role %I: %s', pg_get_userbyid(lane.role), reason.text), '; ' ORDER BY lane.role) AS held
 	FROM lane LEFT JOIN @extschema@.dt_hold AS h ON h.server = lane.server AND h.role = lane.role
-	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(lane.role, 'USAGE')
+	CROSS JOIN LATERAL (SELECT coalesce(@extschema@.dt_held(lane.server, lane.role), h.reason)) AS reason(text)
+	WHERE reason.text IS NOT NULL AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(lane.role, 'USAGE'))
 	GROUP BY lane.server
 ), requests AS (
 	-- a customer whose request is in flight has such a lock: src/queue/locks.c
@@ -317,17 +358,28 @@ SELECT server, coalesce(waiting.waiting, 0) AS waiting, coalesce(waiting.due, 0)
 	coalesce(settled.done, 0) AS done, coalesce(settled.errored, 0) AS errored,
 	coalesce(settled.failed, 0) AS failed,
 	now() - waiting.oldest AS oldest_age,
-	round(coalesce(settled.rate, 0), 1) AS rate,
+	round(coalesce(counters.rate, 0)::numeric, 1) AS rate,
 	regexp_replace(coalesce(waiting.last_error, settled.last_error), '(HTTP status \d+).*|: ".*', '\1') AS last_error,
 	held.held,
 	worker.pid AS worker_pid, worker.since AS worker_since, worker.state AS worker_state,
-	worker.sent_per_minute, worker.failed_per_minute, worker.last_error AS worker_error
-FROM waiting FULL JOIN settled USING (server) LEFT JOIN held USING (server)
+	worker.sent_per_minute, worker.failed_per_minute, worker.last_error AS worker_error,
+	make_interval(secs => round(waiting.due / nullif(counters.rate, 0))) AS time_left,
+	coalesce(counters.requests, 0) AS requests_total, coalesce(counters.calls, 0) AS calls_total,
+	coalesce(counters.no_answer, 0) AS no_answer_total, coalesce(counters.status_2xx, 0) AS status_2xx_total,
+	coalesce(counters.status_4xx, 0) AS status_4xx_total, coalesce(counters.status_5xx, 0) AS status_5xx_total,
+	coalesce(counters.other_status, 0) AS other_status_total,
+	coalesce(counters.done, 0) AS done_total, coalesce(counters.errored, 0) AS errored_total,
+	coalesce(counters.failed, 0) AS failed_total, coalesce(counters.cancelled, 0) AS cancelled_total,
+	counters.since AS counted_since,
+	CASE WHEN counters.of_all_sessions THEN 'all sessions' ELSE 'this session' END AS counted_in
+FROM definition FULL JOIN waiting USING (server) FULL JOIN settled USING (server)
+LEFT JOIN held USING (server)
 LEFT JOIN requests ON requests.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid
+LEFT JOIN LATERAL @extschema@.dt_counters(definition.oid) AS counters ON true
 CROSS JOIN @extschema@.dt_worker() AS worker;
 
 COMMENT ON VIEW @extschema@.dt_status IS
-'The state of the queue, one row per server: what waits, what was done or failed in the last hour, why requests are held, and what the background worker does. Has no phones and no names. Counts all removals for members of pg_monitor, else those of roles whose privileges the reader has.';
+'The state of the queue, one row per server: what waits, what was done or failed in the last hour, why requests are held, what the background worker does, and counters that only grow. Has no phones and no names. Counts all removals for members of pg_monitor, else those of roles whose privileges the reader has; the counters are those of all roles.';
 COMMENT ON COLUMN @extschema@.dt_status.server IS
 'The foreign server.';
 COMMENT ON COLUMN @extschema@.dt_status.waiting IS
@@ -345,11 +397,11 @@ COMMENT ON COLUMN @extschema@.dt_status.failed IS
 COMMENT ON COLUMN @extschema@.dt_status.oldest_age IS
 'How long the oldest removal has waited.';
 COMMENT ON COLUMN @extschema@.dt_status.rate IS
-'Removals settled per second, averaged over the last minute.';
+'Requests sent per second, over the last 10 seconds or since the first of them; calls are counted, too.';
 COMMENT ON COLUMN @extschema@.dt_status.last_error IS
-'The last error of what waits, or else of what failed in the last hour, without what it quotes from the API or elsewhere.';
+'The last error of what waits, or else of what was settled in the last hour, without what it quotes from the API or elsewhere.';
 COMMENT ON COLUMN @extschema@.dt_status.held IS
-'Why requests are held or paused; null if none is.';
+'The roles whose requests are held or paused, and why; null if none is.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_pid IS
 'Process id of this database''s background worker; this and the next four columns are null if none runs.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_since IS
@@ -362,6 +414,35 @@ COMMENT ON COLUMN @extschema@.dt_status.failed_per_minute IS
 'Removals that failed in the worker''s hands in the last minute, for all servers.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_error IS
 'The error that last ended a worker of this database, with %s for whatever its message names; the server''s log has all of it.';
+
+COMMENT ON COLUMN @extschema@.dt_status.time_left IS
+'How long it takes to send what is due at the present rate; null while nothing is sent.';
+COMMENT ON COLUMN @extschema@.dt_status.requests_total IS
+'Requests sent, calls and repetitions included. This and the other counters begin at 0 when PostgreSQL starts.';
+COMMENT ON COLUMN @extschema@.dt_status.calls_total IS
+'How many of the requests a session sent and waited for: those of dt_remove_tags_custom_fields and dt_try_remove_tags_custom_fields.';
+COMMENT ON COLUMN @extschema@.dt_status.no_answer_total IS
+'Requests to which no answer came.';
+COMMENT ON COLUMN @extschema@.dt_status.status_2xx_total IS
+'Requests that were answered with an HTTP status from 200 to 299.';
+COMMENT ON COLUMN @extschema@.dt_status.status_4xx_total IS
+'Requests that were answered with an HTTP status from 400 to 499.';
+COMMENT ON COLUMN @extschema@.dt_status.status_5xx_total IS
+'Requests that were answered with an HTTP status from 500 to 599.';
+COMMENT ON COLUMN @extschema@.dt_status.other_status_total IS
+'Requests that were answered with another HTTP status.';
+COMMENT ON COLUMN @extschema@.dt_status.done_total IS
+'Removals of the queue that were done.';
+COMMENT ON COLUMN @extschema@.dt_status.errored_total IS
+'How many of those done had names that the API could not remove.';
+COMMENT ON COLUMN @extschema@.dt_status.failed_total IS
+'Removals of the queue that failed.';
+COMMENT ON COLUMN @extschema@.dt_status.cancelled_total IS
+'Removals of the queue that were not sent, since all their names came back. Those taken out by dt_cancel are not counted.';
+COMMENT ON COLUMN @extschema@.dt_status.counted_since IS
+'When the counters began; null if nothing was counted yet.';
+COMMENT ON COLUMN @extschema@.dt_status.counted_in IS
+'Whose requests the counters and the rate have: all sessions, or, when the library is not preloaded, this session.';
 
 GRANT SELECT ON @extschema@.dt_queue, @extschema@.dt_history, @extschema@.dt_status TO PUBLIC;
 

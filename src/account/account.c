@@ -207,7 +207,7 @@ find_server(const char *servername, ForeignServer **server)
 	if (strcmp(GetForeignDataWrapper((*server)->fdwid)->fdwname, WRAPPER) != 0)
 		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
 									 "server \"%s\" is not a DoubleTick server", servername),
-						  "Set \"doubletick.server\" to the name of a server of the foreign-data wrapper \"%s\".",
+						  "Set \"doubletick.server\" to the name of a server of the foreign-data wrapper \"%s\". In a pooled session, use SET LOCAL.",
 						  WRAPPER);
 	return NULL;
 }

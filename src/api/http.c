@@ -294,7 +294,9 @@ strdup_noted(const char *string)
  *
  * Two variables of the environment, which it reads meanwhile, are removed: they would
  * have it write the keys of TLS sessions to a file, or use another TLS library.
- * set_fixed_options() overrides the variables that it reads later.
+ * set_fixed_options() overrides the variables that it reads later.  OPENSSL_CONF and
+ * the like stay: PostgreSQL's own TLS may need them, and the postmaster may have read
+ * them long ago.  README.md, "Security", lists them all.
  */
 static void
 set_up_libcurl(void)
@@ -640,6 +642,8 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 				 inbox->too_long);
 	else if (transfer->no_descriptor)
 		strlcpy(transfer->error, "no file descriptor is left in this session", CURL_ERROR_SIZE);
+	else if (code == CURLE_OK && !inbox->head_ended)
+		strlcpy(transfer->error, "transfer closed before the end of the headers", CURL_ERROR_SIZE);
 	else if (transfer->error[0] == '\0')
 		strlcpy(transfer->error, curl_easy_strerror(code), CURL_ERROR_SIZE);
 	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
@@ -666,7 +670,8 @@ classify_outcome(const HttpTransfer *transfer, CURLcode code)
 	switch (code)
 	{
 		case CURLE_OK:
-			return HTTP_ANSWERED;
+			/* libcurl takes a head that is cut off for the whole answer. */
+			return transfer->inbox.head_ended ? HTTP_ANSWERED : HTTP_BROKEN_OFF;
 		case CURLE_SSL_CONNECT_ERROR:
 			return is_handshake_broken_off(transfer) ? HTTP_NO_CONNECTION : HTTP_NO_TRUST;
 		case CURLE_SSL_ENGINE_NOTFOUND:

@@ -19,6 +19,9 @@
 /* Shortest secret to blot out, in bytes; a shorter one would be found by chance. */
 #define MIN_SECRET 8
 
+static size_t length_of_escaped(const char *bytes, const char *end, const char *secret);
+static int	length_of_character(const char *at, const char *end, char character);
+
 /*
  * Empties the inbox; a buffer of common size stays for the next answer.
  */
@@ -39,17 +42,24 @@ inbox_clear(Inbox *inbox)
 }
 
 /*
- * Counts the bytes of a header line.  Like inbox_add_body(), this is a callback of
+ * Counts the bytes of a header line, and notes where the headers end, of the last
+ * answer if there are interim ones.  Like inbox_add_body(), this is a callback of
  * libcurl: it returns the number of bytes, or 0 to end the transfer.
  */
 size_t
-inbox_add_header(char *data pg_attribute_unused(), size_t size, size_t nitems, void *arg)
+inbox_add_header(char *data, size_t size, size_t nitems, void *arg)
 {
+	static const char status_line[] = "HTTP/";
 	Inbox	   *inbox = arg;
+	size_t		length = size * nitems;
 
-	inbox->header_bytes += size * nitems;
+	if (length > 0 && (data[0] == '\r' || data[0] == '\n'))
+		inbox->head_ended = true;
+	else if (length >= strlen(status_line) && strncmp(data, status_line, strlen(status_line)) == 0)
+		inbox->head_ended = false;
+	inbox->header_bytes += length;
 	if (inbox->header_bytes <= INBOX_MAX_HEADERS)
-		return size * nitems;
+		return length;
 	inbox->too_long = "headers";
 	return 0;
 }
@@ -89,22 +99,55 @@ inbox_add_body(char *data, size_t size, size_t nitems, void *arg)
 }
 
 /*
- * Overwrites a secret with asterisks: a server may repeat the key in its answer,
- * and answers are shown, logged and stored.  The length stays the same, so JSON stays
- * JSON.
+ * Overwrites a secret, printable ASCII, with asterisks: a server may repeat the key in
+ * its answer, and answers are shown, logged and stored.  In JSON, each character may
+ * be escaped or not.  The length stays the same, so JSON stays JSON.
  */
 void
 inbox_blot_out(char *bytes, size_t length, const char *secret)
 {
+	char	   *end = bytes + length;
 	size_t		secret_length = strlen(secret);
-	char	   *found;
 
 	if (secret_length < MIN_SECRET)
 		return;
-	while ((found = memmem(bytes, length, secret, secret_length)) != NULL)
+	while (bytes < end)
 	{
-		memset(found, '*', secret_length);
-		length -= (found + secret_length) - bytes;
-		bytes = found + secret_length;
+		size_t		found = secret_length;
+
+		if ((size_t) (end - bytes) < found || memcmp(bytes, secret, found) != 0)
+			found = length_of_escaped(bytes, end, secret);
+		memset(bytes, '*', found);
+		bytes += Max(found, 1);
 	}
+}
+
+/* The length of the secret here, as JSON may have it; 0 if it is not here. */
+static size_t
+length_of_escaped(const char *bytes, const char *end, const char *secret)
+{
+	const char *at = bytes;
+
+	for (; *secret; secret++)
+	{
+		int			length = length_of_character(at, end, *secret);
+
+		if (length == 0)
+			return 0;
+		at += length;
+	}
+	return at - bytes;
+}
+
+static int
+length_of_character(const char *at, const char *end, char character)
+{
+	char		code[sizeof("\\u0000")];
+
+	if (at >= end || *at != '\\')
+		return at < end && *at == character ? 1 : 0;
+	snprintf(code, sizeof(code), "\\u%04x", (unsigned char) character);
+	if (end - at >= 6 && at[1] == 'u' && pg_strncasecmp(at, code, 6) == 0)
+		return 6;
+	return end - at >= 2 && at[1] == character && strchr("\"\\/", character) ? 2 : 0;
 }

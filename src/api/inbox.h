@@ -21,6 +21,7 @@ typedef struct Inbox
 	size_t		length;
 	size_t		capacity;
 	size_t		header_bytes;
+	bool		head_ended;		/* has the blank line after the headers come? */
 	const char *too_long;		/* "headers", "body", or NULL */
 	bool		no_memory;		/* was there none for the body? */
 } Inbox;

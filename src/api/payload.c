@@ -215,7 +215,9 @@ payload_json_length(const char *string)
 
 /*
  * Can the string be converted to UTF-8?  In a SQL_ASCII database it may be anything;
- * in others a character may have no counterpart, or the encoding no conversion.
+ * in others a character may have no counterpart, or the encoding no conversion.  The
+ * caller has checked that a request can carry so long a name: so the sizes here are
+ * small.
  */
 bool
 payload_has_utf8_form(const char *string, int length)
@@ -225,6 +227,7 @@ payload_has_utf8_form(const char *string, int length)
 	unsigned char *utf8;
 	int			converted;
 
+	Assert(length <= PAYLOAD_MAX_BYTES);
 	if (encoding == PG_UTF8)
 		return true;
 	if (encoding == PG_SQL_ASCII)

@@ -80,13 +80,22 @@ fault_make(int sqlstate, const char *fmt,...)
 	fault->message = format_message(save_errno, fmt, args);
 	va_end(args);
 
-	for (char *c = fault->message; *c; c++)
+	fault_make_one_line(fault->message);
+	fault->sqlstate = sqlstate;
+	return fault;
+}
+
+/*
+ * Makes blanks of control characters, also for what is said of names in the history.
+ */
+void
+fault_make_one_line(char *text)
+{
+	for (char *c = text; *c; c++)
 	{
 		if ((unsigned char) *c < ' ' || *c == 0x7f)
 			*c = ' ';
 	}
-	fault->sqlstate = sqlstate;
-	return fault;
 }
 
 /*

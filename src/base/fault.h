@@ -24,6 +24,7 @@ typedef struct Fault
 
 extern Fault *fault_make(int sqlstate, const char *fmt,...) pg_attribute_printf(2, 3);
 extern Fault *fault_hint(Fault *fault, const char *fmt,...) pg_attribute_printf(2, 3);
+extern void fault_make_one_line(char *text);
 extern int	fault_cliplen(const char *string, int limit);
 extern Jsonb *fault_jsonb(const Fault *fault);
 extern void fault_raise(const Fault *fault) pg_attribute_noreturn();

@@ -30,6 +30,37 @@ typedef struct PaceEntry
 	TransactionId paused_xmin;	/* of the server's definition then */
 } PaceEntry;
 
+/* What was sent is counted by seconds, to show the present pace. */
+#define COUNTERS_NSECONDS 16
+
+typedef struct SecondCount
+{
+	int64		second;			/* clock_now() in seconds */
+	int64		sent;			/* requests */
+} SecondCount;
+
+/* Answers are counted by the first digit of their status; 0: none came. */
+#define COUNTERS_NCLASSES 6
+
+/* What was sent to a server, and what came of it; see counters.c. */
+typedef struct CountersEntry
+{
+	Oid			database;
+	Oid			server;			/* InvalidOid: the entry is free */
+	TimestampTz since;
+	int64		used_at;		/* clock_now() */
+	int64		requests;
+	int64		calls;			/* of the requests: a session waited */
+	int64		answers[COUNTERS_NCLASSES];
+
+	/* Removals that the queue has settled. */
+	int64		done;
+	int64		errored;		/* of the done: not all names were removed */
+	int64		failed;
+	int64		cancelled;		/* all their names came back */
+	SecondCount seconds[COUNTERS_NSECONDS];
+} CountersEntry;
+
 /* What a database's worker did in one span. */
 typedef struct SharedSpan
 {
@@ -66,8 +97,8 @@ typedef struct SharedDatabase
  */
 typedef struct Shared
 {
-	LWLock	   *lock;			/* of all but the paces */
-	LWLock	   *pace_lock;
+	LWLock	   *lock;			/* of all but these */
+	LWLock	   *pace_lock;		/* of paces and counters */
 	PGPROC	   *launcher;		/* NULL when it does not run */
 	bool		lacks_slot;		/* does a database wait for a worker's slot? */
 	Oid			explored;		/* since the server started, workers were
@@ -75,6 +106,7 @@ typedef struct Shared
 	int			ndatabases;		/* entries used so far, free ones included */
 	SharedDatabase databases[SHARED_MAX_DATABASES];
 	PaceEntry	paces[SHARED_MAX_PACES];
+	CountersEntry counters[SHARED_MAX_PACES];
 } Shared;
 
 /* NULL when the library is not preloaded. */

@@ -10,6 +10,7 @@
 
 #include "account/account.h"
 #include "api/answer.h"
+#include "api/counters.h"
 #include "api/endpoint.h"
 #include "api/http.h"
 #include "api/pace.h"
@@ -210,6 +211,7 @@ send_once(const Removal *removal, const Account *account, int64 claimed_at,
 	const HttpReply *reply;
 	bool		is_sent = false;
 
+	counters_add_sent(account->serverid, true);
 	while ((reply = http_reply(transfer)) == NULL)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -220,6 +222,7 @@ send_once(const Removal *removal, const Account *account, int64 claimed_at,
 			is_sent = true;
 		}
 	}
+	counters_add_answer(account->serverid, reply->status);
 	answer_read(reply, answer);
 	*retry_after = Min(reply->retry_after, SECS_PER_DAY) * USECS_PER_SEC;
 	http_release(transfer);

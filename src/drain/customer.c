@@ -155,8 +155,7 @@ scan_customer_rows(Store *waiting, int64 id, int64 customer, const QueueRow *onl
 		row->fields = names_of_array(row->row.fields, &row->nfields);
 
 		/*
-		 * The marker rows of dt_retry() keep nothing, and there may be very
-		 * many.
+		 * Marker rows keep nothing, and there may be very many.
 		 */
 		if (row->row.keep && (row->ntags > 0 || row->nfields > 0 || row->row.id == id))
 			*keeps = lappend(*keeps, row);

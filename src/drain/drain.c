@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "api/counters.h"
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "account/account.h"
@@ -75,6 +76,8 @@ static bool run_turn_transaction(Drain *drain);
 static bool is_error_about_session(int sqlstate);
 static Turn *open_turn(Drain *drain);
 static void finish_turn(Drain *drain, Turn *turn);
+static void count_settled(Drain *drain, const Turn *turn);
+static void repeat_after_deadlock(Drain *drain, Turn *turn);
 static void hold_after_error(Drain *drain, Turn *turn);
 static void undo_turn(Drain *drain, Turn *turn);
 static void unstick_requests(Drain *drain);
@@ -208,9 +211,12 @@ run_turn_transaction(Drain *drain)
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(caller);
-		if (turn == NULL || turn->lane == NULL || is_error_about_session(geterrcode()))
+		if (geterrcode() == ERRCODE_T_R_DEADLOCK_DETECTED)
+			repeat_after_deadlock(drain, turn);
+		else if (turn == NULL || turn->lane == NULL || is_error_about_session(geterrcode()))
 			PG_RE_THROW();
-		hold_after_error(drain, turn);
+		else
+			hold_after_error(drain, turn);
 		MemoryContextSwitchTo(caller);
 		return true;
 	}
@@ -269,7 +275,6 @@ open_turn(Drain *drain)
 	memset(turn, 0, offsetof(Turn, taken));
 	turn->schedule = &drain->schedule;
 	turn->requests = &drain->requests;
-	turn->tally = drain->tally;
 	turn->context = drain->turn_context;
 	turn->drain_context = drain->context;
 	store_open(&turn->waiting, RELATION_WAITING);
@@ -292,7 +297,7 @@ finish_turn(Drain *drain, Turn *turn)
 	Requests   *requests = &drain->requests;
 
 	drain->has_begun = true;
-	drain->tally = turn->tally;
+	count_settled(drain, turn);
 	while (!dlist_is_empty(&requests->settled))
 	{
 		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->settled));
@@ -302,6 +307,43 @@ finish_turn(Drain *drain, Turn *turn)
 		schedule_lane(turn->schedule, lane, turn->clock);
 	}
 	drain->next_at = time_of_next_turn(drain);
+}
+
+static void
+count_settled(Drain *drain, const Turn *turn)
+{
+	ListCell   *cell;
+
+	foreach(cell, turn->tallies)
+	{
+		const ServerTally *of_server = lfirst(cell);
+		const Tally *tally = &of_server->tally;
+
+		drain->tally.sent += tally->sent;
+		drain->tally.done += tally->done;
+		drain->tally.errored += tally->errored;
+		drain->tally.failed += tally->failed;
+		drain->tally.cancelled += tally->cancelled;
+		drain->tally.expired += tally->expired;
+		if (OidIsValid(of_server->serverid))
+			counters_add_settled(of_server->serverid, tally->done, tally->errored,
+								 tally->failed, tally->cancelled);
+	}
+}
+
+/*
+ * The transaction was chosen to end a deadlock, with an administrator who has locked
+ * our tables in another order.  It is repeated: if the drainer ended, the requests in
+ * flight would leave a second time.  "turn" is NULL if it had not begun.
+ */
+static void
+repeat_after_deadlock(Drain *drain, Turn *turn)
+{
+	FlushErrorState();
+	drain->transactions->abort();
+	if (turn != NULL)
+		undo_turn(drain, turn);
+	drain->next_at = clock_now() + ERROR_PAUSE;
 }
 
 /*
@@ -318,7 +360,9 @@ hold_after_error(Drain *drain, Turn *turn)
 	MemoryContextSwitchTo(drain->turn_context);
 	error = CopyErrorData();
 	FlushErrorState();
-	fault = fault_make(error->sqlerrcode, "%s", error->message);
+	/* What precedes the colon is the reason: see is_same_reason() in hold.c. */
+	fault = fault_make(error->sqlerrcode, "error %s: %s",
+					   unpack_sql_state(error->sqlerrcode), error->message);
 	drain->transactions->abort();
 	undo_turn(drain, turn);
 
@@ -329,6 +373,9 @@ hold_after_error(Drain *drain, Turn *turn)
 		if (drain->has_begun)
 			hold_write_all(turn->schedule);
 		hold_lane(lane, fault, account_definition(lane_server(lane), lane->key.role));
+		/* If its answer can be settled the next time, the lane can send. */
+		if (turn->request)
+			turn->request->hold = hold_number(lane);
 	}
 	commit_drain_transaction(drain);
 	lane->not_before = clock_now() + ERROR_PAUSE;
@@ -454,8 +501,7 @@ search_new_rows(Drain *drain, Turn *turn)
 		Lane	   *lane = schedule_find_lane(turn->schedule, row->server, row->role);
 
 		lane_push(lane, position_of(row->id, row->customer));
-		if (row->keep && row->ord != row->id)	/* the marker row of
-												 * dt_retry() */
+		if (row->keep && row->ord != row->id)	/* a marker row */
 		{
 			lane_push(lane, position_of(row->ord, row->customer));
 			lane->look_up_rows = true;

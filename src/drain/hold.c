@@ -50,6 +50,8 @@ typedef enum HoldColumn
 	HOLD_NCOLUMNS = HOLD_REASON
 } HoldColumn;
 
+static bool is_same_reason(const char *reason, const char *other);
+static size_t length_without_detail(const char *reason);
 static const char *role_name(const Lane *lane);
 static void set_reason(Lane *lane, const char *reason, const char *definition);
 static void write_hold(const Lane *lane);
@@ -183,15 +185,16 @@ hold_time_to_probe(const Lane *lane, TimestampTz now)
 /*
  * Holds the lane, or goes on holding it.  "definition" is the account_definition()
  * under which the fault occurred, or "" when the account is not complete.  Warns
- * once of each reason.
+ * once of each reason, however often its details change.
  */
 void
 hold_lane(Lane *lane, const Fault *fault, const char *definition)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	bool		known = lane->held && strcmp(lane->reason, fault->message) == 0;
+	bool		known = lane->held && is_same_reason(lane->reason, fault->message);
 
-	if (known && strcmp(lane->definition, definition) == 0 && now < lane->probe_at)
+	if (known && strcmp(lane->reason, fault->message) == 0 &&
+		strcmp(lane->definition, definition) == 0 && now < lane->probe_at)
 		return;
 	if (!lane->held)
 		lane->since = now;
@@ -205,6 +208,52 @@ hold_lane(Lane *lane, const Fault *fault, const char *definition)
 						role_name(lane), lane_server(lane), fault->message),
 				 errdetail("They wait, and go on by themselves when this is mended."),
 				 fault->hint ? errhint("%s", fault->hint) : 0));
+}
+
+/*
+ * Do the messages differ at most in the detail that follows the first colon?  What
+ * DoubleTick, TLS or the system says there may be new each time.
+ */
+static bool
+is_same_reason(const char *reason, const char *other)
+{
+	size_t		length = length_without_detail(reason);
+
+	return length == length_without_detail(other) && strncmp(reason, other, length) == 0;
+}
+
+static size_t
+length_without_detail(const char *reason)
+{
+	const char *detail = strstr(reason, ": ");
+
+	return detail ? (size_t) (detail - reason) : strlen(reason);
+}
+
+/*
+ * The number of the hold that the lane has now; 0 if it has none.
+ */
+uint32
+hold_number(const Lane *lane)
+{
+	return lane->held ? lane->nholds : 0;
+}
+
+/*
+ * Called by settle.c: does the answer to this request say whether its lane can send?
+ * If the lane is held, only the answer to a probe of this hold does: other requests
+ * left before it began, and it has been warned of.  If the lane is not held, the
+ * answer says so unless the definition has changed since then, or the role is gone.
+ */
+bool
+hold_believes(const Request *request)
+{
+	const Lane *lane = request->lane;
+
+	if (lane->held)
+		return request->hold == lane->nholds;
+	return SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(lane->key.role)) &&
+		strcmp(request->definition, account_definition(lane_server(lane), lane->key.role)) == 0;
 }
 
 /*
@@ -262,6 +311,8 @@ role_name(const Lane *lane)
 static void
 set_reason(Lane *lane, const char *reason, const char *definition)
 {
+	if (!lane->held || !is_same_reason(lane->reason, reason))
+		lane->nholds++;			/* a hold ends when it gets another reason */
 	if (lane->held)
 	{
 		pfree(unconstify(char *, lane->reason));

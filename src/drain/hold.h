@@ -16,6 +16,8 @@ extern void hold_write_all(Schedule *schedule);
 extern bool hold_allows(Lane *lane, const Fault *fault, TimestampTz now);
 extern int64 hold_time_to_probe(const Lane *lane, TimestampTz now);
 extern void hold_lane(Lane *lane, const Fault *fault, const char *definition);
+extern uint32 hold_number(const Lane *lane);
+extern bool hold_believes(const Request *request);
 extern void hold_note_probe(Lane *lane);
 extern void hold_lift(Lane *lane);
 extern void hold_forget(Lane *lane);

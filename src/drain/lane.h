@@ -69,7 +69,7 @@ typedef struct Lane
 
 	/*
 	 * Is a row looked up by its id before its customer is read?  It may be
-	 * settled, since it went out with others, or be a marker of dt_retry().
+	 * settled, since it went out with others, or be a marker row.
 	 */
 	bool		look_up_rows;
 
@@ -87,6 +87,8 @@ typedef struct Lane
 
 	/* See hold.c. */
 	bool		held;
+	uint32		nholds;			/* how many holds there were, this one
+								 * included */
 	const char *reason;
 	const char *definition;
 	TimestampTz since;

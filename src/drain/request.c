@@ -11,11 +11,13 @@
  */
 #include "postgres.h"
 
+#include "api/counters.h"
 #include "api/endpoint.h"
 #include "api/pace.h"
 #include "api/payload.h"
 #include "base/clock.h"
 #include "base/names.h"
+#include "drain/hold.h"
 #include "drain/request.h"
 #include "utils/memutils.h"
 
@@ -144,6 +146,7 @@ request_make(Requests *requests, MemoryContext context, Lane *lane, const Due *d
 	request->rate_limit = account->rate_limit;
 	request->claimed_at = clock_now();
 	request->definition = pstrdup(definition);
+	request->hold = hold_number(lane);
 	lock_customer(request->tag);
 	dlist_push_tail(&requests->ready, &request->node);
 	requests->nready++;
@@ -230,6 +233,7 @@ requests_send_ready(Requests *requests)
 		dlist_push_tail(&requests->out, &request->node);
 		requests->nready--;
 		requests->nout++;
+		counters_add_sent(request->serverid, false);
 		MemoryContextSwitchTo(request->context);
 		request->transfer = http_start(&request->target, request->body, request->length,
 									   request->timeout);
@@ -252,6 +256,7 @@ requests_collect_answers(Requests *requests)
 
 		if (!request_is_over(request))
 			continue;
+		counters_add_answer(request->serverid, http_reply(request->transfer)->status);
 		dlist_delete(&request->node);
 		dlist_push_tail(&requests->answered, &request->node);
 		requests->nout--;

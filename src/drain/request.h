@@ -33,6 +33,8 @@ typedef struct Request
 	Oid			serverid;
 	double		rate_limit;		/* requests a second */
 	char	   *definition;		/* see account_definition() */
+	uint32		hold;			/* Lane.nholds of the hold that it can tell
+								 * something about; 0: of none */
 
 	HttpTransfer *transfer;		/* NULL before it has left */
 	int64		claimed_at;		/* clock_now() of its turn in the pace */

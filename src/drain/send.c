@@ -202,7 +202,7 @@ send_customer(Service *service, Position position)
 			return false;
 		if (row.keep && row.ord != row.id)
 		{
-			/* The marker row of dt_retry() has done its work. */
+			/* The marker row has done its work. */
 			(void) store_delete(&turn->waiting, &row.tid, false);
 			return false;
 		}

@@ -15,12 +15,15 @@
 #include "api/answer.h"
 #include "api/pace.h"
 #include "base/fault_point.h"
+#include "base/names.h"
 #include "common/pg_prng.h"
 #include "drain/hold.h"
 #include "drain/outcome.h"
 #include "drain/split_answer.h"
 #include "drain/turn.h"
+#include "foreign/foreign.h"
 #include "queue/history.h"
+#include "utils/builtins.h"
 #include "utils/timestamp.h"
 
 /* Time until a keep that only uncommitted removals need is looked at again, in µs. */
@@ -30,8 +33,10 @@ static Facts gather_facts(const Request *request, const HttpReply *reply, const 
 static int	count_attempt(int attempts);
 static bool settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 					   const Answer *answer, int64 delay);
+static void note_what_was_sent(QueueRow *row, const DueRow *due);
 static void settle_done(Turn *turn, const Request *request, const DueRow *due,
 						const QueueRow *row, Jsonb *answer);
+static Tally *tally_of_lane(Turn *turn);
 static void affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay);
 
 /*
@@ -64,7 +69,7 @@ settle_request(Turn *turn, Request *request)
 		due->is_settled = settle_row(turn, request, due, &own, &answer, delay);
 	}
 	turn->nrows_left -= list_length(request->due.send);
-	turn->tally.sent++;
+	tally_of_lane(turn)->sent++;
 	if (request->due.has_keeps)
 		settle_keeps(turn, request->lane, &request->due.asked);
 	affect_lane(request, &outcome, &answer, delay);
@@ -128,6 +133,7 @@ settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 		   const Answer *answer, int64 delay)
 {
 	QueueRow	row = due->row;
+	Tally	   *tally;
 
 	if (!store_is_in_place(&turn->waiting, &row) &&
 		!store_find_waiting(&turn->waiting, row.id, &row))
@@ -140,6 +146,7 @@ settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 	if (outcome->together > 0)
 		row.together = outcome->together;
 
+	note_what_was_sent(&row, due);
 	switch (outcome->verdict)
 	{
 		case VERDICT_DONE:
@@ -149,8 +156,9 @@ settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 			(void) store_delete(&turn->waiting, &row.tid, true);
 			history_insert(&turn->settled, &row, STATE_FAILED, fault_jsonb(answer->fault),
 						   answer->fault->message);
-			turn->tally.failed++;
-			turn->tally.expired += outcome->too_old;
+			tally = tally_of_lane(turn);
+			tally->failed++;
+			tally->expired += outcome->too_old;
 			return true;
 		case VERDICT_AGAIN:
 			/* A row does not wait beyond the time when it is given up. */
@@ -167,6 +175,16 @@ settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 	return false;
 }
 
+/* Names that came back before the request was made were not sent. */
+static void
+note_what_was_sent(QueueRow *row, const DueRow *due)
+{
+	if (due->ntags < ArrayGetNItems(ARR_NDIM(row->tags), ARR_DIMS(row->tags)))
+		row->sent_tags = names_to_array(due->tags, due->ntags);
+	if (due->nfields < ArrayGetNItems(ARR_NDIM(row->fields), ARR_DIMS(row->fields)))
+		row->sent_fields = names_to_array(due->fields, due->nfields);
+}
+
 static void
 settle_done(Turn *turn, const Request *request, const DueRow *due, const QueueRow *row,
 			Jsonb *answer)
@@ -174,12 +192,37 @@ settle_done(Turn *turn, const Request *request, const DueRow *due, const QueueRo
 	bool		is_split = list_length(request->due.send) > 1 && answer_accounts_for(answer, due);
 	Jsonb	   *own = is_split ? split_answer(answer, due) : answer;
 	char	   *error = answer_problems(own, due);
+	Tally	   *tally = tally_of_lane(turn);
 
 	FAULT_POINT("settling");
 	(void) store_delete(&turn->waiting, &row->tid, true);
 	history_insert(&turn->settled, row, STATE_DONE, own, error);
-	turn->tally.done++;
-	turn->tally.errored += error != NULL;
+	tally->done++;
+	tally->errored += error != NULL;
+}
+
+/* Where the turn counts what it settles for the server of the lane that it works on. */
+static Tally *
+tally_of_lane(Turn *turn)
+{
+	const char *server = lane_server(turn->lane);
+	MemoryContext caller;
+	ServerTally *tally;
+	ListCell   *cell;
+
+	foreach(cell, turn->tallies)
+	{
+		tally = lfirst(cell);
+		if (strcmp(NameStr(tally->server), server) == 0)
+			return &tally->tally;
+	}
+	caller = MemoryContextSwitchTo(turn->context);
+	tally = palloc0(sizeof(ServerTally));
+	namestrcpy(&tally->server, server);
+	tally->serverid = get_foreign_server_oid(server, true);
+	turn->tallies = lappend(turn->tallies, tally);
+	MemoryContextSwitchTo(caller);
+	return &tally->tally;
 }
 
 /* Applies what one answer means for the whole lane, and for the whole server. */
@@ -190,8 +233,12 @@ affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int6
 		pace_pause(request->serverid, delay * 1000);
 
 	if (outcome->verdict == VERDICT_HOLD)
-		hold_lane(request->lane, answer->fault, request->definition);
-	else if (answer->status != 0 && outcome->verdict != VERDICT_AGAIN)
+	{
+		if (hold_believes(request))
+			hold_lane(request->lane, answer->fault, request->definition);
+	}
+	else if (request->lane->held && answer->status != 0 &&
+			 outcome->verdict != VERDICT_AGAIN && hold_believes(request))
 		hold_lift(request->lane);	/* an outage does not vouch for the key */
 }
 
@@ -214,7 +261,7 @@ settle_unsent(Turn *turn, const Due *due)
 			continue;
 		history_insert(&turn->settled, row, STATE_CANCELLED, NULL,
 					   "not sent, since its names came back");
-		turn->tally.cancelled++;
+		tally_of_lane(turn)->cancelled++;
 	}
 	turn->nrows_left -= list_length(due->expired) + list_length(due->kept);
 }
@@ -230,7 +277,7 @@ settle_expired(Turn *turn, const QueueRow *row)
 								 row->last_error ? ": " : "",
 								 row->last_error ? row->last_error : "");
 
-	turn->tally.expired += settle_failed(turn, row, error);
+	tally_of_lane(turn)->expired += settle_failed(turn, row, error);
 }
 
 /*
@@ -244,7 +291,7 @@ settle_failed(Turn *turn, const QueueRow *row, const char *error)
 	if (!store_delete(&turn->waiting, &row->tid, true))
 		return false;
 	history_insert(&turn->settled, row, STATE_FAILED, NULL, error);
-	turn->tally.failed++;
+	tally_of_lane(turn)->failed++;
 	return true;
 }
 

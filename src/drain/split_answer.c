@@ -191,8 +191,8 @@ mentions(JsonbContainer *members, const Kind *kind, const char *name)
 
 /*
  * What went wrong with the names of a row that is done: those under "errored", with
- * what was wrong with each, and those that the answer does not mention.  As text;
- * NULL when nothing did.
+ * what was wrong with each, and those that the answer does not mention.  As text of
+ * one line; NULL when nothing did.
  */
 char *
 answer_problems(Jsonb *answer, const DueRow *row)
@@ -206,6 +206,7 @@ answer_problems(Jsonb *answer, const DueRow *row)
 	note_unaccounted(&note, answer, &field_kind, row->fields, row->nfields);
 	if (note.len > MAX_NOTE)
 		strcpy(note.data + fault_cliplen(note.data, MAX_NOTE - 3), "...");
+	fault_make_one_line(note.data);
 	return note.len > 0 ? note.data : NULL;
 }
 

@@ -30,11 +30,19 @@ typedef struct Tally
 #define TURN_MAX_LOCKS 256
 #define TURN_MAX_TIME (200 * INT64CONST(1000))
 
+/* What the turn has settled for one server. */
+typedef struct ServerTally
+{
+	NameData	server;
+	Oid			serverid;		/* InvalidOid: it was dropped */
+	Tally		tally;
+} ServerTally;
+
 typedef struct Turn
 {
 	Schedule   *schedule;
 	Requests   *requests;
-	Tally		tally;			/* becomes the drainer's at commit */
+	List	   *tallies;		/* ServerTally: counted at commit */
 	MemoryContext context;		/* reset when the next turn begins */
 	MemoryContext drain_context;	/* lasts as long as the drainer */
 	Store		waiting;		/* dt_waiting, open */
@@ -51,17 +59,20 @@ typedef struct Turn
 	Lane	   *lane;
 	Request    *request;		/* the one being settled; NULL: none */
 
-	/* Positions taken from lanes, to be given back if the transaction fails. */
+	/* The customer that was last found to be due later. */
+	QueueRow	deferred;
+	int64		deferred_until; /* by clock_now(); 0: there is no such one */
+
+	/*
+	 * Positions taken from lanes, to be given back if the transaction fails.
+	 * The array comes last, since open_turn() does not clear it.
+	 */
 	int			ntaken;
 	struct
 	{
 		Lane	   *lane;
 		Position	position;
 	}			taken[TURN_MAX_ROWS];
-
-	/* The customer that was last found to be due later. */
-	QueueRow	deferred;
-	int64		deferred_until; /* by clock_now(); 0: there is no such one */
 } Turn;
 
 /* send.c */

@@ -17,9 +17,15 @@
 #include "queue/enqueue.h"
 #include "queue/history.h"
 #include "queue/locks.h"
+#include "queue/wakeup.h"
 #include "utils/acl.h"
+#include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
 static bool withhold_removal(Store *waiting, int64 id, QueueRow *row);
+static void wake_customer(Store *waiting, const QueueRow *cancelled);
+static bool find_other_removal(Store *waiting, const QueueRow *row, QueueRow *found);
 
 PG_FUNCTION_INFO_V1(dt_cancel);
 
@@ -46,6 +52,8 @@ dt_cancel(PG_FUNCTION_ARGS)
 		store_open(&settled, RELATION_SETTLED);
 		history_insert(&settled, &row, STATE_CANCELLED, NULL, "taken out by dt_cancel");
 		store_close(&settled);
+		if (row.attempts > 0 && row.due_at > GetCurrentTimestamp())
+			wake_customer(&waiting, &row);
 	}
 	store_close(&waiting);
 	/* A removal that was tried may have been carried out. */
@@ -65,4 +73,42 @@ withhold_removal(Store *waiting, int64 id, QueueRow *row)
 		!row->keep && has_privs_of_role(GetUserId(), row->role) &&
 		lock_against_sending(row) &&
 		store_find_waiting(waiting, id, row);
+}
+
+/*
+ * While one of a customer's removals waits to be due, all of them do.  One that did has
+ * been cancelled: has the drainer look at another one, and so at the customer.
+ */
+static void
+wake_customer(Store *waiting, const QueueRow *cancelled)
+{
+	QueueRow	other;
+	QueueRow	marker;
+
+	if (!find_other_removal(waiting, cancelled, &other))
+		return;
+	queue_make_marker(&marker, &other);
+	store_insert_waiting(waiting, &marker);
+	wake_worker_at_commit();
+}
+
+static bool
+find_other_removal(Store *waiting, const QueueRow *row, QueueRow *found)
+{
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		is_found = false;
+
+	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
+				Int64GetDatum(row->customer));
+	ScanKeyInit(&keys[1], WAITING_KEEP, BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(false));
+	scan = store_scan(waiting, RELATION_WAITING_CUSTOMER, SnapshotSelf, 2, keys);
+	while (!is_found && HeapTupleIsValid(tuple = store_next(scan)))
+	{
+		store_read_waiting(waiting, tuple, found);
+		is_found = found->id != row->id && store_is_same_customer(found, row);
+	}
+	store_end_scan(scan);
+	return is_found;
 }

@@ -521,7 +521,22 @@ queue_add_failed(const Requester *requester, const Removal *removal, const char 
 }
 
 /*
- * Makes a row of a removal, with a new id.  dt_retry() calls it for its marker row.
+ * Makes a marker row, which has the drainer look at the waiting row "row", perhaps
+ * again: an empty keep with a new id, whose "ord" is that row's id.
+ */
+void
+queue_make_marker(QueueRow *marker, const QueueRow *row)
+{
+	Requester	requester = {.server = row->server,.role = row->role,.enqueued_by = row->enqueued_by};
+	Removal		nothing = {.phone = row->phone,.waba = row->waba};
+
+	queue_make_row(marker, &requester, &nothing);
+	marker->keep = true;
+	marker->ord = row->id;
+}
+
+/*
+ * Makes a row of a removal, with a new id.
  */
 void
 queue_make_row(QueueRow *row, const Requester *requester, const Removal *removal)

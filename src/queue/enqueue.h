@@ -31,6 +31,7 @@ extern bool queue_may_have_waiting(Queue *queue, const Requester *requester, con
 extern void queue_add_keep(Queue *queue, const Requester *requester, Removal *names);
 extern int64 queue_add_failed(const Requester *requester, const Removal *removal, const char *error);
 
+extern void queue_make_marker(QueueRow *marker, const QueueRow *row);
 extern void queue_make_row(QueueRow *row, const Requester *requester, const Removal *removal);
 extern void queue_check_writable(const char *command);
 

@@ -35,7 +35,9 @@ typedef enum SettledColumn
 	SETTLED_FIELDS,
 	SETTLED_ANSWER,
 	SETTLED_ERROR,
-	SETTLED_NCOLUMNS = SETTLED_ERROR
+	SETTLED_SENT_TAGS,
+	SETTLED_SENT_FIELDS,
+	SETTLED_NCOLUMNS = SETTLED_SENT_FIELDS
 } SettledColumn;
 
 /*
@@ -65,6 +67,10 @@ history_insert(Store *settled, const QueueRow *row, const char *state,
 	values[SETTLED_ANSWER - 1] = PointerGetDatum(answer);
 	nulls[SETTLED_ANSWER - 1] = answer == NULL;
 	store_set_text(values, nulls, SETTLED_ERROR, error);
+	values[SETTLED_SENT_TAGS - 1] = PointerGetDatum(row->sent_tags);
+	nulls[SETTLED_SENT_TAGS - 1] = row->sent_tags == NULL;
+	values[SETTLED_SENT_FIELDS - 1] = PointerGetDatum(row->sent_fields);
+	nulls[SETTLED_SENT_FIELDS - 1] = row->sent_fields == NULL;
 
 	store_insert(settled, store_form_tuple(settled, values, nulls, SETTLED_NCOLUMNS));
 }

@@ -15,6 +15,7 @@
 #include "storage/lmgr.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 static const char *const relation_names[NRELATIONS] = {
 	[RELATION_WAITING] = "dt_waiting",
@@ -36,8 +37,12 @@ static Oid	relation_oids[NRELATIONS];
 static uint64 nchanges = 1;
 static uint64 nchanges_at_look_up = 0;
 
+/* Of the sequence's row in pg_sequence, as its syscache has it. */
+static uint32 sequence_hash;
+
 static bool look_up_relations(void);
 static void count_relation_change(Datum arg, Oid relid);
+static void count_sequence_change(Datum arg, int cache, uint32 hash);
 
 /*
  * The OID of a relation of ours; InvalidOid for an index that was dropped.  Raises
@@ -119,7 +124,10 @@ look_up_relations(void)
 	if (nchanges_at_look_up == nchanges)
 		return true;
 	if (!is_registered)
+	{
 		CacheRegisterRelcacheCallback(count_relation_change, (Datum) 0);
+		CacheRegisterSyscacheCallback(SEQRELID, count_sequence_change, (Datum) 0);
+	}
 	is_registered = true;
 
 	nchanges_at_look_up = 0;
@@ -134,6 +142,8 @@ look_up_relations(void)
 			 i == RELATION_SETTLED || i == RELATION_HOLD))
 			return false;
 	}
+	sequence_hash = GetSysCacheHashValue1(SEQRELID,
+										  ObjectIdGetDatum(relation_oids[RELATION_WAITING_ID]));
 	nchanges_at_look_up = nchanges_before;
 	return true;
 }
@@ -148,4 +158,12 @@ count_relation_change(Datum arg pg_attribute_unused(), Oid relid)
 		if (relation_oids[i] == relid)
 			nchanges++;
 	}
+}
+
+/* ALTER SEQUENCE changes no relation, but what shape.c has checked. */
+static void
+count_sequence_change(Datum arg pg_attribute_unused(), int cache pg_attribute_unused(), uint32 hash)
+{
+	if (hash == 0 || hash == sequence_hash)
+		nchanges++;
 }

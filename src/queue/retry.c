@@ -69,21 +69,16 @@ check_sendable(const QueueRow *row)
 }
 
 /*
- * Inserts a row again, with its old id, and a marker row: an empty keep with a new id,
- * whose "ord" is the old id.  The new id becomes the row's "ord", so that only keeps
- * that come later take its names back.
+ * Inserts a row again, with its old id, and a marker row.  The marker's new id becomes
+ * the row's "ord", so that only keeps that come later take its names back.
  */
 static void
 enqueue_again(Store *waiting, QueueRow *row)
 {
-	Requester	requester = {.server = row->server,.role = row->role,.enqueued_by = row->enqueued_by};
-	Removal		nothing = {.phone = row->phone,.waba = row->waba};
 	QueueRow	marker;
 
-	queue_make_row(&marker, &requester, &nothing);
-	marker.keep = true;
+	queue_make_marker(&marker, row);
 	row->ord = marker.id;
-	marker.ord = row->id;
 	row->xact = marker.xact;
 	row->customer = marker.customer;
 	row->enqueued_at = row->due_at = marker.enqueued_at;

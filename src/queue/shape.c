@@ -20,6 +20,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_index.h"
+#include "catalog/pg_sequence.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "queue/shape.h"
@@ -55,6 +56,7 @@ static const ColumnShape settled_columns[] = {
 	{"server", TEXTOID, true}, {"phone", TEXTOID, true}, {"waba", TEXTOID, false},
 	{"tags", TEXTARRAYOID, true}, {"fields", TEXTARRAYOID, true},
 	{"answer", JSONBOID, false}, {"error", TEXTOID, false},
+	{"sent_tags", TEXTARRAYOID, false}, {"sent_fields", TEXTARRAYOID, false},
 };
 
 static const ColumnShape hold_columns[] = {
@@ -85,6 +87,7 @@ static const IndexShape index_shapes[NRELATIONS] = {
 	"ALTER TABLE %2$s ADD CONSTRAINT %1$s PRIMARY KEY (server, role)"},
 };
 
+static void check_sequence(Relation rel);
 static void check_columns(Relation rel, const ColumnShape *columns, int ncolumns);
 static void check_own_indexes(Relation rel, QueueRelation table);
 static bool has_index_shape(Oid oid, Oid table, const IndexShape *shape);
@@ -117,13 +120,43 @@ check_table_shape(Relation rel, QueueRelation table)
 		refuse_table(rel, pstrdup("It is not logged, so that a crash would empty it."),
 					 psprintf("ALTER TABLE %s SET LOGGED", name));
 	if (table == RELATION_WAITING)
+	{
 		check_columns(rel, waiting_columns, lengthof(waiting_columns));
+		check_sequence(rel);
+	}
 	else if (table == RELATION_SETTLED)
 		check_columns(rel, settled_columns, lengthof(settled_columns));
 	else
 		check_columns(rel, hold_columns, lengthof(hold_columns));
 	check_constraints(rel);
 	check_own_indexes(rel, table);
+}
+
+/*
+ * The drainer and keeps rely on the order of ids: each session must get a larger one
+ * than all sessions before it, also after a crash.
+ */
+static void
+check_sequence(Relation rel)
+{
+	Oid			oid = relation_oid(RELATION_WAITING_ID);
+	HeapTuple	tuple = SearchSysCache1(SEQRELID, ObjectIdGetDatum(oid));
+	Form_pg_sequence sequence;
+	bool		is_ascending;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for sequence %u", oid);
+	sequence = (Form_pg_sequence) GETSTRUCT(tuple);
+	is_ascending = sequence->seqcache == 1 && sequence->seqincrement > 0 && !sequence->seqcycle;
+	ReleaseSysCache(tuple);
+	if (!is_ascending)
+		refuse_table(rel, psprintf("Sequence \"%s\" has CACHE, CYCLE or a negative INCREMENT, so that ids would come out of order.",
+								   relation_name(RELATION_WAITING_ID)),
+					 psprintf("ALTER SEQUENCE %s INCREMENT 1 CACHE 1 NO CYCLE", table_name(oid)));
+	if (get_rel_persistence(oid) != RELPERSISTENCE_PERMANENT)
+		refuse_table(rel, psprintf("Sequence \"%s\" is not logged, so that a crash would set it back.",
+								   relation_name(RELATION_WAITING_ID)),
+					 psprintf("ALTER SEQUENCE %s SET LOGGED", table_name(oid)));
 }
 
 /*

@@ -378,6 +378,7 @@ store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
 	bool		nulls[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
 
 	heap_deform_tuple(tuple, RelationGetDescr(waiting->rel), values, nulls);
+	memset(row, 0, sizeof(QueueRow));
 	row->id = DatumGetInt64(values[WAITING_ID - 1]);
 	row->ord = DatumGetInt64(values[WAITING_ORD - 1]);
 	row->xact = DatumGetInt64(values[WAITING_XACT - 1]);

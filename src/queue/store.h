@@ -52,8 +52,8 @@ typedef struct QueueRow
 {
 	int64		id;
 	int64		ord;			/* a keep takes back the removals whose ord is
-								 * below its id; in the marker row that
-								 * dt_retry() inserts, the retried id */
+								 * below its id; in a marker row, the id that
+								 * it marks */
 	int64		xact;			/* FullTransactionId that inserted it */
 	int64		customer;		/* see store_customer() */
 	TimestampTz enqueued_at;
@@ -71,6 +71,8 @@ typedef struct QueueRow
 	ArrayType  *tags;			/* text[], perhaps empty */
 	ArrayType  *fields;			/* the same */
 	const char *last_error;		/* NULL: none */
+	ArrayType  *sent_tags;		/* of dt_settled alone: what was sent; NULL: */
+	ArrayType  *sent_fields;	/* all of "tags", "fields", or nothing */
 	ItemPointerData tid;		/* where it was read, */
 	Oid			filenode;		/* and in which file of the table */
 } QueueRow;

@@ -26,6 +26,8 @@ static void change_to_unusable(const Definition *definition, const Removal *old,
 static void change_from_unusable(const Definition *definition, const Removal *new,
 								 Removal *gained, uint32 new_row, Removal *lost);
 static bool has_same_digits(const char *number, const char *other);
+static bool get_usable_form(const Removal *now, Removal *usable);
+static const char *usable_number(const char *number);
 static bool get_other_form(const Definition *definition, const Removal *now, Removal *other);
 static const char *number_problem(const Removal *names);
 static void enqueue_removals(Queue *queue, const Requester *requester, const Removal *lost);
@@ -133,18 +135,21 @@ has_same_digits(const char *number, const char *other)
 
 /*
  * Called before difference_keep(): is there perhaps a waiting removal of these names?
+ * If the numbers cannot be used, it is one of those that their digits are: a row that
+ * is printed prettily while it moves to another partition is deleted and inserted.
  */
 bool
 difference_may_keep(Queue *queue, const Definition *definition, const Removal *now)
 {
 	const Requester *requester = &definition->requester;
+	Removal		usable;
 	Removal		other;
 
-	if (payload_is_empty(now) || number_problem(now))
+	if (payload_is_empty(now) || !get_usable_form(now, &usable))
 		return false;
 	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
-	return queue_may_have_waiting(queue, requester, now) ||
-		(get_other_form(definition, now, &other) &&
+	return queue_may_have_waiting(queue, requester, &usable) ||
+		(get_other_form(definition, &usable, &other) &&
 		 queue_may_have_waiting(queue, requester, &other));
 }
 
@@ -156,6 +161,8 @@ difference_keep(Queue *queue, const Definition *definition, Removal *now)
 {
 	Removal		other;
 
+	if (!get_usable_form(now, now))
+		return;
 	if (get_other_form(definition, now, &other))
 	{
 		other = copy_removal(&other);
@@ -164,6 +171,35 @@ difference_keep(Queue *queue, const Definition *definition, Removal *now)
 	}
 	queue_add_keep(queue, &definition->requester, now);
 	gains_note_suppressed(definition, now);
+}
+
+/* Replaces numbers by those that can be sent.  False when there are none. */
+static bool
+get_usable_form(const Removal *now, Removal *usable)
+{
+	*usable = *now;
+	usable->phone = usable_number(now->phone);
+	usable->waba = now->waba ? usable_number(now->waba) : NULL;
+	return number_problem(usable) == NULL;
+}
+
+/* The number as it is, if it can be used; else its digits alone. */
+static const char *
+usable_number(const char *number)
+{
+	char	   *digits;
+	int			ndigits = 0;
+
+	if (phone_is_e164(number))
+		return number;
+	digits = palloc(strlen(number) + 1);
+	for (; *number; number++)
+	{
+		if (isdigit((unsigned char) *number))
+			digits[ndigits++] = *number;
+	}
+	digits[ndigits] = '\0';
+	return digits;
 }
 
 /*

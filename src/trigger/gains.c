@@ -130,8 +130,7 @@ create_gains(void)
 	control.entrysize = sizeof(Gain);
 	control.hash = hash_gain_key;
 	control.hcxt = TopTransactionContext;
-	gains = hash_create("doubletick gains", 64, &control,
-						HASH_ELEM | HASH_BLOBS | HASH_FUNCTION | HASH_CONTEXT);
+	gains = hash_create("doubletick gains", 64, &control, HASH_ELEM | HASH_FUNCTION | HASH_CONTEXT);
 }
 
 /* A key is a hash already: hashing it again costs 40 instructions for each name. */

@@ -60,6 +60,8 @@ static After no_content(Exchange *x);
 static After fold_first(Exchange *x);
 static After unasked(Exchange *x);
 static After unasked_refusal(Exchange *x);
+static After until_close(Exchange *x);
+static After until_cut(Exchange *x);
 
 static void answering(Exchange *x);
 static void send_out(Exchange *x);
@@ -96,6 +98,8 @@ static const Fault faults[] = {
 	{"fold_first", 0, fold_first},
 	{"unasked", 0, unasked},
 	{"unasked_refusal", 0, unasked_refusal},
+	{"until_close", 0, until_close},
+	{"until_cut", 0, until_cut},
 };
 
 /* NULL when there is none of that name. */
@@ -457,6 +461,32 @@ unasked_refusal(Exchange *x)
 	send_out(x);
 	if (!peer_left(x->conn, UNASKED_MS))
 		conn_send(x->conn, refusal, sizeof(refusal) - 1);
+	return AFTER_CLOSE;
+}
+
+/* The normal answer without a length: it ends with the connection. */
+static After
+until_close(Exchange *x)
+{
+	head_only(x, "");
+	buffer_add(&x->conn->out, x->answer.body.data, x->answer.body.len);
+	send_out(x);
+	return AFTER_CLOSE;
+}
+
+/*
+ * Half of it, and over TLS without a close_notify: as if somebody on the way had cut
+ * the connection.
+ */
+static After
+until_cut(Exchange *x)
+{
+	head_only(x, "");
+	buffer_add(&x->conn->out, x->answer.body.data, x->answer.body.len / 2);
+	send_out(x);
+	await_sent(x->conn);
+	if (x->conn->tls != NULL)
+		SSL_set_quiet_shutdown(x->conn->tls, 1);
 	return AFTER_CLOSE;
 }
 

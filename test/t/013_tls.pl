@@ -89,10 +89,10 @@ sub environment
 sub certificates
 {
 	my %wrong = (
-		expired => qr/^could not establish TLS with DoubleTick: .*expired/,
-		wronghost => qr/^could not establish TLS with DoubleTick: .*localhost/,
-		selfsigned => qr/^could not establish TLS with DoubleTick: .*self.signed/,
-		tls11 => qr/^could not establish TLS with DoubleTick: ./);
+		'expired' => qr/^could not establish TLS with DoubleTick: .*expired/,
+		'wronghost' => qr/^could not establish TLS with DoubleTick: .*localhost/,
+		'selfsigned' => qr/^could not establish TLS with DoubleTick: .*self.signed/,
+		'tls11' => qr/^could not establish TLS with DoubleTick: ./);
 
 	arrives('doubletick', 'a good certificate');
 	foreach my $name (sort keys %wrong)

@@ -29,7 +29,8 @@ CONF
 
 my $file_key = 'key_from_a_file';
 my $other_key = 'key_that_came_later';
-my $calls = Calls->new(conf => $conf, sandbox => [ map { ('--key', $_) } 'key_sandbox', $file_key, $other_key ]);
+my $odd_key = 'odd"\\\\one/<key>';
+my $calls = Calls->new(conf => $conf, sandbox => [ map { ('--key', $_) } 'key_sandbox', $file_key, $other_key, $odd_key ]);
 my $sb = $calls->sandbox;
 my $dir = PostgreSQL::Test::Utils::tempdir();
 my $key_file = "$dir/api_key";
@@ -427,6 +428,46 @@ sub other_database
 	return;
 }
 
+# JSON may escape a key's characters, and must escape some.
+sub escaped_key
+{
+	my $alter = 'ALTER USER MAPPING FOR CURRENT_USER SERVER doubletick OPTIONS (SET api_key %s)';
+	my $key = $odd_key;
+	my $escaped = $key =~ s/(["\\])/\\$1/gr;
+	my %forms = (
+		'as it is' => $key, 'escaped' => $escaped, 'with slashes escaped' => $escaped =~ s{/}{\\/}gr,
+		'as codes' => join('', map { sprintf '\\u%04x', ord } split //, $key),
+		'as codes of capital letters' => join('', map { sprintf '\\u%04X', ord } split //, $key),
+		'some as codes' => $escaped =~ s/([<k])/sprintf '\\u%04x', ord $1/ger);
+
+	$calls->sql(sprintf $alter, quote($key));
+	foreach my $name (sort keys %forms)
+	{
+		my $form = $forms{$name};
+		foreach my $body (qq({"statusCode": 400, "message": "<$form> and $form", "a": {"$form": ["$form"]}}), "<p>$form</p>", $form)
+		{
+			$sb->reset;
+			$sb->rule($phone, { status => 400, body => $body });
+			my $offset = log_size();
+			my ($stdout, $stderr) = all_it_says(removal($phone, ['lead']) . ";\n" . attempt($phone, ['lead']));
+			my $all = $stdout . $stderr;
+			like($all, qr/\*{8}/, "a key $name: asterisks stand for it");
+			is_silent("a key $name", $form, $all, $offset);
+			ok(index($all, $key) < 0 && $all !~ /odd.*key/, "a key $name: in no other form");
+			my ($got) = $calls->session(attempt($phone, ['lead']));
+			ok($body !~ /^\{/ || ref $got->{value}{a} eq 'HASH', "a key $name: what was JSON is JSON");
+		}
+	}
+	$sb->reset;
+	$sb->rule($phone, { fault => 'echo_key' });
+	my ($got) = $calls->session(attempt($phone, ['lead']));
+	like($got->{value}{message}, qr/\*{8}/, 'an echoed key: asterisks stand for it');
+	unlike($got->{value}{message}, qr/odd/, 'an echoed key: nothing of it is left');
+	$sb->reset;
+	$calls->sql(sprintf $alter, quote($sb->key));
+	return;
+}
+
 # A short key may be part of a word of an answer: there it is not masked.
 sub short_key
 {
@@ -499,6 +540,7 @@ superuser_options();
 not_set_up();
 switched_off();
 other_database();
+escaped_key();
 short_key();
 privileges();
 done_testing;

@@ -54,7 +54,7 @@ sub held_ok
 	is(scalar(my @sent = requests(@phones)) <= $requests ? 'few' : 'many', 'few', "$name: no more requests are sent than it takes to know");
 	is(states(@held), join(' ', ('waiting') x @held), "$name: all wait");
 	is($calls->sql("SELECT sum(attempts) FROM dt_waiting"), '0', "$name: without an attempt");
-	like(status('doubletick')->{held}, qr/^$case{reason}/, "$name: dt_status says why");
+	like(status('doubletick')->{held}, qr/^role \S+: $case{reason}/, "$name: dt_status says why");
 	unless ($case{all})
 	{
 		is(states($well, @others), join(' ', 'done', ('done') x @others), "$name: others go on");
@@ -263,8 +263,110 @@ sub dropped_role
 	return;
 }
 
+# What happens while requests are out: the SQL "change", then the answers come one by
+# one, each in a turn of its own, as "rule" says; "warnings" is how many there may be.
+sub requests_are_out
+{
+	my ($name, %case) = @_;
+	my $rule = $case{rule} || sub { {} };
+	my $log = -s $node->logfile;
+	my @out = map { "1415555020$_" } 1 .. 8;
+
+	fresh();
+	$sb->hold($out[$_], { times => 1, %{ $rule->($_) } }) foreach 0 .. $#out;
+	my @ids = map { enqueue($_, ['lead'], undef, role => $case{role}) } @out;
+	my $drain = start_drain();
+	$sb->await_held(scalar @out);
+	my $change = $case{change} || '';
+	$change = 'SET LOCAL ROLE ' . ($case{role} || 'NONE') . '; ' . enqueueing($other, ['lead']) . "; SET LOCAL ROLE NONE; $change" unless $case{alone};
+	push @ids, split /\n/, $calls->sql("BEGIN; $change; COMMIT");
+	eventually(sub { $calls->sql('SELECT count(*) FROM dt_hold') eq '1' }, "$name: it is held while the requests are out") if $case{held};
+	foreach my $n (0 .. $#out)
+	{
+		$sb->release($out[$n]);
+		eventually(sub { ($calls->sql("SELECT last_error IS NULL FROM dt_waiting WHERE id = $ids[$n]") || 'f') ne 't' },
+			"$name: answer " . ($n + 1) . ' is settled');
+	}
+	my $messages = await_drain($drain) =~ s/^psql:<stdin>:\d+: //mgr;
+	is(scalar @{ warnings_of($messages) }, $case{warnings}, "$name: " . ($case{warnings} ? 'one warning' : 'no warning')) || diag($messages);
+	ok(slurp_file($node->logfile, $log) !~ /to server "doubletick" go on/, "$name: nothing is said to go on before it is mended") if $case{warnings};
+	is_deeply(warnings_of(drain()), [], "$name: and none by the next CALL");
+	if ($case{mended})
+	{
+		$calls->sql($case{mended});
+		drain();
+	}
+	is(states(@ids), join(' ', ($case{becomes} || 'done') x @ids), "$name: what becomes of the removals");
+	is($calls->sql('SELECT count(*) FROM dt_hold'), '0', "$name: the hold is over");
+	return;
+}
+
+# One hold gives one warning, however many requests were out when it began.
+sub one_warning_of_one_hold
+{
+	my $make_server = "CREATE SERVER doubletick FOREIGN DATA WRAPPER doubletick OPTIONS ($options); $mapping
+		CREATE USER MAPPING FOR other SERVER doubletick OPTIONS (api_key 'key_app');
+		GRANT USAGE ON FOREIGN SERVER doubletick TO other";
+	my $set_key = "ALTER USER MAPPING FOR CURRENT_USER SERVER doubletick OPTIONS (SET api_key '%s')";
+	my $refused = sub { { status => 401 } };
+	my $refused_in_other_words = sub {
+		{ status => 401, body => { statusCode => 401, error => 'Unauthorized', message => "no access: incident $_[0]" } };
+	};
+
+	requests_are_out('mapping dropped', change => 'DROP USER MAPPING FOR CURRENT_USER SERVER doubletick',
+		held => 1, warnings => 1, mended => $mapping);
+	requests_are_out('mapping dropped, answers 401', change => 'DROP USER MAPPING FOR CURRENT_USER SERVER doubletick',
+		held => 1, rule => $refused, warnings => 1, mended => $mapping);
+	requests_are_out('server dropped', change => 'DROP SERVER doubletick CASCADE',
+		held => 1, warnings => 1, mended => $make_server);
+	requests_are_out('server dropped, answers 401', change => 'DROP SERVER doubletick CASCADE',
+		held => 1, rule => $refused, warnings => 1, mended => $make_server);
+	requests_are_out('USAGE revoked', change => 'REVOKE USAGE ON FOREIGN SERVER doubletick FROM other', role => 'other',
+		held => 1, warnings => 1, mended => 'GRANT USAGE ON FOREIGN SERVER doubletick TO other');
+	requests_are_out('key changed, answers 401', change => sprintf($set_key, 'key_app'), rule => $refused, warnings => 0);
+	$calls->sql(sprintf $set_key, 'key_sandbox');
+	requests_are_out('answers 401', rule => $refused, alone => 1, warnings => 1, mended => sprintf($set_key, 'key_app'));
+	requests_are_out('answers 401, each in other words', rule => $refused_in_other_words, alone => 1,
+		warnings => 1, mended => sprintf($set_key, 'key_sandbox'));
+	requests_are_out('answers 401 and 404', alone => 1, warnings => 1, mended => sprintf($set_key, 'key_app'),
+		rule => sub { $_[0] % 2 ? { status => 404, body => { statusCode => 404, message => 'Cannot POST /x' } } : { status => 401 } });
+	requests_are_out('answers 401 and 201', alone => 1, warnings => 1, mended => sprintf($set_key, 'key_sandbox'),
+		rule => sub { $_[0] % 2 ? {} : { status => 401 } });
+
+	foreach my $rule ($refused, undef)
+	{
+		$calls->sql("CREATE ROLE passing; GRANT USAGE ON FOREIGN SERVER doubletick TO passing;
+			GRANT EXECUTE ON FUNCTION dt_enqueue_remove_tags_custom_fields TO passing;
+			CREATE USER MAPPING FOR PUBLIC SERVER doubletick OPTIONS (api_key 'key_app')");
+		requests_are_out('role dropped' . ($rule ? ', answers 401' : ''), alone => 1, role => 'passing', rule => $rule,
+			change => 'DROP OWNED BY passing; DROP ROLE passing', warnings => 0, becomes => $rule ? 'failed' : 'done');
+		$calls->sql('DROP USER MAPPING FOR PUBLIC SERVER doubletick');
+	}
+	return;
+}
+
+# The probes of one hold are refused in words that differ.
+sub other_words
+{
+	fresh();
+	my $id = enqueue($other, ['lead']);
+	foreach my $n (1 .. 3)
+	{
+		$sb->rule($other, { status => 401, body => { statusCode => 401, error => 'Unauthorized', message => "no access: incident $n" } });
+		is(scalar @{ warnings_of(drain()) }, $n == 1 ? 1 : 0, "other words: refusal $n, one warning in all");
+		like(status('doubletick')->{held}, qr/incident $n$/, 'other words: dt_status has the newest');
+		time_passes('61 seconds');
+	}
+	$sb->clear_rules;
+	drain();
+	is(states($id), 'done', 'other words: and a probe gets through');
+	return;
+}
+
 by_answer();
 by_definition();
+one_warning_of_one_hold();
+other_words();
 probes();
 reason_changes();
 held_rows_age();

@@ -332,8 +332,49 @@ sub one_number
 	return;
 }
 
+# While a removal waits for its next try, the customer's others wait with it; when it
+# is cancelled, a drainer that is under way sends them.
+sub cancelled_while_others_wait
+{
+	my ($phone, $busy) = (new_phone(), new_phone());
+
+	fresh();
+	$sb->rule($phone, { status => 503, retry_after => '3000', times => 1 });
+	my $first = enqueue($phone, ['a']);
+	drain();
+	my @others = map { enqueue($phone, [$_]) } qw(b c);
+	my $another = enqueue($phone, ['d'], undef, waba => '919812345678');
+	$sb->hold($busy);
+	enqueue($busy, ['x']);
+	my $drain = start_drain();
+	$sb->await_held(1);
+	everything_is_seen('others wait: they were looked at');
+	is(states($first, @others), 'waiting waiting waiting', 'others wait: all of them');
+	is($calls->sql("BEGIN; SELECT dt_cancel($first); ROLLBACK"), 'f', 'others wait: one that was tried is taken out');
+	everything_is_seen('others wait: and rolled back');
+	is(states($first, @others), 'waiting waiting waiting', 'others wait: they still do');
+	$calls->sql("SELECT dt_cancel($first)");
+	eventually(sub { states(@others) eq 'done done' }, 'others wait: the drainer sends them when it is cancelled');
+	is(states($first, $another), 'cancelled done', 'others wait: and not the cancelled one');
+	is(join(' ', received($phone)), 'a d b,c', 'others wait: by one request');
+
+	# With nobody else waiting there is nothing to mark.
+	my $alone = new_phone();
+	$sb->rule($alone, { status => 503, retry_after => '3000', times => 1 });
+	$first = enqueue($alone, ['a']);
+	eventually(sub { (waiting($first) || {})->{attempts} }, 'nobody else waits: it is tried');
+	$calls->sql("SELECT dt_cancel($first)");
+	is(states($first), 'cancelled', 'nobody else waits: it is cancelled');
+	is(nkeeps(), '0', 'and no row is left of it');
+	$sb->clear_rules;
+	await_drain($drain);
+	is($calls->sql('SELECT count(*) FROM dt_waiting'), '0', 'others wait: nothing is left');
+	return;
+}
+
 make_roles();
 cancelled();
+cancelled_while_others_wait();
 cancel_undecided();
 cancel_in_bulk();
 retried();

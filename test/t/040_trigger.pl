@@ -470,6 +470,27 @@ is(queued(), '', 'the same with a statement trigger');
 run(q{UPDATE customers SET region = 'west', tags = '{y}'});
 is(queued(), "$c {x} {} -", 'except for names that they lose meanwhile');
 
+# A number that is printed prettily while its row moves: the row is deleted and inserted.
+foreach my $case ([ 'phone', '+91 98765 432-10', 'NULL' ], [ 'WABA number', $a, "'+91 98765.432 12'" ], [ 'both', '(91) 98765-43210', "'91-9876543212'" ])
+{
+	my ($name, $phone, $waba) = @$case;
+	my $was = $waba eq 'NULL' ? 'NULL' : "'$c'";
+
+	no_customers();
+	run('CREATE TABLE customers (region text, phone text, tags text[], waba text) PARTITION BY LIST (region)',
+		q{CREATE TABLE east PARTITION OF customers FOR VALUES IN ('east')}, q{CREATE TABLE west PARTITION OF customers FOR VALUES IN ('west')},
+		sprintf("CREATE TRIGGER t $by_row EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags', '', 'waba')", 'customers'),
+		"INSERT INTO customers VALUES ('east', '+$a', '{x,y}', $was)",
+		"UPDATE customers SET region = 'west', phone = '$phone', waba = $waba");
+	is(queued(), '', "$name, moved and printed prettily: nothing is removed");
+	run('TRUNCATE customers', "INSERT INTO customers VALUES ('east', '+$a', '{x,y}', $was)",
+		"UPDATE customers SET region = 'west', phone = '$phone', waba = $waba, tags = '{x}'");
+	is(queued(), "$a {y} {} " . ($waba eq 'NULL' ? '-' : $c), "$name, moved and printed prettily: but for what is lost meanwhile");
+	run('TRUNCATE dt_waiting', 'TRUNCATE customers', "INSERT INTO customers VALUES ('east', '+$a', '{x}', $was)",
+		"UPDATE customers SET region = 'west', phone = '$b'");
+	is(queued(), "$a {x} {} " . ($waba eq 'NULL' ? '-' : $c), "$name, moved and changed to another number: all is removed");
+}
+
 # A statement trigger, where a partition drops a row that moves into it: the old and the new rows are not pairs then.
 no_customers();
 run('CREATE TABLE customers (region text, phone text, tags text[], PRIMARY KEY (region, phone)) PARTITION BY LIST (region)',

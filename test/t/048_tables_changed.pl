@@ -40,7 +40,7 @@ sub refused_and_mended
 	drain();
 	my $id = enqueue($phone, ['lead']);
 	$calls->sql($change);
-	if ($table eq 'dt_waiting')
+	if ($table =~ /^dt_waiting/)
 	{
 		my ($sqlstate, $hint) = refused(enqueueing(new_phone(), ['lead']));
 		is($sqlstate, '55000', "$name: enqueueing is refused");
@@ -72,6 +72,15 @@ refused_and_mended('access method', 'CREATE ACCESS METHOD other TYPE TABLE HANDL
 refused_and_mended('not logged', 'ALTER TABLE dt_settled SET UNLOGGED', qr/^ALTER TABLE public.dt_settled SET LOGGED$/);
 refused_and_mended('membership', 'ALTER EXTENSION doubletick DROP TABLE dt_settled', qr/^ALTER EXTENSION doubletick ADD TABLE public.dt_settled$/);
 refused_and_mended('nulls', 'ALTER TABLE dt_waiting ALTER COLUMN phone DROP NOT NULL', qr/^ALTER TABLE public.dt_waiting ALTER COLUMN phone SET NOT NULL$/);
+
+
+# The sequence of ids.
+foreach my $change ('CACHE 20', 'CYCLE', 'INCREMENT -1 MINVALUE -1000')
+{
+	refused_and_mended("sequence, $change", "ALTER SEQUENCE dt_waiting_id_seq $change",
+		qr/^ALTER SEQUENCE public.dt_waiting_id_seq INCREMENT 1 CACHE 1 NO CYCLE$/);
+}
+refused_and_mended('sequence, not logged', 'ALTER SEQUENCE dt_waiting_id_seq SET UNLOGGED', qr/^ALTER SEQUENCE public.dt_waiting_id_seq SET LOGGED$/);
 
 # What has no simple mend.
 foreach my $change ('ALTER TABLE dt_waiting RENAME COLUMN due_at TO due', 'ALTER TABLE dt_waiting DROP COLUMN last_error',

@@ -29,6 +29,7 @@ use Sandbox;
 
 my $top = abs_path(dirname(__FILE__) . '/../..');
 my $readme = contents('README.md');
+my ($version) = contents('doubletick.control') =~ /^default_version = '(.+)'$/m;
 
 # All of the program's text, and its string literals: one in each line, as the
 # compiler sees them.
@@ -116,6 +117,12 @@ foreach my $anchor (uniq($readme =~ /\]\(#([^)]+)\)/g))
 	ok((grep { $_ eq $anchor } @headings), "there is a heading for the link to $anchor");
 }
 
+# A SET in a pooled session would reach others. A function's clause, and what ALTER
+# stores, are no such SET.
+my @advice = grep { /(?<!clause `)(?<!clause )\bSET doubletick\./ && !/ALTER (?:DATABASE|ROLE|SYSTEM)/ }
+  split /\n/, join "\n", $readme, $literals, contents("sql/doubletick--$version.sql");
+is_deeply(\@advice, [], 'SET LOCAL is advised, and not SET');
+
 # What the extension is made of.
 
 is_deeply(
@@ -131,7 +138,6 @@ is_deeply(
 
 # META.json, by the specification 1.0.0 of PGXN.
 
-my ($version) = contents('doubletick.control') =~ /^default_version = '(.+)'$/m;
 my $meta = eval { JSON::PP->new->utf8->decode(contents('META.json')) };
 is($@, '', 'META.json is JSON');
 foreach my $key (qw(name version abstract maintainer license provides meta-spec))

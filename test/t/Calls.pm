@@ -74,10 +74,11 @@ SQL
 
 =over
 
-=item Calls->new(sandbox => [argument, ...], conf => text, options => {...})
+=item Calls->new(sandbox => [argument, ...], conf => text, options => {...}, name => text)
 
 "options" are further options of the server, as for Sandbox's server_options;
-"rate_limit" is 0 unless given. "install_path" is another installation's.
+"rate_limit" is 0 unless given. "name" is the cluster's; a second one needs another.
+"install_path" is another installation's.
 
 =cut
 
@@ -86,7 +87,8 @@ sub new
 	my ($class, %with) = @_;
 	my $self = bless {
 		sandbox => Sandbox->start(@{ $with{sandbox} || [] }),
-		node => PostgreSQL::Test::Cluster->new('main', $with{install_path} ? (install_path => $with{install_path}) : ()),
+		node => PostgreSQL::Test::Cluster->new($with{name} || 'main',
+			$with{install_path} ? (install_path => $with{install_path}) : ()),
 	}, $class;
 
 	$ENV{PGCLIENTENCODING} = 'UTF8';
