@@ -16,6 +16,7 @@
 #include "api/pace.h"
 #include "api/payload.h"
 #include "base/clock.h"
+#include "base/extension.h"
 #include "common/pg_prng.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -139,7 +140,9 @@ call_api(const Removal *removal, Jsonb **result)
 	Fault	   *previous = NULL;
 	int64		deadline;
 
-	fault = account_get(setting_server, GetUserId(), &account);
+	fault = extension_version_fault();
+	if (fault == NULL)
+		fault = account_get(setting_server, GetUserId(), &account);
 	if (fault)
 		return fault;
 

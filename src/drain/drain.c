@@ -22,6 +22,7 @@
 #include "drain/hold.h"
 #include "miscadmin.h"
 #include "queue/history.h"
+#include "queue/locks.h"
 #include "settings.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -68,6 +69,7 @@ struct Drain
 	bool		finishing;		/* does it only settle, and send no more? */
 	int			nfailures;		/* how often memory was lacking */
 	Turn	   *turn;			/* whose transaction is open, else NULL */
+	bool		is_update_near; /* because the extension is to be updated? */
 	bool		at_end;			/* has the last search found all there was? */
 	int64		searched_at;	/* when the last search was made */
 	int64		search_at;		/* when the next one is to be made */
@@ -82,6 +84,7 @@ static DrainState wait_and_work(Drain *drain);
 static bool are_answers_unsettled(Drain *drain);
 static bool can_finish_without_memory(Drain *drain);
 static void finish_without_memory(Drain *drain);
+static void stop_sending(Drain *drain);
 static void begin_drain_transaction(Drain *drain);
 static void commit_drain_transaction(Drain *drain);
 static bool run_turn_transaction(Drain *drain);
@@ -166,9 +169,18 @@ static DrainState
 wait_and_work(Drain *drain)
 {
 	Requests   *requests = &drain->requests;
-	int64		left = drain->next_at - clock_now();
+	int64		left;
 	bool		new_answers;
 
+	if (!drain->is_update_near && lock_is_wanted_for_update())
+	{
+		drain->is_update_near = true;
+		stop_sending(drain);
+	}
+	if (drain->is_update_near && requests_in_flight(requests) == 0)
+		return DRAIN_UPDATE;
+
+	left = drain->next_at - clock_now();
 	left = Max(left, 0);		/* Max() evaluates its arguments twice */
 	if (requests->nout > 0)
 		http_turn(requests->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
@@ -188,7 +200,7 @@ wait_and_work(Drain *drain)
 		if (!run_turn_transaction(drain))
 			return DRAIN_GONE;
 	}
-	if (requests_in_flight(requests) > 0)
+	if (requests_in_flight(requests) > 0 || drain->is_update_near)
 		return DRAIN_BUSY;
 	if (drain->finishing || (drain->at_end && !schedule_has_line(&drain->schedule)))
 		return DRAIN_IDLE;
@@ -239,9 +251,15 @@ finish_without_memory(Drain *drain)
 DrainState
 drain_finish(Drain *drain)
 {
+	stop_sending(drain);
+	return drain_turn(drain);
+}
+
+static void
+stop_sending(Drain *drain)
+{
 	drain->finishing = true;
 	drain->next_at = time_of_next_turn(drain);
-	return drain_turn(drain);
 }
 
 /*

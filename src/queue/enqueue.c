@@ -16,6 +16,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "account/account.h"
+#include "base/extension.h"
 #include "base/names.h"
 #include "base/phone.h"
 #include "catalog/pg_type.h"
@@ -272,6 +273,7 @@ enqueue_one(const Requester *requester, const Removal *removal)
 void
 queue_check_writable(const char *command)
 {
+	extension_check_version();
 	PreventCommandIfReadOnly(command);
 	PreventCommandDuringRecovery(command);
 	PreventCommandIfParallelMode(command);

@@ -14,6 +14,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "base/extension.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
@@ -114,6 +115,7 @@ check_table_shape(Relation rel, QueueRelation table)
 {
 	const char *name = table_name(RelationGetRelid(rel));
 
+	extension_check_version();
 	if (getExtensionOfObject(RelationRelationId, RelationGetRelid(rel)) !=
 		get_extension_oid("doubletick", true))
 		refuse_table(rel, pstrdup("It is not a member of the extension."),

@@ -27,6 +27,7 @@
 #include "access/table.h"
 #include "access/xlog.h"
 #include "account/account.h"
+#include "base/extension.h"
 #include "base/phone.h"
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
@@ -92,6 +93,7 @@ read_definition(const TriggerData *data, MemoryContext context)
 	Columns    *columns = &definition->columns;
 	const char *server = get_argument(trigger, ARGUMENT_SERVER);
 
+	extension_check_version();
 	check_events(data);
 	check_arguments(trigger);
 

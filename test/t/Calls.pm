@@ -79,6 +79,7 @@ SQL
 
 "options" are further options of the server, as for Sandbox's server_options;
 "rate_limit" is 0 unless given. "name" is the cluster's; a second one needs another.
+"install_path" is another installation's.
 
 =cut
 
@@ -87,7 +88,8 @@ sub new
 	my ($class, %with) = @_;
 	my $self = bless {
 		sandbox => Sandbox->start(@{ $with{sandbox} || [] }),
-		node => PostgreSQL::Test::Cluster->new($with{name} || 'main'),
+		node => PostgreSQL::Test::Cluster->new($with{name} || 'main',
+			$with{install_path} ? (install_path => $with{install_path}) : ()),
 	}, $class;
 
 	$ENV{PGCLIENTENCODING} = 'UTF8';
