@@ -31,6 +31,8 @@ OBJS = \
 	src/base/phone.o \
 	src/base/shared.o \
 	src/call/remove.o \
+	src/check/check.o \
+	src/check/connection.o \
 	src/doubletick.o \
 	src/drain/customer.o \
 	src/drain/discover.o \

@@ -569,12 +569,26 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields_trigger() IS
 'Enqueues the removal of tags and custom fields that a table''s rows have lost, to be sent as the table''s owner after commit. For a trigger AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, or for one per event FOR EACH STATEMENT with transition tables. Arguments: the columns of phone, tags, custom fields and waba, and a server; '''' leaves one out. Raises 39P01, 42703 or 42804 for a wrong definition when it first fires.';
 
+CREATE FUNCTION @extschema@.dt_check(
+	connect boolean DEFAULT false,
+	OUT object text,
+	OUT problem text,
+	OUT hint text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'dt_check'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000 ROWS 10
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+
+COMMENT ON FUNCTION @extschema@.dt_check(boolean) IS
+'Returns a row for each thing that is wrong in this database: with settings, servers, user mappings, key files, triggers, tables, or the background worker. hint says what mends it. Returns no row when all is well. Writes nothing. With connect, also connects to each server, TLS included, and sends no request.';
+
 REVOKE EXECUTE ON FUNCTION
 	@extschema@.dt_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_keep(text, text[], text[], text),
+	@extschema@.dt_check(boolean),
 	@extschema@.dt_cancel(bigint),
 	@extschema@.dt_retry(bigint),
 	@extschema@.dt_send_replicated(),
@@ -583,3 +597,5 @@ REVOKE EXECUTE ON FUNCTION
 FROM PUBLIC;
 
 REVOKE EXECUTE ON PROCEDURE @extschema@.dt_process_queue() FROM PUBLIC;
+
+GRANT EXECUTE ON FUNCTION @extschema@.dt_check(boolean) TO pg_monitor;

@@ -79,6 +79,7 @@ struct HttpTransfer
 	struct curl_slist *headers; /* the first is Authorization */
 	char	   *target;			/* malloc'd, see target_text() */
 
+	bool		connect_only;	/* is nothing to be sent? */
 	bool		not_silent;		/* see note_sending() */
 	bool		afresh;			/* is it sent over a new connection for that? */
 
@@ -140,7 +141,7 @@ static void check_multi(CURLMcode code, const char *what);
 	check_easy(curl_easy_setopt((easy), (option), (value)), #option)
 
 /*
- * Starts a POST, which ends after "timeout" milliseconds at the latest.  "body" must
+ * Starts a POST, or only connects; this ends after "timeout" milliseconds at the latest.  "body" must
  * stay where it is until the transfer is released, or is aborted when the current
  * memory context is reset.
  */
@@ -160,7 +161,9 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) length);
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDS, body);
 	SET_OPTION(transfer->easy, CURLOPT_TIMEOUT_MS, (long) Max(timeout, 1));
-	SET_OPTION(transfer->easy, CURLOPT_FRESH_CONNECT, 0L);
+	SET_OPTION(transfer->easy, CURLOPT_FRESH_CONNECT, (long) target->connect_only);
+	SET_OPTION(transfer->easy, CURLOPT_CONNECT_ONLY, (long) target->connect_only);
+	transfer->connect_only = target->connect_only;
 	grow_connection_pool(target->max_connections);
 
 	transfer->not_silent = false;
@@ -242,7 +245,8 @@ http_release(HttpTransfer *transfer)
 		transfer->running = false;
 	}
 	inbox_clear(&transfer->inbox);
-	if (!is_easy_reusable())
+	/* A connection that was only made ends with its handle. */
+	if (!is_easy_reusable() || transfer->connect_only)
 		free_easy(transfer);
 	dlist_push_head(&idle, &transfer->node);
 }
@@ -635,7 +639,7 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 				 inbox->too_long);
 	else if (transfer->no_descriptor)
 		strlcpy(transfer->error, "no file descriptor is left in this session", CURL_ERROR_SIZE);
-	else if (code == CURLE_OK && !inbox->head_ended)
+	else if (code == CURLE_OK && !inbox->head_ended && !transfer->connect_only)
 		strlcpy(transfer->error, "transfer closed before the end of the headers", CURL_ERROR_SIZE);
 	else if (transfer->error[0] == '\0')
 		strlcpy(transfer->error, curl_easy_strerror(code), CURL_ERROR_SIZE);
@@ -665,6 +669,8 @@ classify_outcome(const HttpTransfer *transfer, CURLcode code)
 	switch (code)
 	{
 		case CURLE_OK:
+			if (transfer->connect_only)
+				return HTTP_ANSWERED;
 			/* libcurl takes a head that is cut off for the whole answer. */
 			return transfer->inbox.head_ended ? HTTP_ANSWERED : HTTP_BROKEN_OFF;
 		case CURLE_SSL_CONNECT_ERROR:

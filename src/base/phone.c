@@ -27,7 +27,7 @@ typedef struct InvisibleCharacters
 	pg_wchar	first;
 	pg_wchar	last;
 	const char *name;
-}			InvisibleCharacters;
+} InvisibleCharacters;
 
 static const InvisibleCharacters invisible_characters[] = {
 	{0x09, 0x09, "tab"},
@@ -105,7 +105,7 @@ invisible_problem(const char *shown)
 
 		for (int i = 0; i < (int) lengthof(invisible_characters); i++)
 		{
-			const		InvisibleCharacters *known = &invisible_characters[i];
+			const InvisibleCharacters *known = &invisible_characters[i];
 
 			if (code >= known->first && code <= known->last)
 				return psprintf(" contains U+%04X (%s) at position %d", code, known->name, position);

@@ -402,7 +402,7 @@ count_settled(Drain *drain, const Turn *turn)
 
 	foreach(cell, turn->tallies)
 	{
-		const		ServerTally *of_server = lfirst(cell);
+		const ServerTally *of_server = lfirst(cell);
 		const Tally *tally = &of_server->tally;
 
 		drain->tally.sent += tally->sent;
