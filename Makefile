@@ -13,6 +13,7 @@ source := $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST))))
 MODULE_big = doubletick
 OBJS = \
 	src/account/account.o \
+	src/account/enabled.o \
 	src/account/option.o \
 	src/account/url.o \
 	src/api/answer.o \
@@ -46,8 +47,10 @@ OBJS = \
 	src/queue/cancel.o \
 	src/queue/enqueue.o \
 	src/queue/history.o \
+	src/queue/ids.o \
 	src/queue/locks.o \
 	src/queue/relations.o \
+	src/queue/replicated.o \
 	src/queue/retry.o \
 	src/queue/shape.o \
 	src/queue/store.o \
@@ -92,9 +95,10 @@ PG_CPPFLAGS += -isystem $(shell $(PG_CONFIG) --includedir-server)
 # Fault points, and what else only tests need (see src/testing.c).
 ifdef TESTING
 PG_CPPFLAGS += -DDOUBLETICK_TESTING
+SHLIB_LINK = -Wl,--wrap=AllocSetContextCreateInternal
 endif
 PG_CFLAGS = -Wall -Wextra
-SHLIB_LINK = $(shell $(CURL_CONFIG) --libs)
+SHLIB_LINK += $(shell $(CURL_CONFIG) --libs)
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)

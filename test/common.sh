@@ -1,4 +1,4 @@
-# Sourced by test/demo, test/check, test/bench/* and test/torture/*: from a bare
+# Sourced by test/demo, test/check, test/bench/*, test/fuzz/* and test/torture/*: from a bare
 # Debian machine to a built and installed extension, a throwaway cluster and the
 # sandbox.
 #

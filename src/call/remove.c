@@ -102,7 +102,12 @@ run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **), bo
 	if (fault == NULL)
 		fault = call(&removal, &result);
 	if (fault && (raise || hits_every_row(fault)))
+	{
+		if (call == call_api)
+			fault_about(fault, PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0)),
+						setting_server, GetUserId());
 		fault_raise(fault);
+	}
 	if (fault)
 		result = fault_jsonb(fault);
 	else if (!raise)
@@ -178,6 +183,8 @@ call_api(const Removal *removal, Jsonb **result)
 			*result = answer.body;
 			return NULL;
 		}
+		if (answer.status == 401 || answer.status == 403)
+			answer.fault->hint = account_key_command(setting_server, GetUserId());
 
 		/* If too little time was left, the fault of the try before says more. */
 		if (previous && answer.again && answer.fault->status == 0 &&
@@ -271,6 +278,7 @@ hits_every_row(const Fault *fault)
 		case ERRCODE_UNDEFINED_OBJECT:
 		case ERRCODE_INSUFFICIENT_PRIVILEGE:
 		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
+		case ERRCODE_OUT_OF_MEMORY:
 			return true;
 	}
 	return fault->status == 401;

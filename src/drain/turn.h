@@ -36,7 +36,7 @@ typedef struct ServerTally
 	NameData	server;
 	Oid			serverid;		/* InvalidOid: it was dropped */
 	Tally		tally;
-} ServerTally;
+}			ServerTally;
 
 typedef struct Turn
 {
