@@ -3,6 +3,7 @@
 #   make && make install        build and install (PG_CONFIG=… for another server)
 #   make installcheck           run every test in throwaway clusters, not as root
 #   make sandbox                build the local stand-in of the API
+#   make dist                   make the zip for PGXN
 #   make indent                 bring src/ into pgindent's shape (Debian: pg-bsd-indent)
 
 # Where the sources are: the build may run elsewhere, as Debian's does
@@ -12,6 +13,7 @@ source := $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST))))
 MODULE_big = doubletick
 OBJS = \
 	src/account/account.o \
+	src/account/enabled.o \
 	src/account/option.o \
 	src/account/url.o \
 	src/api/answer.o \
@@ -22,6 +24,7 @@ OBJS = \
 	src/api/pace.o \
 	src/api/payload.o \
 	src/base/clock.o \
+	src/base/extension.o \
 	src/base/fault.o \
 	src/base/fault_point.o \
 	src/base/names.o \
@@ -44,11 +47,14 @@ OBJS = \
 	src/queue/cancel.o \
 	src/queue/enqueue.o \
 	src/queue/history.o \
+	src/queue/ids.o \
 	src/queue/locks.o \
 	src/queue/relations.o \
+	src/queue/replicated.o \
 	src/queue/retry.o \
 	src/queue/shape.o \
 	src/queue/store.o \
+	src/queue/update.o \
 	src/queue/wakeup.o \
 	src/settings.o \
 	src/testing.o \
@@ -65,7 +71,7 @@ OBJS = \
 	src/worker/worker.o
 
 EXTENSION = doubletick
-DATA = sql/doubletick--1.0.0.sql
+DATA = $(patsubst $(source)/%,%,$(wildcard $(source)/sql/doubletick--*.sql))
 
 REGRESS = options arguments errors privileges queue
 REGRESS_OPTS = --inputdir=$(source)/test --temp-instance=tmp_regress --encoding=UTF8 --no-locale
@@ -75,20 +81,24 @@ PROVE_TESTS = test/t/*.pl
 EXTRA_CLEAN = tmp_regress log
 
 PG_CONFIG ?= pg_config
-DOUBLETICK_VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" '$(source)/doubletick.control')
-ifeq ($(DOUBLETICK_VERSION),)
-$(error could not read default_version from $(source)/doubletick.control)
+# The version of a release, and that of its SQL objects (see src/README, Releases).
+DOUBLETICK_VERSION := $(shell sed -n 's/^\t"version": "\(.*\)",/\1/p' '$(source)/META.json')
+DOUBLETICK_SQL_VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" '$(source)/doubletick.control')
+ifeq ($(and $(DOUBLETICK_VERSION),$(DOUBLETICK_SQL_VERSION)),)
+$(error could not read the versions from META.json and doubletick.control in $(source))
 endif
 CURL_CONFIG ?= curl-config
-PG_CPPFLAGS = -I$(source)/src $(shell $(CURL_CONFIG) --cflags) -DDOUBLETICK_VERSION='"$(DOUBLETICK_VERSION)"'
+PG_CPPFLAGS = -I$(source)/src $(shell $(CURL_CONFIG) --cflags)
+PG_CPPFLAGS += -DDOUBLETICK_VERSION='"$(DOUBLETICK_VERSION)"' -DDOUBLETICK_SQL_VERSION='"$(DOUBLETICK_SQL_VERSION)"'
 # As system headers, PostgreSQL's own do not drown the warnings about ours.
 PG_CPPFLAGS += -isystem $(shell $(PG_CONFIG) --includedir-server)
 # Fault points, and what else only tests need (see src/testing.c).
 ifdef TESTING
 PG_CPPFLAGS += -DDOUBLETICK_TESTING
+SHLIB_LINK = -Wl,--wrap=AllocSetContextCreateInternal
 endif
 PG_CFLAGS = -Wall -Wextra
-SHLIB_LINK = $(shell $(CURL_CONFIG) --libs)
+SHLIB_LINK += $(shell $(CURL_CONFIG) --libs)
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
@@ -109,6 +119,11 @@ $(CURDIR)/expected:
 clean: clean-expected
 clean-expected:
 	test ! -L expected || rm expected
+
+# The zip for PGXN: what is committed.
+dist:
+	git -C '$(source)' archive --format=zip --prefix=doubletick-$(DOUBLETICK_VERSION)/ \
+		-o '$(CURDIR)/doubletick-$(DOUBLETICK_VERSION).zip' HEAD
 
 # PostgreSQL::Test starts the sandbox from its place in the tree.
 sandbox:
@@ -132,4 +147,4 @@ indent:
 	done
 	rm typedefs.all
 
-.PHONY: sandbox clean-sandbox clean-expected indent
+.PHONY: dist sandbox clean-sandbox clean-expected indent

@@ -75,7 +75,9 @@ CREATE TABLE @extschema@.dt_waiting (
 	attempts integer NOT NULL,
 	http_status integer,
 	keep boolean NOT NULL,
+	replicated boolean NOT NULL DEFAULT false,
 	together integer NOT NULL,
+	origin bigint,
 	server text COLLATE "C" NOT NULL,
 	phone text COLLATE "C" NOT NULL,
 	waba text COLLATE "C",
@@ -89,13 +91,17 @@ CREATE INDEX dt_waiting_customer ON @extschema@.dt_waiting (customer, keep, id);
 COMMENT ON TABLE @extschema@.dt_waiting IS
 'Removals that wait to be sent, and keeps: names that came back and must not be removed. Only the extension writes it; read the view dt_queue.';
 COMMENT ON COLUMN @extschema@.dt_waiting.ord IS
-'Order of removals and keeps: a keep takes its names out of removals whose ord is below the keep''s id. It is the row''s id; dt_retry sets a later one. Exception: dt_retry and dt_cancel also enter an empty keep, whose ord is the id of a removal that the drainer is to look at again.';
+'Order of removals and keeps: a keep takes its names out of removals whose ord is below the keep''s id. It is the row''s id; dt_retry sets a later one. Exception: dt_retry and dt_cancel also enter an empty keep, whose ord is the id of a removal that the drainer is to look at again; and dt_send_replicated one whose ord is 0.';
 COMMENT ON COLUMN @extschema@.dt_waiting.xact IS
 '64-bit id of the transaction that inserted the row. With it the drainer finds rows that were committed late.';
 COMMENT ON COLUMN @extschema@.dt_waiting.customer IS
 'Number of the customer, whose removals are sent together: the digits of phone, and in the lower 14 bits a hash of server, role, phone and waba, without a leading "+". Two customers may have the same number.';
+COMMENT ON COLUMN @extschema@.dt_waiting.replicated IS
+'Whether the row arrived by logical replication. Such a row is not sent from here, and takes nothing back.';
 COMMENT ON COLUMN @extschema@.dt_waiting.together IS
 'Most removals that a request with this one may carry, since a larger request was refused; 0 when there is no such limit.';
+COMMENT ON COLUMN @extschema@.dt_waiting.origin IS
+'Number of the table whose trigger enqueued the removal and can take it back; null when a role enqueued it by hand. A hash of the OIDs of table and database and of the cluster''s system identifier, so rows that are restored elsewhere, or come through pg_upgrade, have no table there. A keep that has an origin takes its names only out of removals of that origin.';
 
 COMMENT ON SEQUENCE @extschema@.dt_waiting_id_seq IS
 'Gives dt_queue and dt_history their ids, which are also the order of removals and keeps.';
@@ -119,7 +125,8 @@ CREATE TABLE @extschema@.dt_settled (
 	answer jsonb,
 	error text,
 	sent_tags text[] COLLATE "C",
-	sent_fields text[] COLLATE "C"
+	sent_fields text[] COLLATE "C",
+	origin bigint
 ) USING heap;
 
 CREATE INDEX dt_settled_id ON @extschema@.dt_settled (id);
@@ -131,6 +138,8 @@ COMMENT ON COLUMN @extschema@.dt_settled.sent_tags IS
 'Tags that its request carried, if not all of them; see dt_history.';
 COMMENT ON COLUMN @extschema@.dt_settled.sent_fields IS
 'Custom fields that its request carried, if not all of them; see dt_history.';
+COMMENT ON COLUMN @extschema@.dt_settled.origin IS
+'As in dt_waiting; dt_retry puts it back there.';
 
 COMMENT ON INDEX @extschema@.dt_settled_id IS
 'Finds a removal for dt_retry. Not unique, since ids may come again after TRUNCATE ... RESTART IDENTITY or a restore.';
@@ -149,6 +158,34 @@ CREATE TABLE @extschema@.dt_hold (
 
 COMMENT ON TABLE @extschema@.dt_hold IS
 'Servers and roles whose requests are held, and why. Only the extension writes it; read the view dt_status.';
+
+-- What arrives by logical replication, in all three tables
+
+CREATE FUNCTION @extschema@.dt_replicated_trigger()
+RETURNS trigger
+AS 'MODULE_PATHNAME', 'dt_replicated_trigger'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10;
+
+COMMENT ON FUNCTION @extschema@.dt_replicated_trigger() IS
+'Marks rows of dt_waiting that arrive by logical replication, and leaves out those of dt_settled and dt_hold. For the triggers on these tables.';
+
+CREATE TRIGGER dt_waiting_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.dt_waiting
+FOR EACH ROW EXECUTE FUNCTION @extschema@.dt_replicated_trigger();
+CREATE TRIGGER dt_settled_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.dt_settled
+FOR EACH ROW EXECUTE FUNCTION @extschema@.dt_replicated_trigger();
+CREATE TRIGGER dt_hold_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.dt_hold
+FOR EACH ROW EXECUTE FUNCTION @extschema@.dt_replicated_trigger();
+
+ALTER TABLE @extschema@.dt_waiting ENABLE REPLICA TRIGGER dt_waiting_replicated;
+ALTER TABLE @extschema@.dt_settled ENABLE REPLICA TRIGGER dt_settled_replicated;
+ALTER TABLE @extschema@.dt_hold ENABLE REPLICA TRIGGER dt_hold_replicated;
+
+COMMENT ON TRIGGER dt_waiting_replicated ON @extschema@.dt_waiting IS
+'Marks what arrives by logical replication, which is not sent from here, and protects the other rows from replicated changes.';
+COMMENT ON TRIGGER dt_settled_replicated ON @extschema@.dt_settled IS
+'Leaves out what arrives by logical replication: the history is that of this database.';
+COMMENT ON TRIGGER dt_hold_replicated ON @extschema@.dt_hold IS
+'Leaves out what arrives by logical replication: holds are those of this database.';
 
 CREATE FUNCTION @extschema@.dt_held(server text, role oid)
 RETURNS text
@@ -216,14 +253,18 @@ CROSS JOIN LATERAL (
 		SELECT tag.name AS tags, NULL AS fields
 		FROM @extschema@.dt_waiting AS k, unnest(k.tags) AS tag(name)
 		WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
+			AND (w.replicated OR NOT k.replicated)
 			AND k.server = w.server AND k.role = w.role
 			AND @extschema@.dt_same_number(k.waba, w.waba)
+			AND (k.origin IS NULL OR k.origin = w.origin)
 		UNION ALL
 		SELECT NULL, field.name
 		FROM @extschema@.dt_waiting AS k, unnest(k.fields) AS field(name)
 		WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
+			AND (w.replicated OR NOT k.replicated)
 			AND k.server = w.server AND k.role = w.role
 			AND @extschema@.dt_same_number(k.waba, w.waba)
+			AND (k.origin IS NULL OR k.origin = w.origin)
 	) AS k
 ) AS kept
 CROSS JOIN LATERAL (
@@ -236,11 +277,13 @@ CROSS JOIN LATERAL (
 	FROM unnest(w.fields) WITH ORDINALITY AS field(name, n)
 	WHERE array_position(kept.fields, field.name) IS NULL
 ) AS fields
-WHERE NOT w.keep AND pg_has_role(w.role, 'USAGE')
+WHERE NOT w.keep
+	-- the role of a replicated row may be another one here
+	AND CASE WHEN w.replicated THEN has_table_privilege(w.tableoid, 'SELECT') ELSE pg_has_role(w.role, 'USAGE') END
 	AND (tags.names <> '{}' OR fields.names <> '{}');
 
 COMMENT ON VIEW @extschema@.dt_queue IS
-'Removals that wait, as they would be sent now: without names that came back. Shows the rows of roles whose privileges the reader has.';
+'Removals that wait, as they would be sent now: without names that came back. Shows the rows of roles whose privileges the reader has; those that arrived by logical replication to who may read dt_waiting.';
 COMMENT ON COLUMN @extschema@.dt_queue.id IS
 'What dt_enqueue_remove_tags_custom_fields returned.';
 COMMENT ON COLUMN @extschema@.dt_queue.server IS
@@ -321,10 +364,10 @@ WITH definition AS (
 	WHERE w.fdwname = 'doubletick'
 ), waiting AS (
 	SELECT w.server, count(*) AS waiting, count(*) FILTER (WHERE w.due_at <= now()) AS due,
-		min(w.enqueued_at) AS oldest,
+		min(w.enqueued_at) AS oldest, count(*) FILTER (WHERE w.replicated) AS replicated,
 		(array_agg(w.last_error ORDER BY w.due_at DESC) FILTER (WHERE w.last_error IS NOT NULL))[1] AS last_error
 	FROM @extschema@.dt_waiting AS w
-	WHERE NOT w.keep AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(w.role, 'USAGE'))
+	WHERE NOT w.keep AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(w.role, 'USAGE') AND NOT w.replicated)
 	GROUP BY w.server
 ), settled AS (
 	SELECT s.server, count(*) FILTER (WHERE s.state = 'done') AS done,
@@ -337,14 +380,19 @@ WITH definition AS (
 		AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.role, 'USAGE'))
 	GROUP BY s.server
 ), lane AS (
-	SELECT DISTINCT w.server, w.role FROM @extschema@.dt_waiting AS w WHERE NOT w.keep
-), held AS (
-	SELECT lane.server,
-		string_agg(format('role %I: %s', pg_get_userbyid(lane.role), reason.text), '; ' ORDER BY lane.role) AS held
+	SELECT DISTINCT w.server, w.role FROM @extschema@.dt_waiting AS w WHERE NOT w.keep AND NOT w.replicated
+), reason AS (
+	SELECT lane.server, lane.role, format('role %I: %s', pg_get_userbyid(lane.role), why.held) AS text
 	FROM lane LEFT JOIN @extschema@.dt_hold AS h ON h.server = lane.server AND h.role = lane.role
-	CROSS JOIN LATERAL (SELECT coalesce(@extschema@.dt_held(lane.server, lane.role), h.reason)) AS reason(text)
-	WHERE reason.text IS NOT NULL AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(lane.role, 'USAGE'))
-	GROUP BY lane.server
+	CROSS JOIN LATERAL (SELECT coalesce(@extschema@.dt_held(lane.server, lane.role), h.reason)) AS why(held)
+	WHERE why.held IS NOT NULL AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(lane.role, 'USAGE'))
+	UNION ALL
+	SELECT w.server, NULL, format('%s %s by logical replication, and wait for dt_send_replicated()',
+		w.replicated, CASE w.replicated WHEN 1 THEN 'removal arrived' ELSE 'removals arrived' END)
+	FROM waiting AS w WHERE w.replicated > 0
+), held AS (
+	SELECT reason.server, string_agg(reason.text, '; ' ORDER BY reason.role) AS held
+	FROM reason GROUP BY reason.server
 ), requests AS (
 	-- a customer whose request is in flight has such a lock: src/queue/locks.c
 	SELECT l.classid, count(*) AS in_flight
@@ -401,7 +449,7 @@ COMMENT ON COLUMN @extschema@.dt_status.rate IS
 COMMENT ON COLUMN @extschema@.dt_status.last_error IS
 'The last error of what waits, or else of what was settled in the last hour, without what it quotes from the API or elsewhere.';
 COMMENT ON COLUMN @extschema@.dt_status.held IS
-'The roles whose requests are held or paused, and why; null if none is.';
+'The roles whose requests are held or paused, and why; how many removals arrived by logical replication; null if there is neither.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_pid IS
 'Process id of this database''s background worker; this and the next four columns are null if none runs.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_since IS
@@ -488,7 +536,7 @@ AS 'MODULE_PATHNAME', 'dt_cancel'
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_cancel(bigint) IS
-'Takes a waiting removal out of the queue. Returns true only if its request has not left and, once this transaction commits, never will; except after a crash or a cancel of the sending session: then a request may have left unrecorded. Returns false if the removal was tried before: it is taken out, but may have been carried out. Also returns false, and changes nothing, if a request of the customer is in flight, if the removal is settled or unknown, or if the caller lacks the privileges of its role. Raises 25006 in a read-only session.';
+'Takes a waiting removal out of the queue. Returns true only if its request has not left and, once this transaction commits, never will; except after a crash or a cancel of the sending session: then a request may have left unrecorded. Returns false if the removal was tried before, or arrived by logical replication: it is taken out, but may have been carried out. Also returns false, and changes nothing, if a request of the customer is in flight, if the removal is settled or unknown, or if the caller lacks the privileges of its role. Raises 25006 in a read-only session.';
 
 CREATE FUNCTION @extschema@.dt_retry(id bigint)
 RETURNS boolean
@@ -497,6 +545,14 @@ LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_retry(bigint) IS
 'Puts a failed removal back into the queue under its id, as if it were new: with a new enqueued_at and no attempts. Returns false if there is no failed removal with that id, or if the caller lacks the privileges of its role. Raises 22023 if its phone or names cannot be sent, 25006 in a read-only session.';
+
+CREATE FUNCTION @extschema@.dt_send_replicated()
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'dt_send_replicated'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+
+COMMENT ON FUNCTION @extschema@.dt_send_replicated() IS
+'Has the removals that arrived by logical replication sent from here, after this transaction has committed, and returns their number. For a subscriber that takes the publisher''s place. Raises 55000 while a subscription still replicates dt_waiting, 42704 if one of their roles does not exist here, 25006 in a read-only session.';
 
 CREATE PROCEDURE @extschema@.dt_process_queue()
 AS 'MODULE_PATHNAME', 'dt_process_queue'
@@ -521,6 +577,8 @@ REVOKE EXECUTE ON FUNCTION
 	@extschema@.dt_keep(text, text[], text[], text),
 	@extschema@.dt_cancel(bigint),
 	@extschema@.dt_retry(bigint),
+	@extschema@.dt_send_replicated(),
+	@extschema@.dt_replicated_trigger(),
 	@extschema@.dt_remove_tags_custom_fields_trigger()
 FROM PUBLIC;
 

@@ -45,6 +45,15 @@
 #define new_wait_event(name) ((uint32) PG_WAIT_EXTENSION)
 #endif
 
+/* PostgreSQL 17 tells the methods of memory contexts what to do without memory. */
+#if PG_VERSION_NUM >= 170000
+#define CONTEXT_ALLOC_ARGUMENTS MemoryContext context, Size size, int flags
+#define CONTEXT_ALLOC_PASSED context, size, flags
+#else
+#define CONTEXT_ALLOC_ARGUMENTS MemoryContext context, Size size
+#define CONTEXT_ALLOC_PASSED context, size
+#endif
+
 /*
  * Background workers, too, obey these timeouts; PostgreSQL 17 added the second.
  */

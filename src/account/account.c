@@ -15,12 +15,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "account/account.h"
+#include "account/enabled.h"
 #include "account/option.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
 #include "commands/dbcommands.h"
+#include "commands/defrem.h"
 #include "compat.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
@@ -49,6 +53,7 @@ static void invalidate_cache(Datum arg, SyscacheId cacheid, uint32 hashvalue);
 static Fault *look_up_account(const char *servername, Oid roleid, Account *account);
 static void watch_catalogs(void);
 static Fault *check_server(const char *servername, int64 *delay);
+static char *list_servers(void);
 static Fault *find_server(const char *servername, ForeignServer **server);
 static Fault *read_options(const char *servername, Account *account, List *of_server,
 						   List *of_mapping);
@@ -82,7 +87,7 @@ account_get(const char *servername, Oid roleid, Account *account)
 	if (!setting_enabled)
 		return fault_hint(fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
 									 "requests are switched off by \"doubletick.enabled\""),
-						  "A superuser can change this for the cluster, the database or the role.");
+						  "Switch them on again: %s", enabled_command());
 	if (fault)
 		return fault;
 	if (account->api_key_file)
@@ -200,16 +205,74 @@ find_server(const char *servername, ForeignServer **server)
 {
 	*server = GetForeignServerByName(servername, true);
 	if (*server == NULL)
-		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
-									 "server \"%s\" does not exist", servername),
-						  "Create it: CREATE SERVER %s FOREIGN DATA WRAPPER " WRAPPER ";",
-						  quote_identifier(servername));
+	{
+		char	   *others = list_servers();
+		Fault	   *fault = fault_make(ERRCODE_UNDEFINED_OBJECT, "server \"%s\" does not exist",
+									   servername);
+
+		if (others[0] == '\0')
+			return fault_hint(fault, "Create it: CREATE SERVER %s FOREIGN DATA WRAPPER " WRAPPER ";",
+							  quote_identifier(servername));
+		return fault_hint(fault, "\"doubletick.server\", or the last argument of a trigger, names it; "
+						  "this database has %s.", others);
+	}
 	if (strcmp(GetForeignDataWrapper((*server)->fdwid)->fdwname, WRAPPER) != 0)
 		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
 									 "server \"%s\" is not a DoubleTick server", servername),
 						  "Set \"doubletick.server\" to the name of a server of the foreign-data wrapper \"%s\". In a pooled session, use SET LOCAL.",
 						  WRAPPER);
 	return NULL;
+}
+
+/* The DoubleTick servers of this database for a hint, at most five; "" without any. */
+static char *
+list_servers(void)
+{
+	Relation	rel = table_open(ForeignServerRelationId, AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	Oid			wrapper = get_foreign_data_wrapper_oid(WRAPPER, true);
+	StringInfoData list;
+	int			nservers = 0;
+	HeapTuple	tuple;
+
+	initStringInfo(&list);
+	while (nservers < 5 && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_foreign_server server = (Form_pg_foreign_server) GETSTRUCT(tuple);
+
+		if (server->srvfdw == wrapper)
+			appendStringInfo(&list, "%s\"%s\"", nservers++ > 0 ? ", " : "", NameStr(server->srvname));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return list.data;
+}
+
+/*
+ * The command that gives a role another API key, for hints.
+ */
+char *
+account_key_command(const char *servername, Oid roleid)
+{
+	ForeignServer *server = GetForeignServerByName(servername, true);
+	const char *role = GetUserNameFromId(roleid, true);
+	bool		is_public = false;
+	UserMapping *mapping = server && role ? find_mapping(server->serverid, roleid, &is_public) : NULL;
+	ListCell   *cell;
+
+	if (mapping == NULL)
+		return NULL;
+	role = is_public ? "PUBLIC" : quote_identifier(role);
+	foreach(cell, mapping->options)
+	{
+		DefElem    *option = lfirst(cell);
+
+		if (strcmp(option->defname, "api_key_file") == 0)
+			return psprintf("Put the right API key into the file of the user mapping for %s on server %s: option \"api_key_file\".",
+							role, quote_identifier(servername));
+	}
+	return psprintf("Set the right API key: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (SET api_key '...');",
+					role, quote_identifier(servername));
 }
 
 /*
@@ -263,6 +326,28 @@ check_server(const char *servername, int64 *delay)
 	}
 	*delay = checked_delay;
 	return NULL;
+}
+
+/*
+ * Called where rows are compared: the WABA number that requests to this server carry
+ * when a row has none; NULL when the server has none either.  False when there is no
+ * such server.
+ */
+bool
+account_find_waba(const char *servername, const char **waba)
+{
+	ForeignServer *server = GetForeignServerByName(servername, true);
+	ListCell   *cell;
+
+	*waba = NULL;
+	foreach(cell, server ? server->options : NIL)
+	{
+		DefElem    *option = lfirst(cell);
+
+		if (strcmp(option->defname, "waba_number") == 0)
+			*waba = defGetString(option);
+	}
+	return server != NULL;
 }
 
 /*

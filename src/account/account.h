@@ -15,6 +15,8 @@
 extern Fault *account_get(const char *servername, Oid roleid, Account *account);
 extern Fault *account_check_server(const char *servername);
 extern int64 account_delay(const char *servername);
+extern char *account_key_command(const char *servername, Oid roleid);
+extern bool account_find_waba(const char *servername, const char **waba);
 extern char *account_definition(const char *servername, Oid roleid);
 extern TransactionId account_server_xmin(Oid serverid);
 

@@ -26,7 +26,8 @@
 /* How many bytes of the API's message go into the primary message. */
 #define MESSAGE_LENGTH 500
 
-#define MAYBE_DONE "The removal may have been carried out; to repeat it does no harm."
+#define HARMLESS "to repeat it does no harm, unless a name was put back meanwhile."
+#define MAYBE_DONE "The removal may have been carried out; " HARMLESS
 #define CHECK_BASE_URL "Check whether the server's option \"base_url\" leads to DoubleTick."
 
 /* What a fault says of a request that has no answer; by HttpResult. */
@@ -62,6 +63,9 @@ static const TransportFault transport_faults[] = {
 	},
 	[HTTP_TOO_LONG] = {
 		ERRCODE_FDW_UNABLE_TO_CREATE_REPLY, "answer is too long", CHECK_BASE_URL, false
+	},
+	[HTTP_NO_MEMORY] = {
+		ERRCODE_OUT_OF_MEMORY, "out of memory while an HTTP answer was read", MAYBE_DONE, false
 	},
 };
 
@@ -118,11 +122,19 @@ read_success(const HttpReply *reply, Answer *answer)
 {
 	answer->body = parse_object(reply->body, reply->length);
 	if (answer->body == NULL)
-		answer->fault =
-			fault_hint(fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
-								  "answer with HTTP status %d is not a JSON object that jsonb can hold: \"%s\"",
-								  reply->status, excerpt(reply->body, reply->length)),
-					   MAYBE_DONE);
+	{
+		char	   *shown = excerpt(reply->body, reply->length);
+		bool		is_page = shown[0] == '<';
+
+		answer->fault = fault_make(ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
+								   "answer with HTTP status %d is not a JSON object that jsonb can hold%s%s%s",
+								   reply->status, is_page ? "" : ": \"", is_page ? "" : shown,
+								   is_page ? "" : "\"");
+		if (is_page)
+			answer->fault->excerpt = shown;
+		fault_hint(answer->fault, "Something other than DoubleTick may have answered: "
+				   "check the server's options \"base_url\" and \"proxy\". " MAYBE_DONE);
+	}
 }
 
 static void
@@ -131,6 +143,8 @@ read_refusal(const HttpReply *reply, Answer *answer)
 	Jsonb	   *body = parse_object(reply->body, reply->length);
 	const char *what = "was refused";
 	char	   *message = body ? api_message(body) : excerpt(reply->body, reply->length);
+	bool		is_page = body == NULL && message[0] == '<';
+	const char *phrase = fault_reason_phrase(reply->status);
 	const char *hint = hint_of_refusal(reply->status, body ? message : NULL);
 
 	if (reply->status < 400)
@@ -138,9 +152,13 @@ read_refusal(const HttpReply *reply, Answer *answer)
 	else if (reply->status >= 500)
 		what = "failed";
 	answer->fault = fault_make(sqlstate_of_status(reply->status),
-							   "request %s with HTTP status %d%s%s",
-							   what, reply->status, message[0] ? ": " : "", message);
+							   "request %s with HTTP status %d%s%s%s", what, reply->status,
+							   !is_page && message[0] ? ": " : phrase ? " (" : "",
+							   !is_page && message[0] ? message : phrase ? phrase : "",
+							   (!is_page && message[0]) || phrase == NULL ? "" : ")");
 	answer->fault->body = body;
+	if (is_page)
+		answer->fault->excerpt = message;
 	if (hint)
 		fault_hint(answer->fault, "%s", hint);
 	answer->no_route = reply->status == 404 && body && is_no_route(message);
@@ -184,7 +202,7 @@ hint_of_refusal(int status, const char *message)
 	{
 		case 401:
 		case 403:
-			return "Check the API key in the user mapping.";
+			return "Set the right API key in the user mapping.";
 		case 404:				/* the customer, or the address */
 			if (message && !is_no_route(message))
 				return NULL;
@@ -195,7 +213,7 @@ hint_of_refusal(int status, const char *message)
 	if (status >= 300 && status < 400)
 		return "Redirects are never followed. Check the server's option \"base_url\".";
 	if (status >= 500 && status < 600)
-		return "The fault is at DoubleTick; to repeat the removal later does no harm.";
+		return "The fault is at DoubleTick, or on the way to it; " HARMLESS;
 	return NULL;
 }
 

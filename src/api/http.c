@@ -210,14 +210,7 @@ http_turn(int timeout)
 const HttpReply *
 http_reply(HttpTransfer *transfer)
 {
-	if (transfer->running)
-		return NULL;
-	if (transfer->inbox.no_memory)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory"),
-				 errdetail("Failed while reading an HTTP answer.")));
-	return &transfer->reply;
+	return transfer->running ? NULL : &transfer->reply;
 }
 
 /*
@@ -664,6 +657,8 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 static HttpResult
 classify_outcome(const HttpTransfer *transfer, CURLcode code)
 {
+	if (transfer->inbox.no_memory)
+		return HTTP_NO_MEMORY;
 	if (transfer->inbox.too_long)
 		return HTTP_TOO_LONG;
 

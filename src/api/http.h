@@ -34,7 +34,8 @@ typedef enum HttpResult
 	HTTP_BROKEN_OFF,			/* connected, but no whole answer came */
 	HTTP_TIMED_OUT,				/* connected, but no answer in time */
 	HTTP_NOT_HTTP,				/* an answer that is not HTTP */
-	HTTP_TOO_LONG				/* a body or headers beyond our bounds */
+	HTTP_TOO_LONG,				/* a body or headers beyond our bounds */
+	HTTP_NO_MEMORY				/* out of memory, here */
 } HttpResult;
 
 typedef struct HttpReply

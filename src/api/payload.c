@@ -171,9 +171,10 @@ read_distinct_names(const char *what, ArrayType *array,
 		int			length;
 
 		if (nulls[i])
-			return fault_make(ERRCODE_NULL_VALUE_NOT_ALLOWED,
-							  "%s must not contain nulls: element %d is null",
-							  what, i + 1);
+			return fault_hint(fault_make(ERRCODE_NULL_VALUE_NOT_ALLOWED,
+										 "%s must not contain nulls: element %d is null",
+										 what, i + 1),
+							  "Leave nulls out: array_remove(%s, NULL)", what);
 		length = VARSIZE_ANY_EXHDR(DatumGetPointer(elements[i]));
 		if (length == 0)
 			return fault_make(ERRCODE_INVALID_PARAMETER_VALUE,

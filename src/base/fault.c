@@ -13,9 +13,13 @@
 
 #include "base/fault.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/numeric.h"
+
+/* A message shows at most this many bytes of a phone. */
+#define PHONE_LENGTH 64
 
 typedef struct CodeName
 {
@@ -56,6 +60,7 @@ static const CodeName condition_names[] = {
 	{ERRCODE_SYSTEM_ERROR, "system_error"},
 	{ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION, "fdw_unable_to_establish_connection"},
 	{ERRCODE_FDW_UNABLE_TO_CREATE_REPLY, "fdw_unable_to_create_reply"},
+	{ERRCODE_OUT_OF_MEMORY, "out_of_memory"},
 };
 
 static const char *name_of_code(const CodeName *names, int nnames, int code);
@@ -113,6 +118,24 @@ fault_hint(Fault *fault, const char *fmt,...)
 }
 
 /*
+ * Says which removal the fault is about: a statement may have made thousands.  "phone"
+ * is as given, NULL for a null.
+ */
+void
+fault_about(Fault *fault, const char *phone, const char *server, Oid role)
+{
+	const char *role_name = GetUserNameFromId(role, true);
+
+	fault->context = phone ?
+		psprintf("removal for phone %s, server \"%s\", role \"%s\"",
+				 pnstrdup(phone, fault_cliplen(phone, PHONE_LENGTH)), server,
+				 role_name ? role_name : "?") :
+		psprintf("removal for phone null, server \"%s\", role \"%s\"",
+				 server, role_name ? role_name : "?");
+	fault_make_one_line(fault->context);
+}
+
+/*
  * The length, in bytes, at which a message cuts a string: at most "limit", and never
  * inside a character.  In a SQL_ASCII database, it takes the string for UTF-8.
  */
@@ -136,7 +159,7 @@ Jsonb *
 fault_jsonb(const Fault *fault)
 {
 	JsonbBuild	build = {0};
-	const char *error = name_of_code(reason_phrases, lengthof(reason_phrases), fault->status);
+	const char *error = fault_reason_phrase(fault->status);
 
 	if (error == NULL)
 		error = name_of_code(condition_names, lengthof(condition_names), fault->sqlstate);
@@ -147,7 +170,8 @@ fault_jsonb(const Fault *fault)
 	jsonb_push_string(&build, WJB_KEY, "error");
 	jsonb_push_string(&build, WJB_VALUE, error);
 	jsonb_push_string(&build, WJB_KEY, "message");
-	jsonb_push_string(&build, WJB_VALUE, fault->message);
+	jsonb_push_string(&build, WJB_VALUE, fault->excerpt ?
+					  psprintf("%s: \"%s\"", fault->message, fault->excerpt) : fault->message);
 	if (fault->body)
 		push_body_members(&build, fault->body);
 	jsonb_push_string(&build, WJB_KEY, "statusCode");
@@ -168,8 +192,18 @@ fault_raise(const Fault *fault)
 			(errcode(fault->sqlstate),
 			 errmsg_internal("%s", fault->message),
 			 errdetail_internal("%s", JsonbToCString(NULL, &object->root, VARSIZE(object))),
-			 fault->hint ? errhint("%s", fault->hint) : 0));
+			 fault->hint ? errhint("%s", fault->hint) : 0,
+			 fault->context ? errcontext("%s", fault->context) : 0));
 	pg_unreachable();
+}
+
+/*
+ * The usual words for an HTTP status that the API may answer with; NULL for others.
+ */
+const char *
+fault_reason_phrase(int status)
+{
+	return name_of_code(reason_phrases, lengthof(reason_phrases), status);
 }
 
 static const char *

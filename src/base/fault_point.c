@@ -16,16 +16,39 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "access/xact.h"
 #include "base/fault_point.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "nodes/memnodes.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
+
+/* PostgreSQL has four kinds of memory contexts at most. */
+#define MAX_CONTEXT_KINDS 4
+
+/* The methods of a kind of memory context, and a copy whose allocations may fail. */
+typedef struct ContextKind
+{
+	const MemoryContextMethods *own;
+	MemoryContextMethods failing;
+} ContextKind;
 
 static char *setting_fault_point;
 static int	setting_fault_point_skip;
 static int	setting_fault_allocation;
+static int	setting_fault_palloc;
+
+static ContextKind context_kinds[MAX_CONTEXT_KINDS];
+
+static void assign_fault_palloc(int newval, void *extra);
+static void replace_methods(MemoryContext context, bool failing);
+static ContextKind *kind_of(MemoryContext context);
+static void *alloc_or_fail(CONTEXT_ALLOC_ARGUMENTS);
 
 /*
- * Defines the settings doubletick.fault_point, doubletick.fault_point_skip and
- * doubletick.fault_allocation.
+ * Defines the settings doubletick.fault_point, doubletick.fault_point_skip,
+ * doubletick.fault_allocation and doubletick.fault_palloc.
  */
 void
 fault_point_init(void)
@@ -42,6 +65,10 @@ fault_point_init(void)
 							"Sets which allocation of libcurl is to fail, counted from now.",
 							NULL, &setting_fault_allocation, 0, 0, INT_MAX,
 							PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("doubletick.fault_palloc",
+							"Sets which allocation in a memory context is to fail, counted from now.",
+							NULL, &setting_fault_palloc, 0, 0, INT_MAX,
+							PGC_SUSET, 0, NULL, assign_fault_palloc, NULL);
 }
 
 /*
@@ -51,6 +78,87 @@ bool
 fault_allocation(void)
 {
 	return setting_fault_allocation > 0 && --setting_fault_allocation == 0;
+}
+
+/*
+ * Contexts have other methods while an allocation is to fail.
+ */
+static void
+assign_fault_palloc(int newval, void *extra pg_attribute_unused())
+{
+	if (newval > 0 || setting_fault_palloc > 0)
+		replace_methods(TopMemoryContext, newval > 0);
+}
+
+/* In a context and all contexts below it. */
+static void
+replace_methods(MemoryContext context, bool failing)
+{
+	ContextKind *kind;
+
+	if (context == ErrorContext)
+		return;
+	kind = kind_of(context);
+	context->methods = failing ? &kind->failing : kind->own;
+	for (MemoryContext child = context->firstchild; child != NULL; child = child->nextchild)
+		replace_methods(child, failing);
+}
+
+static ContextKind *
+kind_of(MemoryContext context)
+{
+	ContextKind *kind = context_kinds;
+
+	while (kind->own != NULL && kind->own != context->methods &&
+		   context->methods != &kind->failing)
+		kind++;
+	if (kind->own == NULL)
+	{
+		kind->own = context->methods;
+		kind->failing = *context->methods;
+		kind->failing.alloc = alloc_or_fail;
+	}
+	return kind;
+}
+
+/*
+ * The method "alloc" while an allocation is to fail.  PostgreSQL aborts the server when
+ * one fails in a critical section, and sees to it that none is made there; it does so as
+ * well when it has committed.
+ *
+ * The contexts that PostgreSQL has made since the last allocation get these methods, too.
+ * Those of the library have them from the beginning (__wrap_AllocSetContextCreateInternal).
+ */
+static void *
+alloc_or_fail(CONTEXT_ALLOC_ARGUMENTS)
+{
+	if (setting_fault_palloc > 0 && CritSectionCount == 0 && IsTransactionState())
+	{
+		bool		fails = --setting_fault_palloc == 0;
+
+		replace_methods(TopMemoryContext, !fails);
+		if (fails)
+			ereport(ERROR,
+					(errcode(ERRCODE_OUT_OF_MEMORY),
+					 errmsg("out of memory"),
+					 errdetail("The setting \"doubletick.fault_palloc\" asks for it.")));
+	}
+	return kind_of(context)->own->alloc(CONTEXT_ALLOC_PASSED);
+}
+
+/*
+ * The linker has the library call this in place of the original (Makefile).
+ */
+MemoryContext
+__wrap_AllocSetContextCreateInternal(MemoryContext parent, const char *name,
+									 Size least, Size first, Size largest)
+{
+	MemoryContext context = __real_AllocSetContextCreateInternal(parent, name, least,
+																 first, largest);
+
+	if (setting_fault_palloc > 0)
+		replace_methods(context, true);
+	return context;
 }
 
 /*

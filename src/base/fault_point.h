@@ -17,6 +17,12 @@ extern void fault_point(const char *name);
 #define FAULT_POINT(name) fault_point(name)
 extern bool fault_allocation(void);
 #define FAULT_ALLOCATION() fault_allocation()
+extern MemoryContext __wrap_AllocSetContextCreateInternal(MemoryContext parent,
+														  const char *name, Size least,
+														  Size first, Size largest);
+extern MemoryContext __real_AllocSetContextCreateInternal(MemoryContext parent,
+														  const char *name, Size least,
+														  Size first, Size largest);
 #else
 #define fault_point_init() ((void) 0)
 #define FAULT_POINT(name) ((void) 0)

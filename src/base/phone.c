@@ -15,11 +15,40 @@
 #include "base/phone.h"
 #include "common/hashfn.h"
 #include "fmgr.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 
 /* A message shows at most this many bytes of a bad number. */
 #define SHOWN_LENGTH 64
 
+/* Characters that a copied number may contain, and that do not show. */
+typedef struct InvisibleCharacters
+{
+	pg_wchar	first;
+	pg_wchar	last;
+	const char *name;
+} InvisibleCharacters;
+
+static const InvisibleCharacters invisible_characters[] = {
+	{0x09, 0x09, "tab"},
+	{0x0A, 0x0A, "line feed"},
+	{0x0D, 0x0D, "carriage return"},
+	{0x01, 0x1F, "control character"},
+	{0x7F, 0x9F, "control character"},
+	{0xA0, 0xA0, "no-break space"},
+	{0xAD, 0xAD, "soft hyphen"},
+	{0x2000, 0x200A, "space"},
+	{0x200B, 0x200B, "zero width space"},
+	{0x200C, 0x200D, "zero width joiner or non-joiner"},
+	{0x200E, 0x200F, "direction mark"},
+	{0x202A, 0x202E, "direction mark"},
+	{0x202F, 0x202F, "narrow no-break space"},
+	{0x2060, 0x2060, "word joiner"},
+	{0x2066, 0x2069, "direction mark"},
+	{0xFEFF, 0xFEFF, "byte order mark"},
+};
+
+static char *invisible_problem(const char *shown);
 static const char *digits_of(const char *number);
 
 PG_FUNCTION_INFO_V1(dt_same_number);
@@ -56,8 +85,34 @@ phone_is_e164(const char *number)
 char *
 phone_problem(const char *what, const char *number)
 {
-	return psprintf("%s is not a number in international format: \"%s\"", what,
-					pnstrdup(number, fault_cliplen(number, SHOWN_LENGTH)));
+	const char *shown = pnstrdup(number, fault_cliplen(number, SHOWN_LENGTH));
+
+	return psprintf("%s is not a number in international format: \"%s\"%s", what, shown,
+					invisible_problem(shown));
+}
+
+/* Names the first character that a reader of the message cannot see; or "". */
+static char *
+invisible_problem(const char *shown)
+{
+	int			position = 1;
+
+	if (GetDatabaseEncoding() != PG_UTF8)
+		return "";
+	for (const char *c = shown; *c; c += pg_utf_mblen((const unsigned char *) c))
+	{
+		pg_wchar	code = utf8_to_unicode((const unsigned char *) c);
+
+		for (int i = 0; i < (int) lengthof(invisible_characters); i++)
+		{
+			const InvisibleCharacters *known = &invisible_characters[i];
+
+			if (code >= known->first && code <= known->last)
+				return psprintf(" contains U+%04X (%s) at position %d", code, known->name, position);
+		}
+		position++;
+	}
+	return "";
 }
 
 /*

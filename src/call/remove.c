@@ -16,6 +16,7 @@
 #include "api/pace.h"
 #include "api/payload.h"
 #include "base/clock.h"
+#include "base/extension.h"
 #include "common/pg_prng.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -101,7 +102,12 @@ run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **), bo
 	if (fault == NULL)
 		fault = call(&removal, &result);
 	if (fault && (raise || hits_every_row(fault)))
+	{
+		if (call == call_api)
+			fault_about(fault, PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0)),
+						setting_server, GetUserId());
 		fault_raise(fault);
+	}
 	if (fault)
 		result = fault_jsonb(fault);
 	else if (!raise)
@@ -134,7 +140,9 @@ call_api(const Removal *removal, Jsonb **result)
 	Fault	   *previous = NULL;
 	int64		deadline;
 
-	fault = account_get(setting_server, GetUserId(), &account);
+	fault = extension_version_fault();
+	if (fault == NULL)
+		fault = account_get(setting_server, GetUserId(), &account);
 	if (fault)
 		return fault;
 
@@ -175,6 +183,8 @@ call_api(const Removal *removal, Jsonb **result)
 			*result = answer.body;
 			return NULL;
 		}
+		if (answer.status == 401 || answer.status == 403)
+			answer.fault->hint = account_key_command(setting_server, GetUserId());
 
 		/* If too little time was left, the fault of the try before says more. */
 		if (previous && answer.again && answer.fault->status == 0 &&
@@ -268,6 +278,7 @@ hits_every_row(const Fault *fault)
 		case ERRCODE_UNDEFINED_OBJECT:
 		case ERRCODE_INSUFFICIENT_PRIVILEGE:
 		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
+		case ERRCODE_OUT_OF_MEMORY:
 			return true;
 	}
 	return fault->status == 401;

@@ -116,7 +116,8 @@ decide_when_to_send(List *live, TimestampTz now, Due *due)
 
 /*
  * Reads the first MAX_REMOVALS removals and all keeps, in the order of their ids: of
- * all customers with this number, or with "only" of one of them.
+ * all customers with this number, or with "only" of one of them.  Rows that arrived by
+ * logical replication are not sent from here, and take nothing back.
  */
 static void
 read_customer_rows(Store *waiting, int64 id, int64 customer, const QueueRow *only,
@@ -149,7 +150,7 @@ scan_customer_rows(Store *waiting, int64 id, int64 customer, const QueueRow *onl
 		DueRow	   *row = palloc0(sizeof(DueRow));
 
 		store_read_waiting(waiting, tuple, &row->row);
-		if (only && !store_is_same_customer(&row->row, only))
+		if (row->row.replicated || (only && !store_is_same_customer(&row->row, only)))
 			continue;
 		row->tags = names_of_array(row->row.tags, &row->ntags);
 		row->fields = names_of_array(row->row.fields, &row->nfields);
@@ -207,7 +208,7 @@ take_back_names(DueRow *removal, List *keeps)
 	{
 		DueRow	   *keep = lfirst(cell);
 
-		if (keep->row.id < removal->row.ord)
+		if (!store_takes_back(&keep->row, &removal->row))
 			continue;
 		removal->ntags = names_subtract(removal->tags, removal->ntags, keep->tags, keep->ntags);
 		removal->nfields = names_subtract(removal->fields, removal->nfields,
@@ -285,7 +286,8 @@ json_length(const DueRow *row)
 
 /*
  * Called by settle_keeps(): deletes the customer's keeps that have nothing left to
- * keep, since they are older than every removal, uncommitted ones included.  Returns
+ * keep, since they are older than every removal, uncommitted and replicated ones
+ * included.  Returns
  * the id of a keep that only uncommitted removals still need, to be looked at again;
  * else 0.
  */
@@ -316,7 +318,7 @@ customer_delete_keeps(Store *waiting, const QueueRow *customer)
 		store_read_waiting(waiting, tuple, row);
 		if (!store_is_same_customer(row, customer))
 			continue;
-		if (row->keep && !is_new)
+		if (row->keep && !is_new && !row->replicated && row->ord != 0)
 			keeps = lappend(keeps, row);
 		else if (!row->keep)
 		{

@@ -24,14 +24,15 @@
 #include "access/genam.h"
 #include "access/transam.h"
 #include "drain/discover.h"
+#include "queue/ids.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 static void restart_horizon(Horizon *horizon);
-static int	scan_waiting(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
-						 int limit, QueueRow *found, int *nfound);
+static int	scan_waiting(Store *waiting, Horizon *horizon, Snapshot snapshot, int64 *from,
+						 int64 to, List *xacts, int limit, QueueRow *found, int *nfound);
 static void note_ended_xacts(Horizon *horizon, Snapshot snapshot, int64 next);
 static void note_running_xacts(Horizon *horizon, Snapshot snapshot, int64 next);
 static void read_xacts_again(Horizon *horizon, const XactRange *xacts);
@@ -51,11 +52,12 @@ discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int 
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	int64		next = (int64) U64FromFullTransactionId(ReadNextFullTransactionId());
+	int64		last_id = ids_last();
 	int			nleft = limit;
 	bool		more = false;
 
 	*nfound = 0;
-	if (horizon->filenode != waiting->rel->rd_rel->relfilenode || store_last_id() < horizon->id)
+	if (horizon->filenode != waiting->rel->rd_rel->relfilenode || last_id < horizon->id)
 		restart_horizon(horizon);
 	horizon->filenode = waiting->rel->rd_rel->relfilenode;
 	note_ended_xacts(horizon, snapshot, next);
@@ -63,8 +65,8 @@ discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int 
 	if (horizon->ended != NIL)
 	{
 		/* Half of the limit, so that new rows do not wait for late ones. */
-		int			nread = scan_waiting(waiting, snapshot, &horizon->again_from, horizon->again_to,
-										 horizon->ended, limit / 2, found, nfound);
+		int			nread = scan_waiting(waiting, horizon, snapshot, &horizon->again_from,
+										 horizon->again_to, horizon->ended, limit / 2, found, nfound);
 
 		nleft -= nread;
 		more = nread == limit / 2;
@@ -74,10 +76,28 @@ discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int 
 			horizon->ended = NIL;
 		}
 	}
-	more |= scan_waiting(waiting, snapshot, &horizon->id, PG_INT64_MAX, NIL,
+	more |= scan_waiting(waiting, horizon, snapshot, &horizon->id, PG_INT64_MAX, NIL,
 						 nleft, found, nfound) == nleft;
 	UnregisterSnapshot(snapshot);
+
+	/* Rows were restored or set so that new rows would come below them. */
+	if (horizon->id > last_id)
+		ids_advance(horizon->id);
 	return more;
+}
+
+/*
+ * Called when a marker row of dt_send_replicated() is found.  For each new one, has the
+ * table read from its beginning, and returns true.
+ */
+bool
+discover_anew(Horizon *horizon, int64 marker)
+{
+	if (marker <= horizon->marker)
+		return false;
+	horizon->marker = marker;
+	horizon->id = 0;
+	return true;
 }
 
 /*
@@ -90,6 +110,7 @@ restart_horizon(Horizon *horizon)
 	ListCell   *cell;
 
 	horizon->id = 0;
+	horizon->marker = 0;
 	horizon->unknown.rows_above = 0;
 	foreach(cell, horizon->running)
 		((XactRange *) lfirst(cell))->rows_above = 0;
@@ -99,12 +120,12 @@ restart_horizon(Horizon *horizon)
 
 /*
  * Reads up to "limit" rows with ids above "from" and up to "to", and advances "from".
- * Appends to "found" those of the given transactions; all, if none are given.
- * Returns how many it has read.
+ * Appends to "found" those of the given transactions, or all if none are given, but
+ * none that arrived by logical replication.  Returns how many it has read.
  */
 static int
-scan_waiting(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xacts,
-			 int limit, QueueRow *found, int *nfound)
+scan_waiting(Store *waiting, Horizon *horizon, Snapshot snapshot, int64 *from,
+			 int64 to, List *xacts, int limit, QueueRow *found, int *nfound)
 {
 	ScanKeyData keys[2];
 	SysScanDesc scan;
@@ -119,7 +140,9 @@ scan_waiting(Store *waiting, Snapshot snapshot, int64 *from, int64 to, List *xac
 		QueueRow   *row = &found[*nfound];
 
 		store_read_place(waiting, tuple, row);
-		if (xacts == NIL || ranges_have(xacts, row->xact))
+		if (row->replicated)
+			horizon->has_passed = true;
+		else if (xacts == NIL || ranges_have(xacts, row->xact))
 			(*nfound)++;
 		*from = row->id;
 		nread++;

@@ -31,6 +31,9 @@ typedef struct Horizon
 	int64		id;				/* every row up to this id has been seen,
 								 * except rows of transactions that were under
 								 * way then */
+	int64		marker;			/* the last one of discover_anew() */
+	bool		has_passed;		/* has it passed over rows that arrived by
+								 * logical replication? */
 	List	   *running;		/* XactRange of one transaction each, known to
 								 * be under way */
 	XactRange	unknown;		/* transactions that are perhaps under way,
@@ -44,5 +47,6 @@ typedef struct Horizon
 
 extern bool discover_rows(Store *waiting, Horizon *horizon, int limit,
 						  QueueRow *found, int *nfound);
+extern bool discover_anew(Horizon *horizon, int64 marker);
 
 #endif							/* DOUBLETICK_DRAIN_DISCOVER_H */

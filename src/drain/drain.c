@@ -22,6 +22,7 @@
 #include "drain/hold.h"
 #include "miscadmin.h"
 #include "queue/history.h"
+#include "queue/locks.h"
 #include "settings.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -29,6 +30,12 @@
 
 /* Pause after a transaction that failed because of one lane, in µs. */
 #define ERROR_PAUSE USECS_PER_SEC
+
+/*
+ * How often a lack of memory may keep answers from being settled.  Between two tries
+ * is LONGEST_WAIT, so that this lasts some ten seconds.
+ */
+#define MEMORY_TRIES 100
 
 /* Rows that one search finds at most; they count against TURN_MAX_ROWS. */
 #define ROWS_PER_SEARCH 256
@@ -45,6 +52,9 @@
 /* Longest wait in one turn, in µs. */
 #define LONGEST_WAIT (100 * INT64CONST(1000))
 
+StaticAssertDecl(sizeof(Turn) - offsetof(Turn, taken) - sizeof(((Turn *) NULL)->taken) < MAXIMUM_ALIGNOF,
+				 "open_turn() sets nothing beyond \"taken\"");
+
 /* Times are by clock_now(). */
 struct Drain
 {
@@ -57,6 +67,9 @@ struct Drain
 	Horizon		horizon;
 	bool		has_begun;		/* has a turn been committed? */
 	bool		finishing;		/* does it only settle, and send no more? */
+	int			nfailures;		/* how often memory was lacking */
+	Turn	   *turn;			/* whose transaction is open, else NULL */
+	bool		is_update_near; /* because the extension is to be updated? */
 	bool		at_end;			/* has the last search found all there was? */
 	int64		searched_at;	/* when the last search was made */
 	int64		search_at;		/* when the next one is to be made */
@@ -67,6 +80,11 @@ struct Drain
 	TimestampTz prune_from;		/* settled_at of the last row that was pruned */
 };
 
+static DrainState wait_and_work(Drain *drain);
+static bool are_answers_unsettled(Drain *drain);
+static bool can_finish_without_memory(Drain *drain);
+static void finish_without_memory(Drain *drain);
+static void stop_sending(Drain *drain);
 static void begin_drain_transaction(Drain *drain);
 static void commit_drain_transaction(Drain *drain);
 static bool run_turn_transaction(Drain *drain);
@@ -115,14 +133,54 @@ drain_start(MemoryContext parent, const DrainTransactions *transactions)
 /*
  * Waits a little for answers or until something is due, and runs a transaction if
  * there is work for one.  Called in a loop.
+ *
+ * Without memory it sends no more, and raises the error only when it has settled
+ * what was in flight: another drainer would repeat that.
  */
 DrainState
 drain_turn(Drain *drain)
 {
+	MemoryContext caller = CurrentMemoryContext;
+	DrainState	state;
+
+	PG_TRY();
+	{
+		state = wait_and_work(drain);
+		if (drain->nfailures > 0 && !are_answers_unsettled(drain))
+			ereport(ERROR,
+					(errcode(ERRCODE_OUT_OF_MEMORY),
+					 errmsg("out of memory"),
+					 errdetail("Failed while the queue was drained.")));
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(caller);
+		if (!can_finish_without_memory(drain))
+			PG_RE_THROW();
+		finish_without_memory(drain);
+		MemoryContextSwitchTo(caller);
+		state = DRAIN_BUSY;
+	}
+	PG_END_TRY();
+	return state;
+}
+
+static DrainState
+wait_and_work(Drain *drain)
+{
 	Requests   *requests = &drain->requests;
-	int64		left = drain->next_at - clock_now();
+	int64		left;
 	bool		new_answers;
 
+	if (!drain->is_update_near && lock_is_wanted_for_update())
+	{
+		drain->is_update_near = true;
+		stop_sending(drain);
+	}
+	if (drain->is_update_near && requests_in_flight(requests) == 0)
+		return DRAIN_UPDATE;
+
+	left = drain->next_at - clock_now();
 	left = Max(left, 0);		/* Max() evaluates its arguments twice */
 	if (requests->nout > 0)
 		http_turn(requests->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
@@ -142,11 +200,49 @@ drain_turn(Drain *drain)
 		if (!run_turn_transaction(drain))
 			return DRAIN_GONE;
 	}
-	if (requests_in_flight(requests) > 0)
+	if (requests_in_flight(requests) > 0 || drain->is_update_near)
 		return DRAIN_BUSY;
 	if (drain->finishing || (drain->at_end && !schedule_has_line(&drain->schedule)))
 		return DRAIN_IDLE;
 	return DRAIN_BUSY;
+}
+
+/* Are there requests that have left and are not settled? */
+static bool
+are_answers_unsettled(Drain *drain)
+{
+	Requests   *requests = &drain->requests;
+
+	return requests->nout + requests->nanswered + requests->nstuck > 0 ||
+		!dlist_is_empty(&requests->settled);
+}
+
+/* Called with an error that has been caught. */
+static bool
+can_finish_without_memory(Drain *drain)
+{
+	return geterrcode() == ERRCODE_OUT_OF_MEMORY && are_answers_unsettled(drain) &&
+		++drain->nfailures <= MEMORY_TRIES;
+}
+
+/* Undoes the turn in which memory was lacking, and has its answers settled later. */
+static void
+finish_without_memory(Drain *drain)
+{
+	Requests   *requests = &drain->requests;
+
+	FlushErrorState();
+	drain->transactions->abort();
+	if (drain->turn)
+		undo_turn(drain, drain->turn);
+	drain->turn = NULL;
+	requests->nstuck += requests->nanswered;
+	requests->nanswered = 0;
+	while (!dlist_is_empty(&requests->answered))
+		dlist_push_tail(&requests->stuck, dlist_pop_head_node(&requests->answered));
+	drain->unstick_at = clock_now() + LONGEST_WAIT;
+	drain->finishing = true;
+	drain->next_at = time_of_next_turn(drain);
 }
 
 /*
@@ -155,9 +251,15 @@ drain_turn(Drain *drain)
 DrainState
 drain_finish(Drain *drain)
 {
+	stop_sending(drain);
+	return drain_turn(drain);
+}
+
+static void
+stop_sending(Drain *drain)
+{
 	drain->finishing = true;
 	drain->next_at = time_of_next_turn(drain);
-	return drain_turn(drain);
 }
 
 /*
@@ -176,7 +278,7 @@ run_turn_transaction(Drain *drain)
 		begin_drain_transaction(drain);
 		if (relations_lock(&drain->waiting_oid))
 		{
-			turn = open_turn(drain);
+			turn = drain->turn = open_turn(drain);
 			if (!drain->has_begun)
 				hold_load(turn);
 			unstick_requests(drain);
@@ -189,6 +291,7 @@ run_turn_transaction(Drain *drain)
 		}
 		MemoryContextSwitchTo(caller);
 		commit_drain_transaction(drain);
+		drain->turn = NULL;
 	}
 	PG_CATCH();
 	{
@@ -199,6 +302,7 @@ run_turn_transaction(Drain *drain)
 			PG_RE_THROW();
 		else
 			hold_after_error(drain, turn);
+		drain->turn = NULL;
 		MemoryContextSwitchTo(caller);
 		return true;
 	}
@@ -282,7 +386,7 @@ finish_turn(Drain *drain, Turn *turn)
 	count_settled(drain, turn);
 	while (!dlist_is_empty(&requests->settled))
 	{
-		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->settled));
+		Request    *request = dlist_head_element(Request, node, &requests->settled);
 		Lane	   *lane = request->lane;
 
 		settle_committed(requests, request);
@@ -485,7 +589,10 @@ search_new_rows(Drain *drain, Turn *turn)
 		lane_push(lane, position_of(row->id, row->customer));
 		if (row->keep && row->ord != row->id)	/* a marker row */
 		{
-			lane_push(lane, position_of(row->ord, row->customer));
+			if (row->ord == 0)
+				drain->at_end &= !discover_anew(&drain->horizon, row->id);
+			else
+				lane_push(lane, position_of(row->ord, row->customer));
 			lane->look_up_rows = true;
 		}
 		schedule_lane(turn->schedule, lane, turn->clock);
@@ -596,7 +703,7 @@ drain_tally(const Drain *drain)
 /*
  * How many removals wait, in flight or not, for dt_process_queue() to report.  When
  * a search has found all rows, it counts positions, which may include keeps and
- * settled rows.  Else, or with "exactly" if there are positions, it reads the table.
+ * settled rows.  Else, or with "exactly" if something may wait, it reads the table.
  */
 int64
 drain_count_waiting(Drain *drain, bool exactly)
@@ -604,7 +711,7 @@ drain_count_waiting(Drain *drain, bool exactly)
 	Store		waiting;
 	int64		nrows = requests_count_rows(&drain->requests) + schedule_count(&drain->schedule);
 
-	if (drain->at_end && (nrows == 0 || !exactly))
+	if (drain->at_end && ((nrows == 0 && !drain->horizon.has_passed) || !exactly))
 		return nrows;
 
 	begin_drain_transaction(drain);

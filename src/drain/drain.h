@@ -32,8 +32,10 @@ typedef enum DrainState
 {
 	DRAIN_BUSY,					/* call again at once: drain_turn() waits */
 	DRAIN_IDLE,					/* nothing is due, see drain_idle_time() */
-	DRAIN_GONE					/* the extension was dropped, and perhaps
+	DRAIN_GONE,					/* the extension was dropped, and perhaps
 								 * created again */
+	DRAIN_UPDATE				/* an update of the extension waits for the
+								 * drainer to end, and nothing is in flight */
 } DrainState;
 
 extern Drain *drain_start(MemoryContext parent, const DrainTransactions *transactions);

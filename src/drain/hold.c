@@ -19,6 +19,7 @@
 #include "access/xact.h"
 #include "account/account.h"
 #include "api/pace.h"
+#include "base/extension.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_collation.h"
 #include "drain/hold.h"
@@ -79,7 +80,9 @@ dt_held(PG_FUNCTION_ARGS)
 	if (!has_privs_of_role(GetUserId(), role) &&
 		!has_privs_of_role(GetUserId(), ROLE_PG_MONITOR))
 		PG_RETURN_NULL();
-	fault = account_get(server, role, &account);
+	fault = extension_version_fault();
+	if (fault == NULL)
+		fault = account_get(server, role, &account);
 	if (fault)
 		PG_RETURN_TEXT_P(cstring_to_text(fault->message));
 	paused = pace_paused(account.serverid);

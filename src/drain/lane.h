@@ -69,7 +69,7 @@ typedef struct Lane
 
 	/*
 	 * Is a row looked up by its id before its customer is read?  It may be
-	 * settled, since it went out with others, or be a marker row.
+	 * settled, since it went out with others, or be a marker.
 	 */
 	bool		look_up_rows;
 

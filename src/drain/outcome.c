@@ -71,6 +71,7 @@ verdict_of(const Facts *facts)
 		case HTTP_BROKEN_OFF:
 		case HTTP_TIMED_OUT:
 		case HTTP_NOT_HTTP:
+		case HTTP_NO_MEMORY:
 			return VERDICT_AGAIN;
 		case HTTP_TOO_LONG:		/* and would be so again */
 			return VERDICT_FAILED;

@@ -10,6 +10,7 @@
 
 #include "access/xact.h"
 #include "base/clock.h"
+#include "base/extension.h"
 #include "drain/drain.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -82,6 +83,7 @@ check_callable(FunctionCallInfo fcinfo)
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("dt_process_queue() cannot run inside a transaction block"),
 				 errhint("It commits as it goes: CALL it by itself.")));
+	extension_check_version();
 	PreventCommandIfReadOnly("dt_process_queue()");
 	PreventCommandDuringRecovery("dt_process_queue()");
 }
@@ -119,7 +121,9 @@ drain_until_idle(Drain *drain)
 	int64		started = clock_now();
 	int64		reported = started;
 
-	while (drain_turn(drain) == DRAIN_BUSY)
+	DrainState	state;
+
+	while ((state = drain_turn(drain)) == DRAIN_BUSY)
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (clock_now() >= reported + REPORT_INTERVAL)
@@ -128,7 +132,9 @@ drain_until_idle(Drain *drain)
 			reported = clock_now();
 		}
 	}
-	while (drain_prune(drain))
+	if (state == DRAIN_UPDATE)
+		ereport(NOTICE, (errmsg("the queue makes way for an update of extension \"doubletick\"")));
+	while (state == DRAIN_IDLE && drain_prune(drain))
 		CHECK_FOR_INTERRUPTS();
 	drain_warn_of_expired(drain_tally(drain)->expired);
 	report_progress(drain, started, true);

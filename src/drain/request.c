@@ -115,7 +115,8 @@ requests_find(Requests *requests, const Lane *lane, int64 customer)
 		{
 			Request    *request = dlist_container(Request, node, iter.cur);
 
-			if (request->lane == lane && store_same_phone(request->due.asked.customer, customer))
+			if (request->lane == lane &&
+				store_phone_value(request->due.asked.customer) == store_phone_value(customer))
 				return request;
 		}
 	}
@@ -228,16 +229,17 @@ requests_send_ready(Requests *requests)
 
 	while (!dlist_is_empty(&requests->ready))
 	{
-		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->ready));
+		Request    *request = dlist_head_element(Request, node, &requests->ready);
 
-		dlist_push_tail(&requests->out, &request->node);
-		requests->nready--;
-		requests->nout++;
-		counters_add_sent(request->serverid, false);
 		MemoryContextSwitchTo(request->context);
 		request->transfer = http_start(&request->target, request->body, request->length,
 									   request->timeout);
 		MemoryContextSwitchTo(caller);
+		dlist_delete(&request->node);
+		dlist_push_tail(&requests->out, &request->node);
+		requests->nready--;
+		requests->nout++;
+		counters_add_sent(request->serverid, false);
 	}
 }
 

@@ -12,6 +12,7 @@
  */
 #include "postgres.h"
 
+#include "account/account.h"
 #include "api/answer.h"
 #include "api/pace.h"
 #include "base/fault_point.h"
@@ -55,6 +56,8 @@ settle_request(Turn *turn, Request *request)
 	ListCell   *cell;
 
 	answer_read(reply, &answer);
+	if (answer.status == 401 || answer.status == 403)
+		answer.fault->hint = account_key_command(lane_server(request->lane), request->lane->key.role);
 	facts = gather_facts(request, reply, &answer);
 	outcome = outcome_of(&facts);
 	delay = outcome.least_delay + (int64) (random * outcome.random_delay) + 1;
@@ -97,6 +100,7 @@ settle_committed(Requests *requests, Request *request)
 	}
 	foreach(cell, request->next)
 		lane_push_front(lane, *(Position *) lfirst(cell));
+	dlist_delete(&request->node);
 	request_free(requests, request);
 }
 

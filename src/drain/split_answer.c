@@ -15,6 +15,7 @@
 #include "base/fault.h"
 #include "drain/split_answer.h"
 #include "lib/stringinfo.h"
+#include "miscadmin.h"
 #include "utils/jsonb.h"
 
 /* Longest note of what was not removed, in bytes; the answer has it all. */
@@ -176,6 +177,8 @@ mentions(JsonbContainer *members, const Kind *kind, const char *name)
 	uint32		nmembers = members ? JsonContainerSize(members) : 0;
 	bool		found = false;
 
+	/* An answer of many names that nobody asked for takes a while. */
+	CHECK_FOR_INTERRUPTS();
 	for (uint32 i = 0; i < nmembers && !found; i++)
 	{
 		JsonbValue *member = getIthJsonbValueFromContainer(members, i);

@@ -20,6 +20,7 @@
 #include "queue/wakeup.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -52,22 +53,32 @@ dt_cancel(PG_FUNCTION_ARGS)
 		store_open(&settled, RELATION_SETTLED);
 		history_insert(&settled, &row, STATE_CANCELLED, NULL, "taken out by dt_cancel");
 		store_close(&settled);
-		if (row.attempts > 0 && row.due_at > GetCurrentTimestamp())
+		if (!row.replicated && row.attempts > 0 && row.due_at > GetCurrentTimestamp())
 			wake_customer(&waiting, &row);
 	}
 	store_close(&waiting);
-	/* A removal that was tried may have been carried out. */
-	PG_RETURN_BOOL(is_taken && row.attempts == 0 && row.http_status == 0);
+
+	/*
+	 * A removal that was tried, or is the publisher's, may have been carried
+	 * out.
+	 */
+	PG_RETURN_BOOL(is_taken && row.attempts == 0 && row.http_status == 0 && !row.replicated);
 }
 
 /*
  * Reads the waiting removal with this id and prevents it from being sent until the
  * transaction ends.  False when a request of its customer is in flight, or when the
- * caller's roles have no such removal.
+ * caller's roles have no such removal.  One that arrived by logical replication is not
+ * sent from here, and its role may be another one here: who may delete it from the
+ * table may cancel it.
  */
 static bool
 withhold_removal(Store *waiting, int64 id, QueueRow *row)
 {
+	if (store_find_replicated(waiting, id, row))
+		return !row->keep &&
+			pg_class_aclcheck(RelationGetRelid(waiting->rel), GetUserId(), ACL_DELETE) == ACLCHECK_OK;
+
 	/* Read first to see which locks to take, and again under them. */
 	return store_find_waiting(waiting, id, row) &&
 		!row->keep && has_privs_of_role(GetUserId(), row->role) &&
@@ -107,7 +118,7 @@ find_other_removal(Store *waiting, const QueueRow *row, QueueRow *found)
 	while (!is_found && HeapTupleIsValid(tuple = store_next(scan)))
 	{
 		store_read_waiting(waiting, tuple, found);
-		is_found = found->id != row->id && store_is_same_customer(found, row);
+		is_found = found->id != row->id && !found->replicated && store_is_same_customer(found, row);
 	}
 	store_end_scan(scan);
 	return is_found;

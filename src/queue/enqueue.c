@@ -16,7 +16,9 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "account/account.h"
+#include "base/extension.h"
 #include "base/names.h"
+#include "base/phone.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "executor/tuptable.h"
@@ -24,6 +26,7 @@
 #include "miscadmin.h"
 #include "queue/enqueue.h"
 #include "queue/history.h"
+#include "queue/ids.h"
 #include "queue/wakeup.h"
 #include "settings.h"
 #include "storage/bufmgr.h"
@@ -34,17 +37,17 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* A customer, by store_customer()'s number, that has waiting removals. */
-typedef struct WaitingCustomer
+/* A phone, by phone_value(), that has waiting removals. */
+typedef struct WaitingPhone
 {
-	int64		customer;
+	uint64		phone;
 	char		status;
-} WaitingCustomer;
+} WaitingPhone;
 
-#define SH_PREFIX customers
-#define SH_ELEMENT_TYPE WaitingCustomer
-#define SH_KEY_TYPE int64
-#define SH_KEY customer
+#define SH_PREFIX phones
+#define SH_ELEMENT_TYPE WaitingPhone
+#define SH_KEY_TYPE uint64
+#define SH_KEY phone
 #define SH_HASH_KEY(tb, key) murmurhash32((uint32) ((key) ^ ((key) >> 32)))
 #define SH_EQUAL(tb, a, b) ((a) == (b))
 #define SH_SCOPE static inline
@@ -68,10 +71,21 @@ struct Queue
 	int			nbuffered;
 	MemoryContext context;		/* of buffered tuples */
 	int64		nprobes;		/* calls of queue_may_have_waiting() */
-	customers_hash *customers;	/* NULL: the table was not read */
+	phones_hash *phones;		/* NULL: the table was not read */
 	TupleTableSlot *buffered[FLEXIBLE_ARRAY_MEMBER];	/* NULL: not needed yet */
 };
 
+/* A customer that queue_add_keep() has found for a phone. */
+typedef struct PhoneCustomer
+{
+	const QueueRow *row;		/* the first of its removals */
+	bool		is_requesters;	/* of the requester's role and server? */
+	bool		is_same;		/* for the names' WABA number? */
+	List	   *removals;		/* QueueRow: those that count */
+	List	   *keeps;			/* QueueRow */
+} PhoneCustomer;
+
+static void raise_fault(FunctionCallInfo fcinfo, Fault *fault) pg_attribute_noreturn();
 static Fault *read_arguments(FunctionCallInfo fcinfo, Removal *removal);
 static bool has_no_names(FunctionCallInfo fcinfo);
 static const char **read_names_leniently(FunctionCallInfo fcinfo, int argument, int *nnames);
@@ -80,10 +94,17 @@ static int64 enqueue_one(const Requester *requester, const Removal *removal);
 static void insert_row(Queue *queue, const QueueRow *row);
 static void buffer_row(Queue *queue, const QueueRow *row);
 static void insert_buffered(Queue *queue);
-static void read_waiting_customers(Queue *queue);
-static void read_rows_of_customer(Store *waiting, const QueueRow *customer, List **removals,
-								  List **keeps);
-static int	intersect_with_waiting(const char **names, int nnames, List *removals, List *keeps,
+static void read_waiting_phones(Queue *queue);
+static void insert_keep(Queue *queue, const Requester *requester, const PhoneCustomer *customer,
+						const Removal *kept);
+static List *read_customers_of_phone(Store *waiting, const Requester *requester,
+									 const Removal *names);
+static PhoneCustomer *find_customer(List *customers, const QueueRow *row);
+static PhoneCustomer *make_customer(const QueueRow *row, const Requester *requester,
+									const Removal *names);
+static bool has_same_waba(const QueueRow *removal, const Requester *requester,
+						  const Removal *names);
+static int	intersect_with_waiting(const char **names, int nnames, const PhoneCustomer *customer,
 								   bool tags);
 static const char **names_of_row(const QueueRow *row, bool tags, int *nnames);
 
@@ -105,7 +126,7 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 	queue_check_writable("dt_enqueue_remove_tags_custom_fields()");
 	fault = read_arguments(fcinfo, &removal);
 	if (fault)
-		fault_raise(fault);
+		raise_fault(fcinfo, fault);
 	get_requester(&requester);
 	PG_RETURN_INT64(enqueue_one(&requester, &removal));
 }
@@ -155,7 +176,7 @@ dt_keep(PG_FUNCTION_ARGS)
 	queue_check_writable("dt_keep()");
 	fault = read_arguments(fcinfo, &names);
 	if (fault && !has_no_names(fcinfo))
-		fault_raise(fault);
+		raise_fault(fcinfo, fault);
 	get_requester(&requester);
 	if (fault)
 		PG_RETURN_BOOL(false);
@@ -175,6 +196,15 @@ has_no_names(FunctionCallInfo fcinfo)
 			return false;
 	}
 	return true;
+}
+
+/* Says which row of a bulk statement it is. */
+static void
+raise_fault(FunctionCallInfo fcinfo, Fault *fault)
+{
+	fault_about(fault, PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0)),
+				setting_server, GetUserId());
+	fault_raise(fault);
 }
 
 /* The four arguments that calls have, too. */
@@ -224,6 +254,7 @@ get_requester(Requester *requester)
 	requester->role = GetUserId();
 	requester->enqueued_by = GetOuterUserId();
 	requester->delay = account_delay(setting_server);
+	requester->origin = 0;
 }
 
 static int64
@@ -242,6 +273,7 @@ enqueue_one(const Requester *requester, const Removal *removal)
 void
 queue_check_writable(const char *command)
 {
+	extension_check_version();
 	PreventCommandIfReadOnly(command);
 	PreventCommandDuringRecovery(command);
 	PreventCommandIfParallelMode(command);
@@ -281,8 +313,8 @@ queue_close(Queue *queue)
 		MemoryContextDelete(queue->context);
 	}
 	store_close(&queue->waiting);
-	if (queue->customers)
-		customers_destroy(queue->customers);
+	if (queue->phones)
+		phones_destroy(queue->phones);
 	pfree(queue);
 }
 
@@ -343,53 +375,56 @@ insert_buffered(Queue *queue)
 }
 
 /*
- * Called by the trigger before queue_add_keep(): may a removal of this customer wait?
- * If not, a keep would have nothing to take back.
+ * Called by the trigger before queue_add_keep(): may a removal for this phone wait?  If
+ * not, a keep would have nothing to take back.
  *
  * After about as many index probes as a sequential scan would cost, reads the table
- * once and remembers the customers that have waiting removals.
+ * once and remembers the phones that have waiting removals.
  */
 bool
-queue_may_have_waiting(Queue *queue, const Requester *requester, const Removal *names)
+queue_may_have_waiting(Queue *queue, const char *phone)
 {
-	if (queue->customers == NULL && ++queue->nprobes % PROBES_PER_BLOCK == 0 &&
+	if (queue->phones == NULL && ++queue->nprobes % PROBES_PER_BLOCK == 0 &&
 		queue->nprobes / PROBES_PER_BLOCK > RelationGetNumberOfBlocks(queue->waiting.rel))
-		read_waiting_customers(queue);
-	return queue->customers == NULL ||
-		customers_lookup(queue->customers, store_customer(requester->server, requester->role,
-														  names->phone, names->waba)) != NULL;
+		read_waiting_phones(queue);
+	return queue->phones == NULL || phones_lookup(queue->phones, phone_value(phone)) != NULL;
 }
 
 /* Sees the same removals as queue_add_keep(). */
 static void
-read_waiting_customers(Queue *queue)
+read_waiting_phones(Queue *queue)
 {
 	TupleDesc	desc = RelationGetDescr(queue->waiting.rel);
 	SnapshotData dirty;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	queue->customers = customers_create(GetMemoryChunkContext(queue), 64, NULL);
+	queue->phones = phones_create(GetMemoryChunkContext(queue), 64, NULL);
 	InitDirtySnapshot(dirty);
 	scan = systable_beginscan(queue->waiting.rel, InvalidOid, false, &dirty, 0, NULL);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
 		bool		found;
+		Datum		customer = heap_getattr(tuple, WAITING_CUSTOMER, desc, &isnull);
 
 		CHECK_FOR_INTERRUPTS();
 		if (!DatumGetBool(heap_getattr(tuple, WAITING_KEEP, desc, &isnull)))
-			(void) customers_insert(queue->customers,
-									DatumGetInt64(heap_getattr(tuple, WAITING_CUSTOMER, desc, &isnull)),
-									&found);
+			(void) phones_insert(queue->phones, store_phone_value(DatumGetInt64(customer)), &found);
 	}
 	systable_endscan(scan);
 }
 
 /*
- * Called by the trigger: the customer has these names again, so waiting removals of
- * them must not be sent.  Leaves in "names" those that a waiting removal has, and
- * inserts no keep when there are none.
+ * Called by the trigger and dt_keep(): a customer has these names again, so waiting
+ * removals of them must not be sent.  Leaves in "names" those that a waiting removal has, and inserts no
+ * keep when there are none.
+ *
+ * Two kinds of removals for the same phone and WABA number count.  Those of the
+ * requester's role and server, whoever has enqueued them.  And those of the
+ * requester's origin, whatever their role and server: the table had another owner
+ * then, or its trigger named another server.  Other removals are nobody's but their
+ * role's.  Each customer that has such removals gets a keep of its own.
  *
  * Of another transaction in progress, removals count, since it may commit, and keeps
  * do not, since it may roll back.  A dirty snapshot takes no predicate lock, so that
@@ -398,86 +433,178 @@ read_waiting_customers(Queue *queue)
 void
 queue_add_keep(Queue *queue, const Requester *requester, Removal *names)
 {
-	QueueRow	keep = {0};
-	List	   *removals;
-	List	   *keeps;
+	List	   *customers = read_customers_of_phone(&queue->waiting, requester, names);
+	Removal		all = {0};
+	ListCell   *cell;
 
-	keep.server = requester->server;
-	keep.role = requester->role;
-	keep.phone = names->phone;
-	keep.waba = names->waba;
-	keep.customer = store_customer(keep.server, keep.role, keep.phone, keep.waba);
-
-	read_rows_of_customer(&queue->waiting, &keep, &removals, &keeps);
-	names->ntags = intersect_with_waiting(names->tags, names->ntags, removals, keeps, true);
-	names->nfields = intersect_with_waiting(names->fields, names->nfields, removals, keeps, false);
-	if (!payload_is_empty(names))
+	foreach(cell, customers)
 	{
-		queue_make_row(&keep, requester, names);
-		keep.keep = true;
-		insert_row(queue, &keep);
+		const PhoneCustomer *customer = lfirst(cell);
+		Removal		kept = *names;
+
+		kept.waba = customer->row->waba;
+		kept.tags = names_copy(names->tags, names->ntags);
+		kept.ntags = intersect_with_waiting(kept.tags, kept.ntags, customer, true);
+		kept.fields = names_copy(names->fields, names->nfields);
+		kept.nfields = intersect_with_waiting(kept.fields, kept.nfields, customer, false);
+		if (payload_is_empty(&kept))
+			continue;
+		insert_keep(queue, requester, customer, &kept);
+		names_append_copy(&all.tags, &all.ntags, kept.tags, kept.ntags);
+		names_append_copy(&all.fields, &all.nfields, kept.fields, kept.nfields);
 	}
+	names->ntags = names_intersect(names->tags, names->ntags, all.tags, all.ntags);
+	names->nfields = names_intersect(names->fields, names->nfields, all.fields, all.nfields);
 }
 
-/* Leaves out keeps that another transaction may roll back. */
+/* A keep for customers of other roles or servers spares what others have enqueued. */
 static void
-read_rows_of_customer(Store *waiting, const QueueRow *customer, List **removals, List **keeps)
+insert_keep(Queue *queue, const Requester *requester, const PhoneCustomer *customer,
+			const Removal *kept)
 {
-	SnapshotData dirty;
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
+	Requester	as = *requester;
+	QueueRow	keep;
 
-	*removals = *keeps = NIL;
-	InitDirtySnapshot(dirty);
-	ScanKeyInit(&key, WAITING_CUSTOMER, BTEqualStrategyNumber, F_INT8EQ,
-				Int64GetDatum(customer->customer));
-	scan = store_scan(waiting, RELATION_WAITING_CUSTOMER, &dirty, 1, &key);
-	while (HeapTupleIsValid(tuple = store_next(scan)))
-	{
-		bool		is_in_progress = TransactionIdIsValid(dirty.xmin);
-		QueueRow   *row = palloc(sizeof(QueueRow));
-
-		CHECK_FOR_INTERRUPTS();
-		store_read_waiting(waiting, tuple, row);
-		if (!store_is_same_customer(row, customer))
-			continue;
-		if (!row->keep)
-			*removals = lappend(*removals, row);
-		else if (!is_in_progress)
-			*keeps = lappend(*keeps, row);
-	}
-	store_end_scan(scan);
+	as.server = customer->row->server;
+	as.role = customer->row->role;
+	if (customer->is_requesters)
+		as.origin = 0;
+	queue_make_row(&keep, &as, kept);
+	keep.keep = true;
+	insert_row(queue, &keep);
 }
 
 /*
- * Leaves only the names that a removal has and that no later keep takes back from it.
- * The names are compared with those of all removals at once: these may be very many.
+ * Reads the customers with this phone, and of each the removals that count.  Leaves out
+ * keeps that another transaction may roll back.  In the index, a customer's removals
+ * come before its keeps.
+ */
+static List *
+read_customers_of_phone(Store *waiting, const Requester *requester, const Removal *names)
+{
+	TupleDesc	desc = RelationGetDescr(waiting->rel);
+	List	   *customers = NIL;
+	SnapshotData dirty;
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	InitDirtySnapshot(dirty);
+	store_init_phone_keys(keys, names->phone);
+	scan = store_scan(waiting, RELATION_WAITING_CUSTOMER, &dirty, 2, keys);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
+	{
+		bool		isnull;
+		bool		is_in_progress = TransactionIdIsValid(dirty.xmin);
+		bool		is_keep = DatumGetBool(heap_getattr(tuple, WAITING_KEEP, desc, &isnull));
+		Oid			role = DatumGetObjectId(heap_getattr(tuple, WAITING_ROLE, desc, &isnull));
+		int64		origin = DatumGetInt64(heap_getattr(tuple, WAITING_ORIGIN, desc, &isnull));
+		QueueRow   *row;
+		PhoneCustomer *customer;
+
+		CHECK_FOR_INTERRUPTS();
+		if (is_keep ? customers == NIL || is_in_progress :
+			role != requester->role && (isnull || origin != requester->origin))
+			continue;
+		row = palloc(sizeof(QueueRow));
+		store_read_waiting(waiting, tuple, row);
+		customer = find_customer(customers, row);
+		if (is_keep && customer)
+			customer->keeps = lappend(customer->keeps, row);
+		if (is_keep)
+			continue;
+		if (customer == NULL)
+		{
+			customer = make_customer(row, requester, names);
+			customers = lappend(customers, customer);
+		}
+		if (customer->is_same &&
+			(customer->is_requesters || (row->origin != 0 && row->origin == requester->origin)))
+			customer->removals = lappend(customer->removals, row);
+	}
+	store_end_scan(scan);
+	return customers;
+}
+
+/* Those with the same number were added last. */
+static PhoneCustomer *
+find_customer(List *customers, const QueueRow *row)
+{
+	for (int i = list_length(customers) - 1; i >= 0; i--)
+	{
+		PhoneCustomer *customer = list_nth(customers, i);
+
+		if (customer->row->customer != row->customer)
+			break;
+		if (store_is_same_customer(customer->row, row))
+			return customer;
+	}
+	return NULL;
+}
+
+static PhoneCustomer *
+make_customer(const QueueRow *row, const Requester *requester, const Removal *names)
+{
+	PhoneCustomer *customer = palloc0(sizeof(PhoneCustomer));
+
+	customer->row = row;
+	customer->is_requesters = row->role == requester->role &&
+		strcmp(row->server, requester->server) == 0;
+	customer->is_same = has_same_waba(row, requester, names);
+	return customer;
+}
+
+/*
+ * Are the names and the removal for the same WABA number, given or the server's own?
+ * A server that does not exist may have been renamed: then the other's number stands
+ * for its own.
+ */
+static bool
+has_same_waba(const QueueRow *removal, const Requester *requester, const Removal *names)
+{
+	const char *waba = removal->waba ? removal->waba : names->waba;
+	const char *server = removal->waba ? requester->server : removal->server;
+	const char *other_server = removal->waba ? removal->server : requester->server;
+	const char *own;
+
+	if (phone_equal(removal->waba, names->waba))
+		return true;
+	if (removal->waba && names->waba)
+		return false;
+	/* One of them is NULL, and means its server's own. */
+	if (!account_find_waba(server, &own))
+		(void) account_find_waba(other_server, &own);
+	return phone_equal(waba, own);
+}
+
+/*
+ * Leaves only the names that a removal has and that no keep takes back from it.  The
+ * names are compared with those of all removals at once: these may be very many.
  */
 static int
-intersect_with_waiting(const char **names, int nnames, List *removals, List *keeps, bool tags)
+intersect_with_waiting(const char **names, int nnames, const PhoneCustomer *customer, bool tags)
 {
 	const char **all = NULL;
 	int			nall = 0;
 	ListCell   *cell;
 
-	if (nnames == 0 || removals == NIL)
+	if (nnames == 0)
 		return 0;
-	foreach(cell, removals)
+	foreach(cell, customer->removals)
 	{
-		QueueRow   *removal = lfirst(cell);
+		const QueueRow *removal = lfirst(cell);
 		int			nwaiting;
 		const char **waiting = names_of_row(removal, tags, &nwaiting);
 		ListCell   *keep_cell;
 
 		CHECK_FOR_INTERRUPTS();
-		foreach(keep_cell, keeps)
+		foreach(keep_cell, customer->keeps)
 		{
-			QueueRow   *keep = lfirst(keep_cell);
+			const QueueRow *keep = lfirst(keep_cell);
 			int			nkept;
 			const char **kept;
 
-			if (keep->id < removal->ord)
+			if (!store_takes_back(keep, removal))
 				continue;
 			kept = names_of_row(keep, tags, &nkept);
 			nwaiting = names_subtract(waiting, nwaiting, kept, nkept);
@@ -503,10 +630,11 @@ queue_add_failed(const Requester *requester, const Removal *removal, const char 
 	Store		settled;
 	QueueRow	row = {0};
 
-	row.id = store_next_id();
+	row.id = ids_next();
 	row.enqueued_at = GetCurrentTimestamp();
 	row.role = requester->role;
 	row.enqueued_by = requester->enqueued_by;
+	row.origin = requester->origin;
 	row.server = requester->server;
 	row.phone = removal->phone ? removal->phone : "";
 	row.waba = removal->waba;
@@ -546,7 +674,7 @@ queue_make_row(QueueRow *row, const Requester *requester, const Removal *removal
 	 * all that were given out before it got its xid (see drain/discover.c).
 	 */
 	row->xact = (int64) U64FromFullTransactionId(GetTopFullTransactionId());
-	row->id = store_next_id();
+	row->id = ids_next();
 	row->ord = row->id;
 	row->customer = store_customer(requester->server, requester->role, removal->phone,
 								   removal->waba);
@@ -554,6 +682,7 @@ queue_make_row(QueueRow *row, const Requester *requester, const Removal *removal
 	row->due_at = row->enqueued_at + requester->delay;
 	row->role = requester->role;
 	row->enqueued_by = requester->enqueued_by;
+	row->origin = requester->origin;
 	row->server = requester->server;
 	row->phone = removal->phone;
 	row->waba = removal->waba;

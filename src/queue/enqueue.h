@@ -19,6 +19,8 @@ typedef struct Requester
 	Oid			enqueued_by;
 	int64		delay;			/* µs until a removal is due; see
 								 * account_delay() */
+	int64		origin;			/* the table whose trigger it is; 0: enqueued
+								 * by hand */
 } Requester;
 
 /* The queue, open to insert into it. */
@@ -27,7 +29,7 @@ typedef struct Queue Queue;
 extern Queue *queue_open(int64 nrows);
 extern void queue_close(Queue *queue);
 extern int64 queue_add_removal(Queue *queue, const Requester *requester, const Removal *removal);
-extern bool queue_may_have_waiting(Queue *queue, const Requester *requester, const Removal *names);
+extern bool queue_may_have_waiting(Queue *queue, const char *phone);
 extern void queue_add_keep(Queue *queue, const Requester *requester, Removal *names);
 extern int64 queue_add_failed(const Requester *requester, const Removal *removal, const char *error);
 

@@ -37,7 +37,8 @@ typedef enum SettledColumn
 	SETTLED_ERROR,
 	SETTLED_SENT_TAGS,
 	SETTLED_SENT_FIELDS,
-	SETTLED_NCOLUMNS = SETTLED_SENT_FIELDS
+	SETTLED_ORIGIN,
+	SETTLED_NCOLUMNS = SETTLED_ORIGIN
 } SettledColumn;
 
 /*
@@ -71,6 +72,8 @@ history_insert(Store *settled, const QueueRow *row, const char *state,
 	nulls[SETTLED_SENT_TAGS - 1] = row->sent_tags == NULL;
 	values[SETTLED_SENT_FIELDS - 1] = PointerGetDatum(row->sent_fields);
 	nulls[SETTLED_SENT_FIELDS - 1] = row->sent_fields == NULL;
+	values[SETTLED_ORIGIN - 1] = Int64GetDatum(row->origin);
+	nulls[SETTLED_ORIGIN - 1] = row->origin == 0;
 
 	store_insert(settled, store_form_tuple(settled, values, nulls, SETTLED_NCOLUMNS));
 }
@@ -110,6 +113,7 @@ history_find_failed(Store *settled, int64 id, QueueRow *row)
 		row->waba = store_read_text(values[SETTLED_WABA - 1], nulls[SETTLED_WABA - 1]);
 		row->tags = DatumGetArrayTypePCopy(values[SETTLED_TAGS - 1]);
 		row->fields = DatumGetArrayTypePCopy(values[SETTLED_FIELDS - 1]);
+		row->origin = nulls[SETTLED_ORIGIN - 1] ? 0 : DatumGetInt64(values[SETTLED_ORIGIN - 1]);
 		row->tid = tuple->t_self;
 	}
 	store_end_scan(scan);

@@ -7,6 +7,8 @@
  * (those use 1 and 2), so PostgreSQL releases them whatever ends a session.
  *
  * - Drain lock: the drainer holds it for as long as it drains the database's queue.
+ * - Update lock: an update of the extension holds it while it waits for the drain
+ *	 lock, and then both until it commits.  The drainer tests it, and makes room.
  * - Customer lock: the drainer holds it across transactions while a request of the
  *	 customer is in flight; dt_cancel() tests it.
  * - Partition lock: one of 256 of a role.  The drainer takes it exclusively before
@@ -32,6 +34,7 @@
 #define LOCK_DRAIN 21808
 #define LOCK_CUSTOMER 21809
 #define LOCK_PARTITION 21810
+#define LOCK_UPDATE 21811
 
 #define NPARTITIONS 256
 
@@ -67,6 +70,29 @@ void
 unlock_drain(void)
 {
 	release_queue_lock(0, 0, LOCK_DRAIN, ExclusiveLock);
+}
+
+/*
+ * Called by the script that updates the extension: has the drainer settle what is in
+ * flight and end, and allows no other until the transaction ends.
+ */
+void
+lock_for_update(void)
+{
+	(void) take_queue_lock(0, 0, LOCK_UPDATE, ExclusiveLock, false, true);
+	(void) take_queue_lock(0, 0, LOCK_DRAIN, ExclusiveLock, false, true);
+}
+
+/*
+ * Called by the drainer in each turn: does an update of the extension wait for it?
+ */
+bool
+lock_is_wanted_for_update(void)
+{
+	if (!take_queue_lock(0, 0, LOCK_UPDATE, ShareLock, true, false))
+		return true;
+	release_queue_lock(0, 0, LOCK_UPDATE, ShareLock);
+	return false;
 }
 
 /*

@@ -21,6 +21,8 @@ extern CustomerTag customer_tag(const QueueRow *row);
 
 extern bool lock_drain(void);
 extern void unlock_drain(void);
+extern void lock_for_update(void);
+extern bool lock_is_wanted_for_update(void);
 extern bool lock_partition(Oid role, int64 customer);
 extern void lock_customer(CustomerTag tag);
 extern void unlock_customer(CustomerTag tag);

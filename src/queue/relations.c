@@ -10,17 +10,11 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
-#include "catalog/pg_extension.h"
-#include "commands/extension.h"
+#include "base/extension.h"
 #include "queue/relations.h"
 #include "storage/lmgr.h"
-#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
-#include "utils/rel.h"
 #include "utils/syscache.h"
 
 static const char *const relation_names[NRELATIONS] = {
@@ -47,7 +41,6 @@ static uint64 nchanges_at_look_up = 0;
 static uint32 sequence_hash;
 
 static bool look_up_relations(void);
-static Oid	look_up_schema(void);
 static void count_relation_change(Datum arg, Oid relid);
 static void count_sequence_change(Datum arg, int cache, uint32 hash);
 
@@ -138,7 +131,7 @@ look_up_relations(void)
 	is_registered = true;
 
 	nchanges_at_look_up = 0;
-	schema = look_up_schema();
+	schema = extension_schema();
 	if (!OidIsValid(schema))
 		return false;
 	for (int i = 0; i < NRELATIONS; i++)
@@ -153,27 +146,6 @@ look_up_relations(void)
 										  ObjectIdGetDatum(relation_oids[RELATION_WAITING_ID]));
 	nchanges_at_look_up = nchanges_before;
 	return true;
-}
-
-/* The extension's schema. */
-static Oid
-look_up_schema(void)
-{
-	Oid			schema = InvalidOid;
-	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
-				CStringGetDatum("doubletick"));
-	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return schema;
 }
 
 static void

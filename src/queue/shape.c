@@ -14,14 +14,18 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "base/extension.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_index.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_sequence.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "commands/trigger.h"
 #include "queue/shape.h"
 #include "queue/store.h"
 #include "utils/builtins.h"
@@ -41,9 +45,10 @@ static const ColumnShape waiting_columns[] = {
 	{"customer", INT8OID, true}, {"enqueued_at", TIMESTAMPTZOID, true},
 	{"due_at", TIMESTAMPTZOID, true}, {"role", OIDOID, true},
 	{"enqueued_by", OIDOID, true}, {"attempts", INT4OID, true},
-	{"http_status", INT4OID, false}, {"keep", BOOLOID, true}, {"together", INT4OID, true},
-	{"server", TEXTOID, true}, {"phone", TEXTOID, true}, {"waba", TEXTOID, false},
-	{"tags", TEXTARRAYOID, true}, {"fields", TEXTARRAYOID, true},
+	{"http_status", INT4OID, false}, {"keep", BOOLOID, true},
+	{"replicated", BOOLOID, true}, {"together", INT4OID, true},
+	{"origin", INT8OID, false}, {"server", TEXTOID, true}, {"phone", TEXTOID, true},
+	{"waba", TEXTOID, false}, {"tags", TEXTARRAYOID, true}, {"fields", TEXTARRAYOID, true},
 	{"last_error", TEXTOID, false},
 };
 
@@ -56,6 +61,7 @@ static const ColumnShape settled_columns[] = {
 	{"tags", TEXTARRAYOID, true}, {"fields", TEXTARRAYOID, true},
 	{"answer", JSONBOID, false}, {"error", TEXTOID, false},
 	{"sent_tags", TEXTARRAYOID, false}, {"sent_fields", TEXTARRAYOID, false},
+	{"origin", INT8OID, false},
 };
 
 static const ColumnShape hold_columns[] = {
@@ -94,6 +100,8 @@ static bool is_ascending(HeapTuple tuple, int nkeys);
 static bool is_btree(Oid index);
 static bool index_has_columns(Form_pg_index index, const IndexShape *shape);
 static void check_constraints(Relation rel);
+static void check_triggers(Relation rel);
+static bool is_own_trigger(const Trigger *trigger, const char *name);
 static void refuse_trigger(Relation rel, const Trigger *trigger);
 static void refuse_table(Relation rel, char *detail, char *command) pg_attribute_noreturn();
 static char *table_name(Oid table);
@@ -107,6 +115,7 @@ check_table_shape(Relation rel, QueueRelation table)
 {
 	const char *name = table_name(RelationGetRelid(rel));
 
+	extension_check_version();
 	if (getExtensionOfObject(RelationRelationId, RelationGetRelid(rel)) !=
 		get_extension_oid("doubletick", true))
 		refuse_table(rel, pstrdup("It is not a member of the extension."),
@@ -127,6 +136,7 @@ check_table_shape(Relation rel, QueueRelation table)
 	else
 		check_columns(rel, hold_columns, lengthof(hold_columns));
 	check_constraints(rel);
+	check_triggers(rel);
 	check_own_indexes(rel, table);
 }
 
@@ -198,7 +208,7 @@ check_columns(Relation rel, const ColumnShape *columns, int ncolumns)
 					 pstrdup("DROP EXTENSION doubletick CASCADE and CREATE EXTENSION doubletick"));
 }
 
-/* We check no constraints or policies and fire no triggers: there must be none. */
+/* We check no constraints or policies: there must be none. */
 static void
 check_constraints(Relation rel)
 {
@@ -209,11 +219,54 @@ check_constraints(Relation rel)
 		refuse_table(rel, pstrdup("It has a CHECK constraint."),
 					 psprintf("ALTER TABLE %s DROP CONSTRAINT %s", name,
 							  quote_identifier(constr->check[0].ccname)));
-	if (rel->trigdesc)
-		refuse_trigger(rel, &rel->trigdesc->triggers[0]);
 	if (rel->rd_rel->relrowsecurity)
 		refuse_table(rel, pstrdup("It has row security."),
 					 psprintf("ALTER TABLE %s DISABLE ROW LEVEL SECURITY", name));
+}
+
+/*
+ * We fire no triggers, so there must be none but ours for what arrives by logical
+ * replication.  Without that, the subscriber would send what the publisher sends.
+ */
+static void
+check_triggers(Relation rel)
+{
+	const char *table = table_name(RelationGetRelid(rel));
+	char	   *name = psprintf("%s_replicated", RelationGetRelationName(rel));
+	const Trigger *own = NULL;
+
+	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
+	{
+		const Trigger *trigger = &rel->trigdesc->triggers[i];
+
+		if (!is_own_trigger(trigger, name))
+			refuse_trigger(rel, trigger);
+		own = trigger;
+	}
+	if (own == NULL)
+		refuse_table(rel, psprintf("Its trigger \"%s\" is missing.", name),
+					 psprintf("CREATE TRIGGER %s BEFORE INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW"
+							  " EXECUTE FUNCTION %s(); ALTER TABLE %s ENABLE REPLICA TRIGGER %s",
+							  name, table,
+							  quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
+														 "dt_replicated_trigger"), table, name));
+	if (own->tgenabled != TRIGGER_FIRES_ON_REPLICA && own->tgenabled != TRIGGER_FIRES_ALWAYS)
+		refuse_table(rel, psprintf("Its trigger \"%s\" does not fire for what is replicated.", name),
+					 psprintf("ALTER TABLE %s ENABLE REPLICA TRIGGER %s", table, name));
+}
+
+static bool
+is_own_trigger(const Trigger *trigger, const char *name)
+{
+	char	   *function = get_func_name(trigger->tgfoid);
+
+	return strcmp(trigger->tgname, name) == 0 && function != NULL &&
+		strcmp(function, "dt_replicated_trigger") == 0 &&
+		getExtensionOfObject(ProcedureRelationId, trigger->tgfoid) ==
+		get_extension_oid("doubletick", true) &&
+		trigger->tgtype == (TRIGGER_TYPE_ROW | TRIGGER_TYPE_BEFORE | TRIGGER_TYPE_INSERT |
+							TRIGGER_TYPE_UPDATE | TRIGGER_TYPE_DELETE) &&
+		trigger->tgqual == NULL && trigger->tgnattr == 0;
 }
 
 static void

@@ -15,14 +15,12 @@
 
 #include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/relation.h"
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "base/phone.h"
 #include "catalog/index.h"
-#include "commands/sequence.h"
 #include "common/hashfn.h"
 #include "compat.h"
 #include "executor/tuptable.h"
@@ -38,6 +36,7 @@
 
 /* A phone is a number below 2^50, and leaves so many of 64 bits. */
 #define CUSTOMER_HASH_BITS 14
+#define CUSTOMER_HASH_MASK ((UINT64CONST(1) << CUSTOMER_HASH_BITS) - 1)
 
 /*
  * A table's indexes as CatalogOpenIndexes() returns them.  Calling it for each row
@@ -64,6 +63,7 @@ static const int own_indexes[NRELATIONS] = {
 
 static void open_indexes(Store *store, QueueRelation table);
 static void check_and_cache_indexes(IndexCache *cache, Relation rel, QueueRelation table);
+static bool find_row(Store *waiting, int64 id, QueueRow *row);
 
 /*
  * Opens a table of ours; nothing else does.  Its locks last until the transaction
@@ -263,38 +263,6 @@ store_set_text(Datum *values, bool *nulls, int column, const char *string)
 }
 
 /*
- * The next id.  The sequence caches none, so that a later call, in whichever
- * session, returns a larger id.
- */
-int64
-store_next_id(void)
-{
-	return nextval_internal(relation_oid(RELATION_WAITING_ID), false);
-}
-
-/*
- * The last id that was given out, or a larger one after a crash.  It can become
- * smaller: by TRUNCATE ... RESTART IDENTITY, or setval().
- */
-int64
-store_last_id(void)
-{
-	Relation	sequence = relation_open(relation_oid(RELATION_WAITING_ID), AccessShareLock);
-	SysScanDesc scan = systable_beginscan(sequence, InvalidOid, false, SnapshotSelf, 0, NULL);
-	HeapTuple	tuple = systable_getnext(scan);
-	bool		isnull;
-	int64		id;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "sequence \"%s\" is empty", RelationGetRelationName(sequence));
-	/* last_value is the first column of a sequence. */
-	id = DatumGetInt64(heap_getattr(tuple, 1, RelationGetDescr(sequence), &isnull));
-	systable_endscan(scan);
-	relation_close(sequence, AccessShareLock);
-	return id;
-}
-
-/*
  * Makes the tuple of a row.
  */
 HeapTuple
@@ -315,7 +283,10 @@ store_form_waiting(Store *waiting, const QueueRow *row)
 	values[WAITING_HTTP_STATUS - 1] = Int32GetDatum(row->http_status);
 	nulls[WAITING_HTTP_STATUS - 1] = row->http_status == 0;
 	values[WAITING_KEEP - 1] = BoolGetDatum(row->keep);
+	values[WAITING_REPLICATED - 1] = BoolGetDatum(row->replicated);
 	values[WAITING_TOGETHER - 1] = Int32GetDatum(row->together);
+	values[WAITING_ORIGIN - 1] = Int64GetDatum(row->origin);
+	nulls[WAITING_ORIGIN - 1] = row->origin == 0;
 	store_set_text(values, nulls, WAITING_SERVER, row->server);
 	store_set_text(values, nulls, WAITING_PHONE, row->phone);
 	store_set_text(values, nulls, WAITING_WABA, row->waba);
@@ -364,6 +335,7 @@ store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row)
 	row->role = DatumGetObjectId(values[WAITING_ROLE - 1]);
 	row->customer = DatumGetInt64(values[WAITING_CUSTOMER - 1]);
 	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
+	row->replicated = DatumGetBool(values[WAITING_REPLICATED - 1]);
 	row->server = store_read_text(values[WAITING_SERVER - 1], false);
 }
 
@@ -391,7 +363,9 @@ store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
 	row->http_status = nulls[WAITING_HTTP_STATUS - 1] ? 0 :
 		DatumGetInt32(values[WAITING_HTTP_STATUS - 1]);
 	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
+	row->replicated = DatumGetBool(values[WAITING_REPLICATED - 1]);
 	row->together = DatumGetInt32(values[WAITING_TOGETHER - 1]);
+	row->origin = nulls[WAITING_ORIGIN - 1] ? 0 : DatumGetInt64(values[WAITING_ORIGIN - 1]);
 	row->server = store_read_text(values[WAITING_SERVER - 1], false);
 	row->phone = store_read_text(values[WAITING_PHONE - 1], false);
 	row->waba = store_read_text(values[WAITING_WABA - 1], nulls[WAITING_WABA - 1]);
@@ -404,10 +378,25 @@ store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
 
 /*
  * Reads the waiting row with this id.  False when there is none, committed or of
- * this transaction.
+ * this transaction, or when it arrived by logical replication.
  */
 bool
 store_find_waiting(Store *waiting, int64 id, QueueRow *row)
+{
+	return find_row(waiting, id, row) && !row->replicated;
+}
+
+/*
+ * The same for dt_cancel(), if the row arrived by logical replication.
+ */
+bool
+store_find_replicated(Store *waiting, int64 id, QueueRow *row)
+{
+	return find_row(waiting, id, row) && row->replicated;
+}
+
+static bool
+find_row(Store *waiting, int64 id, QueueRow *row)
 {
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -479,17 +468,31 @@ store_customer(const char *server, Oid role, const char *phone, const char *waba
 	uint64		hash = hash_bytes_extended((const unsigned char *) server, strlen(server), role);
 
 	hash = phone_hash(waba, phone_hash(phone, hash));
-	return (int64) (phone_value(phone) << CUSTOMER_HASH_BITS |
-					(hash & ((1 << CUSTOMER_HASH_BITS) - 1)));
+	return (int64) (phone_value(phone) << CUSTOMER_HASH_BITS | (hash & CUSTOMER_HASH_MASK));
 }
 
 /*
- * Are these the numbers of customers with the same phone?
+ * The phone_value() of a customer with this number.
  */
-bool
-store_same_phone(int64 customer, int64 other)
+uint64
+store_phone_value(int64 customer)
 {
-	return ((uint64) (customer ^ other) >> CUSTOMER_HASH_BITS) == 0;
+	return (uint64) customer >> CUSTOMER_HASH_BITS;
+}
+
+/*
+ * Makes the two keys of a scan of RELATION_WAITING_CUSTOMER that finds all customers
+ * with this phone.
+ */
+void
+store_init_phone_keys(ScanKey keys, const char *phone)
+{
+	uint64		first = phone_value(phone) << CUSTOMER_HASH_BITS;
+
+	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum((int64) first));
+	ScanKeyInit(&keys[1], WAITING_CUSTOMER, BTLessEqualStrategyNumber, F_INT8LE,
+				Int64GetDatum((int64) (first | CUSTOMER_HASH_MASK)));
 }
 
 /*
@@ -500,4 +503,17 @@ store_is_same_customer(const QueueRow *row, const QueueRow *other)
 {
 	return row->role == other->role && strcmp(row->server, other->server) == 0 &&
 		phone_equal(row->phone, other->phone) && phone_equal(row->waba, other->waba);
+}
+
+/*
+ * Does a keep take its names out of a removal of the same customer?  Out of those that
+ * were enqueued before it; and if it has an origin, only out of those of this origin.
+ * A keep that arrived by logical replication counts only for removals that did, too.
+ */
+bool
+store_takes_back(const QueueRow *keep, const QueueRow *removal)
+{
+	return keep->id >= removal->ord &&
+		(keep->origin == 0 || keep->origin == removal->origin) &&
+		(removal->replicated || !keep->replicated);
 }

@@ -37,7 +37,9 @@ typedef enum WaitingColumn
 	WAITING_ATTEMPTS,
 	WAITING_HTTP_STATUS,
 	WAITING_KEEP,
+	WAITING_REPLICATED,
 	WAITING_TOGETHER,
+	WAITING_ORIGIN,
 	WAITING_SERVER,
 	WAITING_PHONE,
 	WAITING_WABA,
@@ -53,7 +55,7 @@ typedef struct QueueRow
 	int64		id;
 	int64		ord;			/* a keep takes back the removals whose ord is
 								 * below its id; in a marker row, the id that
-								 * it marks */
+								 * it marks, 0: all */
 	int64		xact;			/* FullTransactionId that inserted it */
 	int64		customer;		/* see store_customer() */
 	TimestampTz enqueued_at;
@@ -63,8 +65,12 @@ typedef struct QueueRow
 	int			attempts;		/* requests made */
 	int			http_status;	/* of the last one, 0: none */
 	bool		keep;			/* names that came back, not a removal */
+	bool		replicated;		/* arrived by logical replication */
 	int			together;		/* how many rows a request that carries this
 								 * one may carry at most; 0: no such limit */
+	int64		origin;			/* the table whose trigger enqueued it, see
+								 * definition.c; 0: enqueued by hand.  Of a
+								 * keep: see store_takes_back() */
 	const char *server;
 	const char *phone;			/* as given */
 	const char *waba;			/* as given, NULL: none */
@@ -99,20 +105,21 @@ extern void store_end_scan(SysScanDesc scan);
 extern char *store_read_text(Datum value, bool isnull);
 extern void store_set_text(Datum *values, bool *nulls, int column, const char *string);
 
-extern int64 store_next_id(void);
-extern int64 store_last_id(void);
 extern HeapTuple store_form_waiting(Store *waiting, const QueueRow *row);
 extern void store_insert_waiting(Store *waiting, const QueueRow *row);
 extern void store_update_waiting(Store *waiting, const QueueRow *row);
 extern void store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row);
 extern void store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row);
 extern bool store_find_waiting(Store *waiting, int64 id, QueueRow *row);
+extern bool store_find_replicated(Store *waiting, int64 id, QueueRow *row);
 extern bool store_is_in_place(Store *waiting, const QueueRow *row);
 extern int64 store_count_waiting(Store *waiting);
 
 extern int64 store_customer(const char *server, Oid role, const char *phone,
 							const char *waba);
-extern bool store_same_phone(int64 customer, int64 other);
+extern uint64 store_phone_value(int64 customer);
+extern void store_init_phone_keys(ScanKey keys, const char *phone);
 extern bool store_is_same_customer(const QueueRow *row, const QueueRow *other);
+extern bool store_takes_back(const QueueRow *keep, const QueueRow *removal);
 
 #endif							/* DOUBLETICK_QUEUE_STORE_H */

@@ -38,12 +38,14 @@
 /* Of a key value of more bytes only the size is hashed: it may be out of line. */
 #define MOST_HASHED 2048
 
-static Oid	find_column(Column *column, Relation rel, const char *name, const char *what);
+static Oid	find_column(Column *column, Relation rel, const char *trigger, const char *name,
+						const char *what);
 static Bitmapset *find_key_columns(Relation rel);
 static ColumnKind string_kind(Oid type);
 static void find_output_function(Column *column, Oid type, MemoryContext context);
 static Oid	find_akeys(Oid type);
-static void refuse_type(Relation rel, const Column *column, const char *what, const char *detail)
+static void refuse_type(Relation rel, const char *trigger, const Column *column,
+						const char *what, const char *detail)
 			pg_attribute_noreturn();
 static bool is_column_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new);
 static uint32 hash_key_value(const Column *column, Datum value);
@@ -55,14 +57,14 @@ static char *read_string(Column *column, ColumnKind kind, Datum value);
 
 /*
  * Looks up the column that a trigger names for a phone or a WABA number; "" names
- * none.  "what" says in messages what the column is for.  The column's function is
+ * none.  Messages name the trigger, and "what" says there what the column is for.  The column's function is
  * set up in "context".
  */
 void
-column_find_number(Column *column, Relation rel, const char *name, const char *what,
-				   MemoryContext context)
+column_find_number(Column *column, Relation rel, const char *trigger, const char *name,
+				   const char *what, MemoryContext context)
 {
-	Oid			type = find_column(column, rel, name, what);
+	Oid			type = find_column(column, rel, trigger, name, what);
 
 	if (!OidIsValid(type))
 		return;
@@ -71,7 +73,7 @@ column_find_number(Column *column, Relation rel, const char *name, const char *w
 	else if (type == INT8OID || type == INT4OID || type == NUMERICOID)
 		column->kind = COLUMN_OUTPUT;
 	else
-		refuse_type(rel, column, what, "It may be of a string type, bigint, integer or numeric.");
+		refuse_type(rel, trigger, column, what, "It may be of a string type, bigint, integer or numeric.");
 	if (column->kind == COLUMN_OUTPUT)
 		find_output_function(column, type, context);
 }
@@ -81,10 +83,10 @@ column_find_number(Column *column, Relation rel, const char *name, const char *w
  * "keys", the names may also be the keys of a jsonb object or an hstore.
  */
 void
-column_find_names(Column *column, Relation rel, const char *name, const char *what,
-				  bool keys, MemoryContext context)
+column_find_names(Column *column, Relation rel, const char *trigger, const char *name,
+				  const char *what, bool keys, MemoryContext context)
 {
-	Oid			type = find_column(column, rel, name, what);
+	Oid			type = find_column(column, rel, trigger, name, what);
 	Oid			element;
 	Oid			akeys;
 
@@ -114,14 +116,14 @@ column_find_names(Column *column, Relation rel, const char *name, const char *wh
 		get_typlenbyvalalign(TEXTOID, &column->elem_len, &column->elem_byval, &column->elem_align);
 	}
 	else
-		refuse_type(rel, column, what, keys ?
+		refuse_type(rel, trigger, column, what, keys ?
 					"It may be an array of strings, jsonb or hstore." :
 					"It may be an array of strings, or jsonb.");
 }
 
 /* Returns the column's type below all domains; InvalidOid when "name" is empty. */
 static Oid
-find_column(Column *column, Relation rel, const char *name, const char *what)
+find_column(Column *column, Relation rel, const char *trigger, const char *name, const char *what)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
 
@@ -140,14 +142,15 @@ find_column(Column *column, Relation rel, const char *name, const char *what)
 
 		/* The tuple does not hold its value, which is computed by queries. */
 		if (attribute->attgenerated == 'v')
-			refuse_type(rel, column, what, "It must not be a virtual generated column.");
+			refuse_type(rel, trigger, column, what, "It must not be a virtual generated column.");
 		return getBaseType(attribute->atttypid);
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_COLUMN),
 			 errmsg("column \"%s\" of relation \"%s\" does not exist",
 					name, RelationGetRelationName(rel)),
-			 errdetail("A trigger names it as the column of the %s.", what),
+			 errdetail("Trigger \"%s\" names it as the column of the %s.", trigger, what),
+			 errhint("If it was renamed, create the trigger anew with the new name."),
 			 errtable(rel)));
 }
 
@@ -234,7 +237,8 @@ find_akeys(Oid type)
 }
 
 static void
-refuse_type(Relation rel, const Column *column, const char *what, const char *detail)
+refuse_type(Relation rel, const char *trigger, const Column *column, const char *what,
+			const char *detail)
 {
 	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(rel), column->attno - 1);
 
@@ -243,7 +247,8 @@ refuse_type(Relation rel, const Column *column, const char *what, const char *de
 			 errmsg("column \"%s\" of type %s cannot be the column of the %s",
 					NameStr(attribute->attname),
 					format_type_with_typemod(attribute->atttypid, attribute->atttypmod), what),
-			 errdetail("%s", detail),
+			 errdetail("Trigger \"%s\" names it. %s", trigger, detail),
+			 errhint("Create the trigger anew with another column."),
 			 errtablecol(rel, column->attno)));
 }
 

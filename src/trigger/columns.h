@@ -52,10 +52,11 @@ typedef struct Columns
 	AttrNumber	last_key;		/* the largest attno of these */
 } Columns;
 
-extern void column_find_number(Column *column, Relation rel, const char *name, const char *what,
-							   MemoryContext context);
-extern void column_find_names(Column *column, Relation rel, const char *name, const char *what,
-							  bool keys, MemoryContext context);
+extern void column_find_number(Column *column, Relation rel, const char *trigger,
+							   const char *name, const char *what, MemoryContext context);
+extern void column_find_names(Column *column, Relation rel, const char *trigger,
+							  const char *name, const char *what, bool keys,
+							  MemoryContext context);
 extern void columns_find_key(Columns *columns, Relation rel, MemoryContext context);
 extern bool columns_equal(const Columns *columns, TupleTableSlot *old, TupleTableSlot *new);
 extern uint32 columns_hash_key(const Columns *columns, TupleTableSlot *slot);

@@ -14,6 +14,10 @@
  * used the partition's own, a row that moves between partitions of two owners
  * would be lost by one role and gained by another.
  *
+ * A removal remembers its table, too: what a table's triggers have enqueued, they can
+ * take back, whoever owns the table and whichever server they name by then.  All
+ * partitions of a table count as this table.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -21,12 +25,15 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xlog.h"
 #include "account/account.h"
+#include "base/extension.h"
 #include "base/phone.h"
+#include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_trigger.h"
-#include "commands/defrem.h"
-#include "foreign/foreign.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
 #include "trigger/definition.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
@@ -54,8 +61,11 @@ static void check_arguments(const Trigger *trigger);
 static const char *get_argument(const Trigger *trigger, int n);
 static void refuse_definition(const Trigger *trigger, const char *problem,
 							  const char *hint) pg_attribute_noreturn();
+static void find_owner(const TriggerData *data, Requester *requester);
+static Oid	find_cloned_table(Oid trigger);
+static Oid	find_whole_table(Oid partition);
+static int64 number_of_table(Oid table);
 static const char *find_own_waba(const char *servername, MemoryContext context);
-static Oid	find_owner(const TriggerData *data);
 
 /*
  * Called each time a trigger fires.  Raises an error if its definition is wrong.
@@ -83,16 +93,21 @@ read_definition(const TriggerData *data, MemoryContext context)
 	Columns    *columns = &definition->columns;
 	const char *server = get_argument(trigger, ARGUMENT_SERVER);
 
+	extension_check_version();
 	check_events(data);
 	check_arguments(trigger);
 
-	column_find_number(&columns->phone, rel, get_argument(trigger, ARGUMENT_PHONE),
+	column_find_number(&columns->phone, rel, trigger->tgname,
+					   get_argument(trigger, ARGUMENT_PHONE),
 					   "phone", context);
-	column_find_names(&columns->tags, rel, get_argument(trigger, ARGUMENT_TAGS),
+	column_find_names(&columns->tags, rel, trigger->tgname,
+					  get_argument(trigger, ARGUMENT_TAGS),
 					  "tags", false, context);
-	column_find_names(&columns->fields, rel, get_argument(trigger, ARGUMENT_FIELDS),
+	column_find_names(&columns->fields, rel, trigger->tgname,
+					  get_argument(trigger, ARGUMENT_FIELDS),
 					  "custom fields", true, context);
-	column_find_number(&columns->waba, rel, get_argument(trigger, ARGUMENT_WABA),
+	column_find_number(&columns->waba, rel, trigger->tgname,
+					   get_argument(trigger, ARGUMENT_WABA),
 					   "waba", context);
 	columns->last = Max(Max(columns->phone.attno, columns->tags.attno),
 						Max(columns->fields.attno, columns->waba.attno));
@@ -101,7 +116,7 @@ read_definition(const TriggerData *data, MemoryContext context)
 
 	definition->requester.server =
 		MemoryContextStrdup(context, *server == '\0' ? DEFAULT_SERVER : server);
-	definition->requester.role = find_owner(data);
+	find_owner(data, &definition->requester);
 	definition->requester.delay = account_delay(definition->requester.server);
 	if (columns->waba.attno != 0)
 		definition->own_waba = find_own_waba(definition->requester.server, context);
@@ -146,7 +161,7 @@ check_transition_tables(const Trigger *trigger)
 static void
 check_arguments(const Trigger *trigger)
 {
-	const char *hint = "They name the columns of the phone, the tags, the custom fields and the waba, and a server; '' names none.";
+	const char *hint = "Its arguments name, in this order, the columns of the phone, the tags, the custom fields and the WABA number, and a server; '' leaves one out.";
 
 	if (trigger->tgnargs > NARGUMENTS)
 		refuse_definition(trigger, "has too many arguments", hint);
@@ -174,58 +189,40 @@ refuse_definition(const Trigger *trigger, const char *problem, const char *hint)
 			 errhint("%s", hint)));
 }
 
-/*
- * The server's WABA number, which requests carry when a row has none; NULL when
- * the server has none, or does not exist.  A table without a column for WABA
- * numbers does not need it: all its rows have none.
- */
-static const char *
-find_own_waba(const char *servername, MemoryContext context)
+/* Looks up the table that the trigger was created on. */
+static void
+find_owner(const TriggerData *data, Requester *requester)
 {
-	ForeignServer *server = GetForeignServerByName(servername, true);
-	ListCell   *cell;
-
-	foreach(cell, server ? server->options : NIL)
-	{
-		DefElem    *option = lfirst(cell);
-
-		if (strcmp(option->defname, "waba_number") == 0)
-			return MemoryContextStrdup(context, defGetString(option));
-	}
-	return NULL;
-}
-
-/*
- * The WABA number of a row as far as it tells customers apart: NULL for the
- * server's own, whether the row names it or has none.
- */
-const char *
-definition_waba(const Definition *definition, const char *waba)
-{
-	if (waba && definition->own_waba && phone_equal(waba, definition->own_waba))
-		return NULL;
-	return waba;
-}
-
-/* The owner of the table that the trigger was created on. */
-static Oid
-find_owner(const TriggerData *data)
-{
-	Oid			owner = data->tg_relation->rd_rel->relowner;
 	Oid			table = RelationGetRelid(data->tg_relation);
-	Oid			trigger = data->tg_trigger->tgoid;
-	Relation	rel;
-	HeapTuple	tuple;
+	Form_pg_class form = data->tg_relation->rd_rel;
+	HeapTuple	tuple = NULL;
 
-	if (!data->tg_trigger->tgisclone)
-		return owner;
+	if (data->tg_trigger->tgisclone)
+	{
+		table = find_cloned_table(data->tg_trigger->tgoid);
+		tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "cache lookup failed for relation %u", table);
+		form = (Form_pg_class) GETSTRUCT(tuple);
+	}
+	requester->role = form->relowner;
+	requester->origin = number_of_table(form->relispartition ? find_whole_table(table) : table);
+	if (tuple)
+		ReleaseSysCache(tuple);
+}
 
-	/* Goes from each clone to its parent. */
-	rel = table_open(TriggerRelationId, AccessShareLock);
+/* Goes from each clone to its parent. */
+static Oid
+find_cloned_table(Oid trigger)
+{
+	Oid			table = InvalidOid;
+	Relation	rel = table_open(TriggerRelationId, AccessShareLock);
+
 	while (OidIsValid(trigger))
 	{
 		ScanKeyData key;
 		SysScanDesc scan;
+		HeapTuple	tuple;
 
 		ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
 					ObjectIdGetDatum(trigger));
@@ -240,12 +237,54 @@ find_owner(const TriggerData *data)
 		systable_endscan(scan);
 	}
 	table_close(rel, AccessShareLock);
+	return table;
+}
 
-	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
-	if (HeapTupleIsValid(tuple))
-	{
-		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-		ReleaseSysCache(tuple);
-	}
-	return owner;
+/* The topmost table of which this is a partition; itself while it is being detached. */
+static Oid
+find_whole_table(Oid partition)
+{
+	List	   *ancestors = get_partition_ancestors(partition);
+
+	return ancestors == NIL ? partition : llast_oid(ancestors);
+}
+
+/*
+ * The number, never 0, that stands for a table as an origin: a hash of its OID and of
+ * what the OID is for, the cluster and the database.  Rows that somebody restores
+ * elsewhere, where the OID may be another table's, are nobody's there.
+ */
+static int64
+number_of_table(Oid table)
+{
+	uint64		hash = GetSystemIdentifier();
+
+	hash = hash_bytes_uint32_extended(MyDatabaseId, hash);
+	hash = hash_bytes_uint32_extended(table, hash);
+	return (int64) (hash | 1);
+}
+
+/*
+ * The server's WABA number, which requests carry when a row has none; or NULL.
+ * A table without a column for WABA numbers does not need it: all its rows have none.
+ */
+static const char *
+find_own_waba(const char *servername, MemoryContext context)
+{
+	const char *waba;
+
+	(void) account_find_waba(servername, &waba);
+	return waba ? MemoryContextStrdup(context, waba) : NULL;
+}
+
+/*
+ * The WABA number of a row as far as it tells customers apart: NULL for the
+ * server's own, whether the row names it or has none.
+ */
+const char *
+definition_waba(const Definition *definition, const char *waba)
+{
+	if (waba && definition->own_waba && phone_equal(waba, definition->own_waba))
+		return NULL;
+	return waba;
 }

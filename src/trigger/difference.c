@@ -28,7 +28,6 @@ static void change_from_unusable(const Definition *definition, const Removal *ne
 static bool has_same_digits(const char *number, const char *other);
 static bool get_usable_form(const Removal *now, Removal *usable);
 static const char *usable_number(const char *number);
-static bool get_other_form(const Definition *definition, const Removal *now, Removal *other);
 static const char *number_problem(const Removal *names);
 static void enqueue_removals(Queue *queue, const Requester *requester, const Removal *lost);
 static int	count_fitting_names(const char **names, int nnames, int most, size_t *nbytes);
@@ -139,36 +138,24 @@ has_same_digits(const char *number, const char *other)
  * is printed prettily while it moves to another partition is deleted and inserted.
  */
 bool
-difference_may_keep(Queue *queue, const Definition *definition, const Removal *now)
+difference_may_keep(Queue *queue, const Removal *now)
 {
-	const Requester *requester = &definition->requester;
 	Removal		usable;
-	Removal		other;
 
 	if (payload_is_empty(now) || !get_usable_form(now, &usable))
 		return false;
 	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
-	return queue_may_have_waiting(queue, requester, &usable) ||
-		(get_other_form(definition, &usable, &other) &&
-		 queue_may_have_waiting(queue, requester, &other));
+	return queue_may_have_waiting(queue, usable.phone);
 }
 
 /*
- * Enqueues a keep of these names, if a removal of them waits.  Changes the lists.
+ * Enqueues keeps of these names, if removals of them wait.  Changes the lists.
  */
 void
 difference_keep(Queue *queue, const Definition *definition, Removal *now)
 {
-	Removal		other;
-
 	if (!get_usable_form(now, now))
 		return;
-	if (get_other_form(definition, now, &other))
-	{
-		other = copy_removal(&other);
-		queue_add_keep(queue, &definition->requester, &other);
-		gains_note_suppressed(definition, &other);
-	}
 	queue_add_keep(queue, &definition->requester, now);
 	gains_note_suppressed(definition, now);
 }
@@ -200,18 +187,6 @@ usable_number(const char *number)
 	}
 	digits[ndigits] = '\0';
 	return digits;
-}
-
-/*
- * A removal of the same customer may wait under another WABA number: under the
- * server's own where "now" has none, or the other way round.
- */
-static bool
-get_other_form(const Definition *definition, const Removal *now, Removal *other)
-{
-	*other = *now;
-	other->waba = now->waba ? NULL : definition->own_waba;
-	return definition->own_waba && definition_waba(definition, now->waba) == NULL;
 }
 
 /*

@@ -21,6 +21,10 @@
  * Gains are found by a hash of 64 bits over customer and name.  Two that collide
  * could hide a removal, once in millions of the largest transactions.
  *
+ * A customer has a server and a role.  They may change for a table in mid-transaction,
+ * by ALTER TABLE ... OWNER or another trigger: its later rows then count for the first
+ * ones, so that the rows before and after can still be compared.
+ *
  * A gain takes 42 bytes until the transaction ends, and each change of it inside
  * a savepoint another 24.  When memory runs out inside a savepoint, rolling back
  * to it must leave the gains as they were before.  dynahash promises that an
@@ -63,7 +67,16 @@ typedef struct Undo
 	SubTransactionId subxact;
 } Undo;
 
+/* A table, and a hash of the server and role that its rows count for. */
+typedef struct GainsTable
+{
+	int64		origin;
+	uint64		requester;
+	SubTransactionId subxact;	/* which added it */
+} GainsTable;
+
 static HTAB *gains;				/* NULL: this transaction has none */
+static List *tables;			/* GainsTable, the latest last */
 static Undo *undos;				/* the latest last */
 static size_t nundos;
 static size_t undos_capacity;
@@ -75,6 +88,7 @@ static void create_gains(void);
 static uint32 hash_gain_key(const void *key, Size size);
 static void for_each_name(const Definition *definition, Removal *names, uint32 row,
 						  NameAction action);
+static uint64 hash_requester(const Requester *requester);
 static int	for_each_in_list(uint64 customer, const char **names, int nnames, uint32 row,
 							 NameAction action);
 static bool record_name(uint64 key, uint32 row);
@@ -124,6 +138,7 @@ create_gains(void)
 		RegisterSubXactCallback(undo_gains_at_subxact_end, NULL);
 		registered = true;
 	}
+	tables = NIL;
 	undos = NULL;
 	nundos = undos_capacity = 0;
 	control.keysize = sizeof(uint64);
@@ -144,16 +159,39 @@ hash_gain_key(const void *key, Size size pg_attribute_unused())
 static void
 for_each_name(const Definition *definition, Removal *names, uint32 row, NameAction action)
 {
-	const Requester *requester = &definition->requester;
 	uint64		customer;
 
 	if (payload_is_empty(names))
 		return;
-	customer = hash_bytes_extended((const unsigned char *) requester->server,
-								   strlen(requester->server), requester->role);
+	customer = hash_requester(&definition->requester);
 	customer = phone_hash(definition_waba(definition, names->waba), phone_hash(names->phone, customer));
 	names->ntags = for_each_in_list(customer, names->tags, names->ntags, row, action);
 	names->nfields = for_each_in_list(~customer, names->fields, names->nfields, row, action);
+}
+
+/* Of this requester, or of the one that its table had before in this transaction. */
+static uint64
+hash_requester(const Requester *requester)
+{
+	MemoryContext caller;
+	GainsTable *table;
+	ListCell   *cell;
+
+	foreach(cell, tables)
+	{
+		table = lfirst(cell);
+		if (table->origin == requester->origin)
+			return table->requester;
+	}
+	caller = MemoryContextSwitchTo(TopTransactionContext);
+	table = palloc(sizeof(GainsTable));
+	table->origin = requester->origin;
+	table->requester = hash_bytes_extended((const unsigned char *) requester->server,
+										   strlen(requester->server), requester->role);
+	table->subxact = GetCurrentSubTransactionId();
+	tables = lappend(tables, table);
+	MemoryContextSwitchTo(caller);
+	return table->requester;
 }
 
 /* Returns how many names are left in the list. */
@@ -346,6 +384,7 @@ forget_gains_at_xact_end(XactEvent event, void *arg pg_attribute_unused())
  * A subtransaction's id is greater than its parent's, and less than those of its
  * children.  So when it aborts, the changes to undo are those at the end of the list
  * whose ids are not less than its own: they include those of its committed children.
+ * The same holds for tables.
  */
 static void
 undo_gains_at_subxact_end(SubXactEvent event, SubTransactionId id, SubTransactionId parent,
@@ -357,6 +396,8 @@ undo_gains_at_subxact_end(SubXactEvent event, SubTransactionId id, SubTransactio
 	{
 		for (; nundos > 0 && undos[nundos - 1].subxact >= id; nundos--)
 			undos[nundos - 1].gain->state = undos[nundos - 1].state;
+		while (tables != NIL && ((GainsTable *) llast(tables))->subxact >= id)
+			tables = list_delete_last(tables);
 	}
 	else if (event == SUBXACT_EVENT_COMMIT_SUB && parent == TopSubTransactionId)
 		nundos = 0;

@@ -258,7 +258,7 @@ compare_row(Statement *statement, TupleTableSlot *old, TupleTableSlot *new)
 		append_names(statement, &get_customer(statement, &lost, &is_first)->lost, &lost);
 	if (!payload_is_empty(&has) && !(is_first && difference_is_same_customer(statement->definition, &lost, &has)))
 		statement->needs_second_pass = true;
-	if (difference_may_keep(open_queue(statement), statement->definition, &has))
+	if (difference_may_keep(open_queue(statement), &has))
 	{
 		Customer   *customer = get_customer(statement, &has, &is_first);
 

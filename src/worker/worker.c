@@ -222,6 +222,8 @@ drain_some(Worker *worker)
 	state = drain_turn(worker->drain);
 	if (state == DRAIN_GONE)
 		make_way(worker, worker->has_drained ? "the extension was dropped" : NULL);
+	if (state == DRAIN_UPDATE)
+		make_way(worker, "the extension is to be updated");
 	worker->has_drained = true;
 	if (state == DRAIN_BUSY)
 	{

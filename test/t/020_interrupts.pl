@@ -7,7 +7,7 @@ use warnings;
 
 use FindBin;
 use lib $FindBin::RealBin;
-use Calls qw(is_gone);
+use Calls qw(build_slowdns is_gone);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Sandbox;
@@ -196,13 +196,4 @@ sub poll_until
 		Time::HiRes::usleep(100_000);
 	}
 	return 0;
-}
-
-sub build_slowdns
-{
-	my $library = "$PostgreSQL::Test::Utils::tmp_check/slowdns.so";
-
-	system_or_bail($ENV{CC} || 'cc', '-Wall', '-Wextra', '-Werror', '-fPIC', '-shared',
-		'-o', $library, "$FindBin::RealBin/../preload/slowdns.c", '-ldl');
-	return $library;
 }

@@ -24,7 +24,7 @@ RETURNS text LANGUAGE c STRICT AS 'doubletick', 'dt_test_outcome';
 SQL
 
 # As in http.h, in that order.
-my @results = qw(answered no_connection no_trust broken_off timed_out not_http too_long);
+my @results = qw(answered no_connection no_trust broken_off timed_out not_http too_long no_memory);
 my %result = map { $results[$_] => $_ } 0 .. $#results;
 
 # The facts of a first request of a row by itself that was refused; a test says
@@ -97,7 +97,7 @@ foreach my $status (400, 402, 403, 404, 405, 406, 407, 409, 410, 413, 415, 418, 
 # Again: all that may go well another time.
 my %again = (
 	(map { ("status $_" => { status => $_ }) } 408, 425, 500, 501, 502, 503, 504, 505, 507, 511, 520, 599),
-	(map { ($_ => { result => $_, status => 0 }) } qw(no_connection broken_off timed_out not_http)));
+	(map { ($_ => { result => $_, status => 0 }) } qw(no_connection broken_off timed_out not_http no_memory)));
 my %also_again = (%again, 'status 429' => { status => 429 });
 my $last_backoff = 15 * 60 * 1000;
 

@@ -292,8 +292,30 @@ sub pace
 	return;
 }
 
+# A row that a drain finds before it is due is sent by the same drain when it is.
+sub due_while_draining
+{
+	my $other = '919876543299';
+
+	fresh();
+	$sb->rule($phone, { status => 503, retry_after => '600', times => 1 });
+	my $id = enqueue($phone, ['lead']);
+	drain();
+	$sb->hold($other);
+	enqueue($other, ['lead']);
+	time_passes('599 seconds', $id);
+	my $drain = start_drain();
+	$sb->await_held(1, $other);
+	eventually(sub { requests($phone) == 2 }, 'due while draining: it is sent when it is due');
+	$sb->release($other);
+	unlike(await_drain($drain), qr/ERROR/, 'due while draining: the CALL comes to its end');
+	is(states($id), 'done', 'due while draining: it is done');
+	return;
+}
+
 goes_again();
 customer_waits();
+due_while_draining();
 retry_after();
 pause();
 calls_are_paused();

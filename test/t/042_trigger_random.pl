@@ -1,6 +1,7 @@
 
-# Random tables, changes, savepoints and rollbacks: compares what the sandbox received
-# with what is computed from the committed states of the table.
+# Random tables, changes, savepoints and rollbacks, while the table's owner and the
+# trigger's server change: compares what the sandbox received with what is computed from
+# the committed states of the table.
 #
 # HISTORIES is the number of random histories, SEED decides what they are, HISTORY
 # picks a single one and shows it (test/torture/trigger).
@@ -31,6 +32,9 @@ my $only = $ENV{HISTORY};
 
 my @phones = ('919876543210', '+919876543210', '919876543211', '+919876543211', '919876543212', '919876543213', undef);
 my @wabas = (undef, undef, '919812345678', '+919812345678');
+my $own_waba = '919812345678';
+my @owners = qw(first_owner second_owner);
+my @servers = qw(doubletick second);
 my @names = ([qw(x y z)], [qw(x f)]);
 
 # Types of a column, how names are written there, and how they are read.
@@ -43,6 +47,10 @@ my @types = (
 
 my $calls = Calls->new;
 $calls->sql('CREATE EXTENSION hstore');
+$calls->server('second');
+$calls->sql("GRANT USAGE ON FOREIGN SERVER $_ TO PUBLIC; ALTER SERVER $_ OPTIONS (ADD waba_number '$own_waba');"
+	  . "CREATE USER MAPPING FOR PUBLIC SERVER $_ OPTIONS (api_key '" . $calls->sandbox->key . "')") foreach @servers;
+$calls->sql("CREATE ROLE $_") foreach @owners;
 my ($nsent, $nopen, $ntransactions) = (0, 0, 0);
 my $failed = 0;
 
@@ -72,7 +80,7 @@ sub history
 	{
 		my $script = "TRUNCATE touched;\n$table->{state};\n";
 
-		$script .= transaction($table) foreach 1 .. 1 + int rand 4;
+		$script .= definition($table) . transaction($table) foreach 1 .. 1 + int rand 4;
 		$calls->sandbox->clear_journal;
 		my @states = map { decode_json($_) } split /\n/, $calls->sql($script);
 		$calls->sql('CALL dt_process_queue()');
@@ -130,7 +138,7 @@ sub holders
 		my ($key, $phone, $waba, $tags, $fields) = @$row;
 
 		next unless defined $phone;
-		my $customer = ltrim($phone) . '/' . (defined $waba ? ltrim($waba) : '');
+		my $customer = ltrim($phone) . '/' . ltrim($waba // $own_waba);
 		$holders{"$customer tag $_"}{$key} = 1 foreach @{ $tags || [] };
 		$holders{"$customer field $_"}{$key} = 1 foreach @{ $fields || [] };
 	}
@@ -145,7 +153,7 @@ sub sent
 	foreach my $request (@{ $calls->sandbox->journal })
 	{
 		my $body = $request->{body};
-		my $customer = ltrim($body->{phone}) . '/' . ltrim($body->{wabaNumber} || '');
+		my $customer = ltrim($body->{phone}) . '/' . ltrim($body->{wabaNumber});
 
 		$sent{"$customer tag $_"} = 1 foreach @{ $body->{tags} };
 		$sent{"$customer field $_"} = 1 foreach @{ $body->{customFields} };
@@ -172,11 +180,12 @@ sub random_table
 
 	$table->{state} = sprintf 'SELECT coalesce(jsonb_agg(jsonb_build_array(k, phone, waba, %s, %s)), \'[]\') FROM customers',
 	  map { sprintf $table->{$_}[2], $_ } qw(tags fields);
-	$table->{create} = <<"SQL" . triggers($table);
+	$table->{create} = <<"SQL" . triggers($table, pick(@servers));
 DROP TABLE IF EXISTS customers, touched;
 TRUNCATE dt_waiting, dt_settled;
 CREATE TABLE touched (k int);
 CREATE TABLE customers ($definition, PRIMARY KEY (k, region))@{[ $table->{partitioned} ? ' PARTITION BY LIST (region)' : '' ]};
+ALTER TABLE customers OWNER TO @{[ pick(@owners) ]};
 @{[ $table->{partitioned} ? partitions(\%columns) : '' ]}
 INSERT INTO customers (k, id, region, phone, waba, tags, fields) VALUES
 	@{[ join ', ', map { values_of($table, $_) } 1 .. $table->{nrows} ]};
@@ -193,11 +202,12 @@ sub partitions
 	  . "CREATE TABLE two ($other, gone int); ALTER TABLE two DROP gone; ALTER TABLE customers ATTACH PARTITION two FOR VALUES IN (1);";
 }
 
+# Creates the triggers, or creates them anew.
 sub triggers
 {
-	my ($table) = @_;
-	my $function = "EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags', 'fields', 'waba')";
-	my $touch = <<'SQL';
+	my ($table, $server) = @_;
+	my $function = "EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags', 'fields', 'waba', '$server')";
+	my $touch = join('', map { "DROP TRIGGER IF EXISTS $_ ON customers;\n" } qw(touch t t_INSERT t_UPDATE t_DELETE)) . <<'SQL';
 CREATE OR REPLACE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
 	INSERT INTO touched VALUES (coalesce(NEW.k, OLD.k));
@@ -214,6 +224,16 @@ SQL
 	return $touch . join '', map { "CREATE TRIGGER t_$_->[0] AFTER $_->[0] ON customers REFERENCING $_->[1] FOR EACH STATEMENT $function;\n" }
 	  [ INSERT => 'NEW TABLE AS new' ], [ UPDATE => 'OLD TABLE AS old NEW TABLE AS new' ], [ DELETE => 'OLD TABLE AS old' ];
 }
+
+# The table gets another owner, or its triggers another server; or neither.
+sub definition
+{
+	my ($table) = @_;
+
+	return pick('', new_owner() . "\n", triggers($table, pick(@servers)));
+}
+
+sub new_owner { return 'ALTER TABLE customers OWNER TO ' . pick(@owners) . ';'; }
 
 # A transaction, and the queries for the state after it.
 sub transaction
@@ -244,7 +264,8 @@ sub transaction
 			$script .= "RELEASE $open[$i];\n";
 			$#open = $i - 1;
 		}
-		elsif ($dice < 0.36)
+		elsif ($dice < 0.34 && $table->{level} ne 'deferred') { $script .= new_owner() . "\n"; }
+		elsif ($dice < 0.40)
 		{
 			$script .= "DO \$\$ BEGIN " . change($table) . ' ' . (rand() < 0.5 ? 'RAISE division_by_zero; ' : '')
 			  . "EXCEPTION WHEN division_by_zero THEN NULL; END \$\$;\n";

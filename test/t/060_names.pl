@@ -30,15 +30,6 @@ plan skip_all => 'this needs a preloaded library' unless $^O eq 'linux';
 my $phone = '919876543210';
 my $port = $sb->port('https');
 
-sub build_slowdns
-{
-	my $library = "$PostgreSQL::Test::Utils::tmp_check/slowdns-names.so";
-
-	system_or_bail($ENV{CC} || 'cc', '-Wall', '-Wextra', '-Werror', '-fPIC', '-shared',
-		'-o', $library, dirname(__FILE__) . '/../preload/slowdns.c', '-ldl');
-	return $library;
-}
-
 # A server with this host, at the sandbox's port.
 sub by_name
 {
@@ -191,7 +182,7 @@ sub handshakes
 		fresh();
 		my $id = enqueue($phone, ['lead'], undef, server => $server);
 		drain();
-		like(status($server)->{held}, qr/^could not establish TLS/, "$name: holds the server and role");
+		like(status($server)->{held}, qr/could not establish TLS/, "$name: holds the server and role");
 		is(waiting($id)->{attempts}, 0, "$name: and counts no attempt");
 	}
 

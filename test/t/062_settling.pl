@@ -264,7 +264,7 @@ sub answers_of_any_form
 		'deep' => '{"tags": ' . '{"a": ' x 1000 . '1' . '}' x 1000 . '}',
 		'a key twice' => '{"tags": {"removed": ["vip"]}, "tags": {"removed": ["lead"], "errored": []}}',
 		'blanks around' => " \t\r\n" . '{"tags": {"removed": ["lead"], "errored": []}}' . " \n" x 1000,
-		'numbers at the limit' => '{"n": [1e-1000, 1e1000, -0, 0.000000000000000000000000000000001]}',
+		'numbers at the limit' => '{"n": [1e-999, 1e999, -0, 0.000000000000000000000000000000001]}',
 		'the empty key' => '{"": {"": ""}}');
 
 	foreach my $name (sort keys %answers)

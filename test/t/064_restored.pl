@@ -53,7 +53,7 @@ sub dump_of_a_table_with_a_trigger
 	is_received($phones[0], 'lead', 'data only: what is still lost is removed');
 	is_received($phones[1], '', 'data only: nothing else is');
 
-	# Without triggers it is as if nothing had come back: README says what DISABLE TRIGGER does.
+	# Without triggers the removals do not learn that the names came back.
 	$calls->sql('DELETE FROM customers');
 	$node->command_ok([ 'pg_restore', '-e', '--data-only', '--disable-triggers', '-t', 'customers', '-d', $node->connstr('postgres'), $dump ], 'disabled triggers: the rows are restored');
 	is($calls->sql('SELECT count(*) FROM dt_queue'), '2', 'disabled triggers: the removals wait on');

@@ -108,7 +108,7 @@ foreach my $message (@messages)
 }
 
 ok(-e "$top/$_", "$_ is there")
-  foreach uniq($readme =~ m{(?<![\w/])(test/(?:demo|check|bench|sandbox|t)\b(?:[\w./]*\w)?)}g);
+  foreach uniq($readme =~ m{(?<![\w/])(test/(?:demo|check|package|release|bench|sandbox|t)\b(?:[\w./]*\w)?)}g);
 ok(-e "$top/src/README", 'src/README is there') if section('Development') =~ m{\]\(src/README\)};
 
 my @headings = map { lc s/[^\w -]//gr =~ tr/ /-/r } $readme =~ /^#+ (.+)$/mg;
@@ -144,10 +144,11 @@ foreach my $key (qw(name version abstract maintainer license provides meta-spec)
 {
 	ok(defined $meta->{$key}, "META.json has $key");
 }
-is($meta->{version}, $version, 'META.json and doubletick.control have the same version');
+my ($release) = contents('CHANGELOG.md') =~ /^## (\S+) \(/;
+is($meta->{version}, $release, 'META.json has the version that CHANGELOG.md begins with');
 is($meta->{'meta-spec'}{version}, '1.0.0', 'META.json says which specification it follows');
 my $provided = $meta->{provides}{doubletick};
-is($provided->{version}, $version, 'META.json provides that version');
+is($provided->{version}, $version, 'META.json provides the version of doubletick.control');
 ok($provided->{$_} && -f "$top/$provided->{$_}", "META.json names a $_ that is there")
   foreach qw(file docfile);
 

@@ -27,6 +27,7 @@ use warnings;
 
 use Encode qw(encode);
 use Exporter qw(import);
+use File::Basename qw(dirname);
 use IO::Socket::INET;
 use JSON::PP;
 use PostgreSQL::Test::Cluster;
@@ -36,7 +37,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(quote removal attempt eventually shape_ok is_gone is_testing_build closed_port
-  most_in_a_second);
+  most_in_a_second build_slowdns);
 
 # A phone that no test makes a rule for: whether the session still works.
 our $well = '14155550199';
@@ -78,6 +79,7 @@ SQL
 
 "options" are further options of the server, as for Sandbox's server_options;
 "rate_limit" is 0 unless given. "name" is the cluster's; a second one needs another.
+"install_path" is another installation's.
 
 =cut
 
@@ -86,7 +88,8 @@ sub new
 	my ($class, %with) = @_;
 	my $self = bless {
 		sandbox => Sandbox->start(@{ $with{sandbox} || [] }),
-		node => PostgreSQL::Test::Cluster->new($with{name} || 'main'),
+		node => PostgreSQL::Test::Cluster->new($with{name} || 'main',
+			$with{install_path} ? (install_path => $with{install_path}) : ()),
 	}, $class;
 
 	$ENV{PGCLIENTENCODING} = 'UTF8';
@@ -305,6 +308,10 @@ running.
 
 Whether the library is built with TESTING=1, and so has fault points.
 
+=item build_slowdns()
+
+Builds test/preload/slowdns.c, to be preloaded into a server, and returns its path.
+
 =back
 
 =cut
@@ -339,6 +346,15 @@ sub is_testing_build
 	my $setting = "SELECT count(*) FROM pg_settings WHERE name = 'doubletick.fault_point'";
 
 	return $node->safe_psql('postgres', "LOAD 'doubletick'; $setting");
+}
+
+sub build_slowdns
+{
+	my $library = "$PostgreSQL::Test::Utils::tmp_check/slowdns.so";
+
+	system_or_bail($ENV{CC} || 'cc', '-Wall', '-Wextra', '-Werror', '-fPIC', '-shared',
+		'-o', $library, dirname(__FILE__) . '/../preload/slowdns.c', '-ldl');
+	return $library;
 }
 
 sub closed_port
