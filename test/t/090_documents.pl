@@ -9,9 +9,10 @@
 #
 # An HTML comment before a block says what is special about it, any of these:
 #
-#   <!-- test: as ROLE; in DATABASE; error SQLSTATE; numbers differ; preloaded; at end; every page -->
+#   <!-- test: as ROLE; in DATABASE; elsewhere; error SQLSTATE; numbers differ; preloaded; at end; every page -->
 #
-# "in" creates the database if it does not exist.  "error" is a block that must raise
+# "in" creates the database if it does not exist, and "elsewhere" is in another cluster,
+# which can publish.  "error" is a block that must raise
 # that, "at end" one that is run after all others of its page, and "every page" one that
 # is run before all others of every page.  "numbers differ" lets the output have other
 # numbers.  "preloaded" is a block for a server that has preloaded the library: after it
@@ -49,12 +50,16 @@ my $node = PostgreSQL::Test::Cluster->new('documents');
 $node->init;
 $node->start;
 my $preloaded = 0;
+my $elsewhere = PostgreSQL::Test::Cluster->new('elsewhere');
+$elsewhere->init(allows_streaming => 'logical');
+$elsewhere->start;
 
 # The key file that the pages tell to make.
 my $key_file = PostgreSQL::Test::Utils::tempdir() . '/doubletick.key';
 PostgreSQL::Test::Utils::append_to_file($key_file, "your-api-key\n");
 chmod 0600, $key_file or die "could not chmod \"$key_file\": $!";
-my %stand_in = ('/etc/postgresql/doubletick.key' => $key_file);
+my %stand_in = ('/etc/postgresql/doubletick.key' => $key_file,
+	'host=managed.example.com dbname=shop user=replicator' => $elsewhere->connstr('shop') =~ s/'/''/gr);
 
 # The blocks.
 
@@ -160,7 +165,7 @@ ok($text{'README.md'} =~ /\]\(\Q$_\E\)/, "README.md has a link to $_") foreach g
 
 # A SET in a pooled session would reach others. A function's clause, and what ALTER
 # stores, are no such SET.
-my @advice = grep { /(?<!clause `)(?<!clause )\bSET doubletick\./ && !/ALTER (?:DATABASE|ROLE|SYSTEM)/ }
+my @advice = grep { /(?<!clause `)(?<!clause )\bSET doubletick\./ && !/ALTER (?:DATABASE|ROLE|SYSTEM)|^LANGUAGE / }
   split /\n/, join "\n", $pages, $literals, contents("sql/doubletick--$version.sql");
 is_deeply(\@advice, [], 'SET LOCAL is advised, and not SET');
 
@@ -241,6 +246,13 @@ sub in_tree
 sub start_page
 {
 	preload(0);
+	foreach my $subscription (split /\n/, $node->safe_psql('postgres',
+		q{SELECT datname || ' ' || subname FROM pg_subscription JOIN pg_database ON pg_database.oid = subdbid}))
+	{
+		my ($db, $name) = split / /, $subscription;
+
+		$node->safe_psql($db, "DROP SUBSCRIPTION $name");
+	}
 	$node->safe_psql('postgres', qq{DROP DATABASE "$_"})
 	  foreach split /\n/, $node->safe_psql('postgres',
 		q{SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'});
@@ -327,7 +339,7 @@ sub read_blocks
 		}
 		elsif (/^(\s*)```(\w*)$/)
 		{
-			my $block = { page => $page, line => $line, role => undef, db => 'shop', sql => '' };
+			my $block = { page => $page, node => $node, line => $line, role => undef, db => 'shop', sql => '' };
 
 			$open = { indent => $1, to => \my $not_ours };
 			if ($2 eq 'sql')
@@ -366,6 +378,7 @@ sub obey
 	{
 		if (/^as (\w+)$/) { $block->{role} = $1; }
 		elsif (/^in (\w+)$/) { $block->{db} = $1; }
+		elsif (/^elsewhere$/) { $block->{node} = $elsewhere; }
 		elsif (/^error ([0-9A-Z]{5})$/) { $block->{error} = $1; }
 		elsif (/^numbers differ$/) { $block->{numbers_differ} = 1; }
 		elsif (/^preloaded$/) { $block->{preloaded} = 1; }
@@ -393,8 +406,8 @@ sub run_block
 	  foreach qw(919876543210 919876543211);
 
 	preload($block->{preloaded} || 0);
-	$node->safe_psql('postgres', "CREATE DATABASE $block->{db}")
-	  unless $node->safe_psql('postgres', "SELECT 1 FROM pg_database WHERE datname = '$block->{db}'");
+	$block->{node}->safe_psql('postgres', "CREATE DATABASE $block->{db}")
+	  unless $block->{node}->safe_psql('postgres', "SELECT 1 FROM pg_database WHERE datname = '$block->{db}'");
 	my ($output, $raised) = psql($block, $sql);
 	is($raised, $block->{error} || '', "$name: raises " . ($block->{error} || 'nothing'))
 	  or diag("$sql\n$output");
@@ -434,7 +447,7 @@ sub preload
 sub psql
 {
 	my ($block, $sql) = @_;
-	my $conninfo = $node->connstr($block->{db}) . ($block->{role} ? " user=$block->{role}" : '');
+	my $conninfo = $block->{node}->connstr($block->{db}) . ($block->{role} ? " user=$block->{role}" : '');
 	my ($output, $raised) = ('', '');
 
 	IPC::Run::run(
