@@ -317,7 +317,7 @@ strdup_noted(const char *string)
  * have it write the keys of TLS sessions to a file, or use another TLS library.
  * set_fixed_options() overrides the variables that it reads later.  OPENSSL_CONF and
  * the like stay: PostgreSQL's own TLS may need them, and the postmaster may have read
- * them long ago.  README.md, "Security", lists them all.
+ * them long ago.  doc/security.md lists them all.
  */
 static void
 set_up_libcurl(void)

@@ -1,6 +1,6 @@
 
 # What libcurl, its TLS library and the resolver would take from the server's
-# environment. README.md has a table of it (proxies and netrc: also 013_tls.pl): what
+# environment. doc/security.md has a table of it (proxies and netrc: also 013_tls.pl): what
 # it says is ignored changes no call, and what a process asks for is in the table.
 
 use strict;
@@ -22,14 +22,14 @@ my $nowhere = 'http://127.0.0.1:' . closed_port();
 
 # The variables of the table, by what becomes of them; "*" stands for more letters.
 my %fate;
-my ($table) = slurp_file("$top/README.md") =~ /^\| variable \|.*?\n\|---.*?\n(.*?)\n\n/ms;
+my ($table) = slurp_file("$top/doc/security.md") =~ /^\| variable \|.*?\n\|---.*?\n(.*?)\n\n/ms;
 foreach my $row (split /\n/, $table // '')
 {
 	my (undef, $variables, undef, $fate) = split / *\| */, $row;
 
 	$fate{$_} = $fate foreach $variables =~ /`([^`]+)`/g;
 }
-cmp_ok(scalar keys %fate, '>', 30, 'README.md has a table of variables');
+cmp_ok(scalar keys %fate, '>', 30, 'doc/security.md has a table of variables');
 
 # A name that has no dot, and that "localhost" is said to be.
 append_to_file("$dir/aliases", "localhost nowhere.invalid\n");
@@ -114,7 +114,7 @@ sub fate_of
 	$calls->node->stop;
 }
 
-# OpenSSL's configuration is in effect, as README.md says: here it leaves ciphers that
+# OpenSSL's configuration is in effect, as doc/security.md says: here it leaves ciphers that
 # the sandbox does not have.
 SKIP:
 {
@@ -132,7 +132,7 @@ SKIP:
 		is($got->{sqlstate} || 'none', $conf =~ /nonexistent/ ? 'none' : 'HV00N', "OPENSSL_CONF=$conf");
 		$calls->node->stop;
 	}
-	like(fate_of('OPENSSL_CONF'), qr/in effect/, 'as README.md says');
+	like(fate_of('OPENSSL_CONF'), qr/in effect/, 'as doc/security.md says');
 }
 
 # Whatever a session asks for from when it loads the library is in the table.  OpenSSL
