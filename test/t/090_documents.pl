@@ -102,7 +102,7 @@ has_row(qr/`\Q$_\E` \|/, "setting $_")
 my %has_columns = map { /^(\w+)\|(.+)$/ ? ($1 => [ split /,/, $2 ]) : () }
   rows(qq{SELECT relname, string_agg(attname, ',' ORDER BY attnum)
 	FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0
-	WHERE relkind = 'v' AND pg_class.oid IN (SELECT objid FROM $owned AND classid = 'pg_class'::regclass) GROUP BY 1});
+	WHERE relkind = 'v' AND has_table_privilege('public', pg_class.oid, 'SELECT') AND pg_class.oid IN (SELECT objid FROM $owned AND classid = 'pg_class'::regclass) GROUP BY 1});
 foreach my $view (sort keys %has_columns)
 {
 	my ($table) = $reference =~ /^\| column of [^|]*`$view`.*?\n(.*?)(?=\n\n|\z)/ms;
