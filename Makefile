@@ -16,6 +16,7 @@ OBJS = \
 	src/account/enabled.o \
 	src/account/option.o \
 	src/account/url.o \
+	src/api/allocation.o \
 	src/api/answer.o \
 	src/api/counters.o \
 	src/api/endpoint.o \
@@ -23,6 +24,7 @@ OBJS = \
 	src/api/inbox.o \
 	src/api/pace.o \
 	src/api/payload.o \
+	src/api/sockets.o \
 	src/base/clock.o \
 	src/base/extension.o \
 	src/base/fault.o \

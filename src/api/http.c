@@ -21,14 +21,13 @@
  */
 #include "postgres.h"
 
-#include <arpa/inet.h>
 #include <curl/curl.h>
-#include <fcntl.h>
 #include <signal.h>
-#include <unistd.h>
 
+#include "api/allocation.h"
 #include "api/http.h"
 #include "api/inbox.h"
+#include "api/sockets.h"
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "compat.h"
@@ -79,15 +78,6 @@ typedef struct HttpGuard
 	HttpTransfer *transfer;		/* NULL once released */
 } HttpGuard;
 
-/* A socket of a connection, malloc'd. */
-typedef struct HttpSocket
-{
-	dlist_node	node;			/* in "sockets" */
-	int			fd;
-	int			own_port;		/* 0: not connected yet */
-	bool		used;			/* has it had a request? */
-} HttpSocket;
-
 /* An easy handle and what belongs to it; malloc'd and used again. */
 struct HttpTransfer
 {
@@ -116,19 +106,10 @@ struct HttpTransfer
 
 static CURLM *multi = NULL;
 static dlist_head idle = DLIST_STATIC_INIT(idle);
-static dlist_head sockets = DLIST_STATIC_INIT(sockets);
-
-/* Has libcurl lacked memory since a transfer last started or ended? */
-static bool out_of_memory = false;
 
 /* Has a transfer been added that libcurl has not looked at yet? */
 static bool added = false;
 
-static void *note_allocation(void *memory);
-static void *malloc_noted(size_t size);
-static void *calloc_noted(size_t number, size_t size);
-static void *realloc_noted(void *memory, size_t size);
-static char *strdup_noted(const char *string);
 static void set_up_libcurl(void);
 static void check_libcurl_version(void);
 static unsigned int libcurl_version(void);
@@ -151,8 +132,6 @@ static void read_outcome(HttpTransfer *transfer, CURLcode code);
 static HttpResult classify_outcome(const HttpTransfer *transfer, CURLcode code);
 static bool is_handshake_broken_off(const HttpTransfer *transfer);
 static int	note_sending(void *arg, char *peer, char *own, int peer_port, int own_port);
-static int	own_port_of(int fd);
-static bool has_input(int fd);
 static curl_socket_t open_socket(void *arg, curlsocktype purpose,
 								 struct curl_sockaddr *address);
 static int	close_socket(void *arg, curl_socket_t fd);
@@ -176,7 +155,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	HttpTransfer *transfer;
 	CURLMcode	code;
 
-	out_of_memory = false;
+	allocation_failed = false;
 	set_up_libcurl();
 	transfer = idle_or_new_transfer();
 	guard_transfer(transfer, guard);
@@ -276,41 +255,6 @@ http_release(HttpTransfer *transfer)
 }
 
 /*
- * libcurl allocates by these functions, which note a lack of memory: it has one code
- * for that and for a header line that is too long, and in some places yet another.
- */
-static void *
-note_allocation(void *memory)
-{
-	out_of_memory = out_of_memory || memory == NULL;
-	return memory;
-}
-
-static void *
-malloc_noted(size_t size)
-{
-	return note_allocation(FAULT_ALLOCATION() ? NULL : malloc(size));
-}
-
-static void *
-calloc_noted(size_t number, size_t size)
-{
-	return note_allocation(FAULT_ALLOCATION() ? NULL : calloc(number, size));
-}
-
-static void *
-realloc_noted(void *memory, size_t size)
-{
-	return note_allocation(FAULT_ALLOCATION() ? NULL : realloc(memory, size));
-}
-
-static char *
-strdup_noted(const char *string)
-{
-	return note_allocation(FAULT_ALLOCATION() ? NULL : strdup(string));
-}
-
-/*
  * libcurl is set up when a process first needs it, since that must follow the fork.
  *
  * Two variables of the environment, which it reads meanwhile, are removed: they would
@@ -333,8 +277,8 @@ set_up_libcurl(void)
 	for (int i = 0; i < (int) lengthof(unwanted); i++)
 		(void) unsetenv(unwanted[i]);
 	block_signals(&saved);
-	code = curl_global_init_mem(CURL_GLOBAL_DEFAULT, malloc_noted, free, realloc_noted,
-								strdup_noted, calloc_noted);
+	code = curl_global_init_mem(CURL_GLOBAL_DEFAULT, allocation_malloc, free,
+								allocation_realloc, allocation_strdup, allocation_calloc);
 	if (code == CURLE_OK)
 		multi = curl_multi_init();
 	restore_signals(&saved);
@@ -544,7 +488,7 @@ set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 
 	transfer->url = curl_url();
 	if (transfer->url == NULL ||
-		(curl_url_set(transfer->url, CURLUPART_URL, target->url, 0) != CURLUE_OK && out_of_memory))
+		(curl_url_set(transfer->url, CURLUPART_URL, target->url, 0) != CURLUE_OK && allocation_failed))
 		check_easy(CURLE_OUT_OF_MEMORY, "curl_url_set");
 	SET_OPTION(easy, CURLOPT_CURLU, transfer->url);
 	SET_OPTION(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) Max(target->connect_timeout, 1));
@@ -672,11 +616,11 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 	 */
 	if (code == CURLE_TOO_LARGE)
 		inbox->too_long = "headers";
-	if (code != CURLE_OK && out_of_memory)
+	if (code != CURLE_OK && allocation_failed)
 		inbox->no_memory = true;
 	else if (code == CURLE_OUT_OF_MEMORY)
 		inbox->too_long = "headers";
-	out_of_memory = false;
+	allocation_failed = false;
 
 	if (inbox->too_long)		/* libcurl only says "failed writing" */
 		snprintf(transfer->error, CURL_ERROR_SIZE, "more than %d bytes of %s",
@@ -774,99 +718,32 @@ note_sending(void *arg, char *peer pg_attribute_unused(), char *own pg_attribute
 			 int peer_port pg_attribute_unused(), int own_port)
 {
 	HttpTransfer *transfer = arg;
-	dlist_iter	iter;
 
-	dlist_foreach(iter, &sockets)
+	if (!sockets_use(own_port, transfer->afresh))
 	{
-		HttpSocket *sock = dlist_container(HttpSocket, node, iter.cur);
-
-		if (sock->own_port == 0)
-			sock->own_port = own_port_of(sock->fd);
-		if (sock->own_port != own_port)
-			continue;
-		if (sock->used && !transfer->afresh && has_input(sock->fd))
-		{
-			transfer->not_silent = true;
-			return CURL_PREREQFUNC_ABORT;
-		}
-		sock->used = true;
+		transfer->not_silent = true;
+		return CURL_PREREQFUNC_ABORT;
 	}
 	transfer->sent_at = clock_now();
 	return CURL_PREREQFUNC_OK;
 }
 
-/* The port of this side: libcurl tells note_sending() a connection by its port. */
-static int
-own_port_of(int fd)
-{
-	struct sockaddr_storage address;
-	socklen_t	length = sizeof(address);
-
-	if (getsockname(fd, (struct sockaddr *) &address, &length) != 0)
-		return 0;
-	return ntohs(address.ss_family == AF_INET6 ?
-				 ((struct sockaddr_in6 *) &address)->sin6_port :
-				 ((struct sockaddr_in *) &address)->sin_port);
-}
-
-/* Can something be read: bytes, the end of the connection, or an error? */
-static bool
-has_input(int fd)
-{
-	char		byte;
-
-	return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 ||
-		(errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
-}
-
-/*
- * Called by libcurl to open and close a socket.  PostgreSQL counts it among the file
- * descriptors of the process, and programs that COPY starts do not inherit it.
- */
+/* Called by libcurl to open and close a socket. */
 static curl_socket_t
 open_socket(void *arg, curlsocktype purpose pg_attribute_unused(),
 			struct curl_sockaddr *address)
 {
 	HttpTransfer *transfer = arg;
-	HttpSocket *sock;
+	int			fd = sockets_open(address->family, address->socktype, address->protocol,
+								  &transfer->no_descriptor, &transfer->inbox.no_memory);
 
-	transfer->no_descriptor = !AcquireExternalFD();
-	if (transfer->no_descriptor)
-		return CURL_SOCKET_BAD;
-	sock = calloc(1, sizeof(HttpSocket));
-	if (sock == NULL)
-		transfer->inbox.no_memory = true;
-	else
-		sock->fd = socket(address->family, address->socktype, address->protocol);
-	if (sock == NULL || sock->fd < 0)
-	{
-		free(sock);
-		ReleaseExternalFD();
-		return CURL_SOCKET_BAD;
-	}
-	(void) fcntl(sock->fd, F_SETFD, FD_CLOEXEC);
-	dlist_push_head(&sockets, &sock->node);
-	return sock->fd;
+	return fd < 0 ? CURL_SOCKET_BAD : fd;
 }
 
 static int
 close_socket(void *arg pg_attribute_unused(), curl_socket_t fd)
 {
-	dlist_mutable_iter iter;
-
-	dlist_foreach_modify(iter, &sockets)
-	{
-		HttpSocket *sock = dlist_container(HttpSocket, node, iter.cur);
-
-		if (sock->fd == fd)
-		{
-			dlist_delete(&sock->node);
-			free(sock);
-			break;
-		}
-	}
-	ReleaseExternalFD();
-	return close(fd);
+	return sockets_close(fd);
 }
 
 /* Blocks all signals; PostgreSQL's own set leaves SIGQUIT open. */
@@ -888,7 +765,7 @@ restore_signals(const sigset_t *saved)
 static void
 check_easy(CURLcode code, const char *what)
 {
-	if (code == CURLE_OUT_OF_MEMORY || (code != CURLE_OK && out_of_memory))
+	if (code == CURLE_OUT_OF_MEMORY || (code != CURLE_OK && allocation_failed))
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("out of memory"),
@@ -900,7 +777,7 @@ check_easy(CURLcode code, const char *what)
 static void
 check_multi(CURLMcode code, const char *what)
 {
-	if (code == CURLM_OUT_OF_MEMORY || (code != CURLM_OK && out_of_memory))
+	if (code == CURLM_OUT_OF_MEMORY || (code != CURLM_OK && allocation_failed))
 		check_easy(CURLE_OUT_OF_MEMORY, what);
 	if (code != CURLM_OK)
 		elog(ERROR, "libcurl: %s: %s", what, curl_multi_strerror(code));

@@ -1,0 +1,19 @@
+/*-------------------------------------------------------------------------
+ *
+ * api/allocation.h
+ *		The functions by which libcurl allocates memory.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_API_ALLOCATION_H
+#define DOUBLETICK_API_ALLOCATION_H
+
+/* Has memory been lacking since somebody last set this to false? */
+extern bool allocation_failed;
+
+extern void *allocation_malloc(size_t size);
+extern void *allocation_calloc(size_t number, size_t size);
+extern void *allocation_realloc(void *memory, size_t size);
+extern char *allocation_strdup(const char *string);
+
+#endif							/* DOUBLETICK_API_ALLOCATION_H */
