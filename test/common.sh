@@ -17,8 +17,8 @@
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-packages="build-essential ca-certificates curl libcurl4-openssl-dev libipc-run-perl
-	libjansson-dev libssl-dev perl zlib1g-dev ${more_packages:-}"
+packages="ca-certificates curl gcc libc6-dev libcurl4-openssl-dev libipc-run-perl
+	libjansson-dev libssl-dev make perl zlib1g-dev ${more_packages:-}"
 server_packages="postgresql-15 postgresql-server-dev-15"
 started=()			# process ids, to be ended with us
 test_group=			# process group of the tests while they run

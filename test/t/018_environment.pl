@@ -138,11 +138,7 @@ SKIP:
 # Whatever a session asks for from when it loads the library is in the table.  OpenSSL
 # may have been set up by the postmaster, when PostgreSQL is built with it.
 {
-	my $recorder = "$dir/getenv.so";
-
-	system_or_bail($ENV{CC} || 'cc', '-Wall', '-Wextra', '-Werror', '-fPIC', '-shared',
-		'-o', $recorder, "$top/test/preload/getenv.c", '-ldl');
-	my $calls = server_in({ LD_PRELOAD => $recorder });
+	my $calls = server_in({ LD_PRELOAD => build_preload('getenv') });
 	my $before = -s $calls->node->logfile;
 	my ($got, $pid) = $calls->session("LOAD 'doubletick'", removal($phone, ['lead']), 'SELECT pg_backend_pid()');
 	is(ref $got->{value}{tags}, 'HASH', 'a call goes through');
@@ -155,5 +151,18 @@ SKIP:
 
 # Debian's libcurl does; what others were built with, curl-config says.
 sub uses_openssl { return `curl-config --ssl-backends` =~ /OpenSSL/; }
+
+# libcurl may be older than the one that we were built with.
+{
+	my $calls = server_in({ LD_PRELOAD => build_preload('oldcurl') });
+	foreach my $call (removal($phone, ['lead']), attempt($phone, ['lead']))
+	{
+		my ($got) = $calls->session($call);
+		is($got->{sqlstate}, '55000', 'a libcurl that is too old');
+		is($got->{message}, 'libcurl 7.87.0 is too old for doubletick', 'is named');
+		like($got->{hint}, qr/libcurl 7\.88 or newer/, 'with the version that is needed');
+	}
+	$calls->node->stop;
+}
 
 done_testing;

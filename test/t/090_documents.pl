@@ -178,8 +178,9 @@ is_deeply(\@advice, [], 'SET LOCAL is advised, and not SET');
 
 is_deeply(
 	[ rows(qq{SELECT pg_describe_object(classid, objid, objsubid) FROM $owned
+		AND classid <> 'pg_type'::regclass
 		AND obj_description(objid, classid::regclass::name) IS NULL}) ],
-	[], 'every object has a comment');
+	[], 'every object has a comment, but for row types, which are members from PostgreSQL 17 on');
 is_deeply(
 	[ rows(q{SELECT proname, has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc
 		WHERE proname ~ '^dt_(.*remove_tags_custom_fields|keep|cancel|retry|process_queue)$' ORDER BY 1}) ],
