@@ -17,6 +17,7 @@
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "settings.h"
+#include "utils/lsyscache.h"
 
 /* Longest wait between two checks for interrupts, in ms; libcurl's sockets end it. */
 #define TURN 100

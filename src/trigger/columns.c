@@ -45,9 +45,8 @@ static Bitmapset *find_key_columns(Relation rel);
 static ColumnKind string_kind(Oid type);
 static void find_output_function(Column *column, Oid type, MemoryContext context);
 static Oid	find_akeys(Oid type);
-static void refuse_type(Relation rel, const char *trigger, const Column *column,
-						const char *what, const char *detail)
-			pg_attribute_noreturn();
+pg_noreturn static void refuse_type(Relation rel, const char *trigger, const Column *column,
+									const char *what, const char *detail);
 static bool is_column_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new);
 static uint32 hash_key_value(const Column *column, Datum value);
 static char *read_number(Column *column, TupleTableSlot *slot);

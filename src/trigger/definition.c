@@ -59,8 +59,8 @@ static void check_events(const Trigger *trigger);
 static void check_transition_tables(const Trigger *trigger);
 static void check_arguments(const Trigger *trigger);
 static const char *get_argument(const Trigger *trigger, int n);
-static void refuse_definition(const Trigger *trigger, const char *problem,
-							  const char *hint) pg_attribute_noreturn();
+pg_noreturn static void refuse_definition(const Trigger *trigger, const char *problem,
+										  const char *hint);
 static void find_owner(Relation rel, const Trigger *trigger, Requester *requester);
 static Oid	find_cloned_table(Oid trigger);
 static Oid	find_whole_table(Oid partition);
