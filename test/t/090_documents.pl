@@ -102,7 +102,8 @@ has_row(qr/`\Q$_\E` \|/, "setting $_")
 my %has_columns = map { /^(\w+)\|(.+)$/ ? ($1 => [ split /,/, $2 ]) : () }
   rows(qq{SELECT relname, string_agg(attname, ',' ORDER BY attnum)
 	FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0
-	WHERE relkind = 'v' AND has_table_privilege('public', pg_class.oid, 'SELECT') AND pg_class.oid IN (SELECT objid FROM $owned AND classid = 'pg_class'::regclass) GROUP BY 1});
+	WHERE relkind = 'v' AND has_table_privilege('public', pg_class.oid, 'SELECT')
+		AND pg_class.oid IN (SELECT objid FROM $owned AND classid = 'pg_class'::regclass) GROUP BY 1});
 foreach my $view (sort keys %has_columns)
 {
 	my ($table) = $reference =~ /^\| column of [^|]*`$view`.*?\n(.*?)(?=\n\n|\z)/ms;
@@ -110,6 +111,10 @@ foreach my $view (sort keys %has_columns)
 	ok(defined $table, "reference has a table of the columns of $view") or next;
 	ok($table =~ /^\| `$_` \| (?:both \||`$view` \|)?/m, "reference has the column $_ of $view") foreach @{ $has_columns{$view} };
 }
+
+ok($reference =~ /`\Q$_\E`/, "reference has $_")
+  foreach rows(qq{SELECT relname FROM pg_class WHERE relkind IN ('r', 'v')
+	AND oid IN (SELECT objid FROM $owned AND classid = 'pg_class'::regclass) ORDER BY 1});
 
 my @options = $source{'option.c'} =~ /^\t(?:SERVER|MAPPING)_(?:STRING|NUMBER)\((\w+),/mg;
 cmp_ok(scalar @options, '>', 0, 'option.c has a table of options');
