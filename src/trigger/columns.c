@@ -374,21 +374,20 @@ static int
 read_names_of_column(Column *column, TupleTableSlot *slot, const char ***names)
 {
 	Datum		value;
-	int			nnames;
 
 	*names = NULL;
 	if (column->attno == 0 || slot->tts_isnull[column->attno - 1])
 		return 0;
 	value = slot->tts_values[column->attno - 1];
-	if (column->kind == COLUMN_HSTORE)
+	if (column->kind != COLUMN_ARRAY)
+	{
+		if (column->kind == COLUMN_JSONB)
+			return read_names_of_jsonb(column, DatumGetJsonbP(value), names);
+		if (column->kind != COLUMN_HSTORE)
+			return read_one_name(column, value, names);
 		value = FunctionCall1(&column->function, value);
-	if (column->kind == COLUMN_ARRAY || column->kind == COLUMN_HSTORE)
-		nnames = read_names_of_array(column, DatumGetArrayTypeP(value), names);
-	else if (column->kind == COLUMN_JSONB)
-		nnames = read_names_of_jsonb(column, DatumGetJsonbP(value), names);
-	else
-		return read_one_name(column, value, names);
-	return names_distinct(*names, nnames);
+	}
+	return read_names_of_array(column, DatumGetArrayTypeP(value), names);
 }
 
 /*
@@ -430,7 +429,7 @@ read_names_of_array(Column *column, ArrayType *array, const char ***names)
 		item = att_addlength_pointer(item, column->elem_len, item);
 		item = (char *) att_align_nominal(item, column->elem_align);
 	}
-	return nnames;
+	return names_distinct(*names, nnames);
 }
 
 /*
@@ -460,7 +459,7 @@ read_names_of_jsonb(const Column *column, Jsonb *jsonb, const char ***names)
 		else if (is_name_in_jsonb(column, token, &value) && name->val.string.len > 0)
 			(*names)[nnames++] = pnstrdup(name->val.string.val, name->val.string.len);
 	}
-	return nnames;
+	return names_distinct(*names, nnames);
 }
 
 /*
