@@ -4,6 +4,7 @@
 #   make installcheck           run every test in throwaway clusters, not as root
 #   make sandbox                build the local stand-in of the API
 #   make dist                   make the zip for PGXN
+#   make pictures               draw doc/flow.svg anew (Debian: graphviz)
 #   make indent                 bring src/ into pgindent's shape (Debian: pg-bsd-indent)
 
 # Where the sources are: the build may run elsewhere, as Debian's does
@@ -151,4 +152,7 @@ indent:
 	done
 	rm typedefs.all
 
-.PHONY: dist sandbox clean-sandbox clean-expected indent
+pictures:
+	dot -Tsvg '$(source)/doc/flow.dot' >'$(source)/doc/flow.svg'
+
+.PHONY: pictures dist sandbox clean-sandbox clean-expected indent

@@ -384,13 +384,26 @@ WITH definition AS (
 	SELECT s.oid, s.srvname::text COLLATE "C" AS server
 	FROM pg_foreign_server AS s JOIN pg_foreign_data_wrapper AS w ON w.oid = s.srvfdw
 	WHERE w.fdwname = 'doubletick'
-), waiting AS (
-	SELECT w.server, count(*) AS waiting, count(*) FILTER (WHERE w.due_at <= now()) AS due,
-		min(w.enqueued_at) AS oldest, count(*) FILTER (WHERE w.replicated) AS replicated,
-		(array_agg(w.last_error ORDER BY w.due_at DESC) FILTER (WHERE w.last_error IS NOT NULL))[1] AS last_error
+), lane AS MATERIALIZED (
+	-- a queue may have millions of rows: read them once, ask for privileges once for each group
+	SELECT w.server, w.role, w.replicated, count(*) AS waiting,
+		count(*) FILTER (WHERE w.due_at <= now()) AS due, min(w.enqueued_at) AS oldest
 	FROM @extschema@.dt_waiting AS w
-	WHERE NOT w.keep AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(w.role, 'USAGE') AND NOT w.replicated)
-	GROUP BY w.server
+	WHERE NOT w.keep
+	GROUP BY w.server, w.role, w.replicated
+), visible AS (
+	SELECT lane.* FROM lane
+	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(lane.role, 'USAGE') AND NOT lane.replicated
+), waiting AS (
+	SELECT visible.server, sum(visible.waiting)::bigint AS waiting, sum(visible.due)::bigint AS due,
+		min(visible.oldest) AS oldest,
+		coalesce(sum(visible.waiting) FILTER (WHERE visible.replicated), 0)::bigint AS replicated
+	FROM visible GROUP BY visible.server
+), unsent AS (
+	SELECT DISTINCT ON (w.server) w.server, w.last_error
+	FROM @extschema@.dt_waiting AS w JOIN visible USING (server, role, replicated)
+	WHERE NOT w.keep AND w.last_error IS NOT NULL
+	ORDER BY w.server, w.due_at DESC
 ), taken_back AS (
 	SELECT r.server, count(*) AS waiting, count(*) FILTER (WHERE r.due_at <= now()) AS due
 	FROM (SELECT DISTINCT k.customer FROM @extschema@.dt_waiting AS k WHERE k.keep) AS kept
@@ -408,13 +421,11 @@ WITH definition AS (
 	WHERE s.settled_at > now() - interval '1 hour'
 		AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.role, 'USAGE'))
 	GROUP BY s.server
-), lane AS (
-	SELECT DISTINCT w.server, w.role FROM @extschema@.dt_waiting AS w WHERE NOT w.keep AND NOT w.replicated
 ), reason AS (
 	SELECT lane.server, lane.role, format('role %I: %s', pg_get_userbyid(lane.role), why.held) AS text
-	FROM lane LEFT JOIN @extschema@.dt_hold AS h ON h.server = lane.server AND h.role = lane.role
+	FROM visible AS lane LEFT JOIN @extschema@.dt_hold AS h ON h.server = lane.server AND h.role = lane.role
 	CROSS JOIN LATERAL (SELECT coalesce(@extschema@.dt_held(lane.server, lane.role), h.reason)) AS why(held)
-	WHERE why.held IS NOT NULL AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(lane.role, 'USAGE'))
+	WHERE NOT lane.replicated AND why.held IS NOT NULL
 	UNION ALL
 	SELECT w.server, NULL, format('%s %s by logical replication, and wait for dt_send_replicated()',
 		w.replicated, CASE w.replicated WHEN 1 THEN 'removal arrived' ELSE 'removals arrived' END)
@@ -437,7 +448,7 @@ SELECT server, coalesce(waiting.waiting - coalesce(taken_back.waiting, 0), 0) AS
 	coalesce(settled.failed, 0) AS failed,
 	now() - waiting.oldest AS oldest_age,
 	round(coalesce(counters.rate, 0)::numeric, 1) AS rate,
-	regexp_replace(coalesce(waiting.last_error, settled.last_error), '(HTTP status \d+).*|: ".*', '\1') AS last_error,
+	regexp_replace(coalesce(unsent.last_error, settled.last_error), '(HTTP status \d+).*|: ".*', '\1') AS last_error,
 	held.held,
 	worker.pid AS worker_pid, worker.since AS worker_since, worker.state AS worker_state,
 	worker.sent_per_minute, worker.failed_per_minute, worker.last_error AS worker_error,
@@ -451,7 +462,7 @@ SELECT server, coalesce(waiting.waiting - coalesce(taken_back.waiting, 0), 0) AS
 	counters.since AS counted_since,
 	CASE WHEN counters.of_all_sessions THEN 'all sessions' ELSE 'this session' END AS counted_in
 FROM definition FULL JOIN waiting USING (server) FULL JOIN settled USING (server)
-LEFT JOIN taken_back USING (server) LEFT JOIN held USING (server)
+LEFT JOIN unsent USING (server) LEFT JOIN taken_back USING (server) LEFT JOIN held USING (server)
 LEFT JOIN requests ON requests.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid
 LEFT JOIN LATERAL @extschema@.dt_counters(definition.oid) AS counters ON true
 CROSS JOIN @extschema@.dt_worker() AS worker;
