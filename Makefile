@@ -30,6 +30,7 @@ OBJS = \
 	src/base/names.o \
 	src/base/phone.o \
 	src/base/shared.o \
+	src/base/wait_event.o \
 	src/call/remove.o \
 	src/doubletick.o \
 	src/drain/customer.o \

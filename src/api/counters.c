@@ -26,10 +26,10 @@ StaticAssertDecl(PACE_SECONDS < COUNTERS_NSECONDS, "the seconds that are measure
 /* The counters of this process; shared memory has those of all, if there is any. */
 static CountersEntry local_counters[SHARED_MAX_PACES];
 
-static CountersEntry * lock_counters(Oid serverid);
+static CountersEntry *lock_counters(Oid serverid);
 static void unlock_counters(void);
-static CountersEntry * find_counters(CountersEntry * entries, Oid serverid, bool create);
-static double pace_of(const CountersEntry * entry);
+static CountersEntry *find_counters(CountersEntry *entries, Oid serverid, bool create);
+static double pace_of(const CountersEntry *entry);
 
 PG_FUNCTION_INFO_V1(dt_counters);
 
@@ -98,7 +98,7 @@ unlock_counters(void)
 
 /* A new server takes a free entry, or the one that was used least recently. */
 static CountersEntry *
-find_counters(CountersEntry * entries, Oid serverid, bool create)
+find_counters(CountersEntry *entries, Oid serverid, bool create)
 {
 	CountersEntry *oldest = &entries[0];
 
@@ -140,7 +140,7 @@ dt_counters(PG_FUNCTION_ARGS)
 {
 	Oid			serverid = PG_GETARG_OID(0);
 	CountersEntry entry = {0};
-	const		CountersEntry *found;
+	const CountersEntry *found;
 	TupleDesc	tupdesc;
 	Datum		values[14];
 	bool		nulls[14] = {false};
@@ -177,7 +177,7 @@ dt_counters(PG_FUNCTION_ARGS)
  * first of them.
  */
 static double
-pace_of(const CountersEntry * entry)
+pace_of(const CountersEntry *entry)
 {
 	double		now = (double) clock_now() / USECS_PER_SEC;
 	int64		sent = 0;
@@ -185,7 +185,7 @@ pace_of(const CountersEntry * entry)
 
 	for (int i = 0; i < COUNTERS_NSECONDS; i++)
 	{
-		const		SecondCount *count = &entry->seconds[i];
+		const SecondCount *count = &entry->seconds[i];
 
 		if (count->sent == 0 || count->second <= (int64) now - PACE_SECONDS)
 			continue;

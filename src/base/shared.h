@@ -37,7 +37,7 @@ typedef struct SecondCount
 {
 	int64		second;			/* clock_now() in seconds */
 	int64		sent;			/* requests */
-}			SecondCount;
+} SecondCount;
 
 /* Answers are counted by the first digit of their status; 0: none came. */
 #define COUNTERS_NCLASSES 6
@@ -59,7 +59,7 @@ typedef struct CountersEntry
 	int64		failed;
 	int64		cancelled;		/* all their names came back */
 	SecondCount seconds[COUNTERS_NSECONDS];
-}			CountersEntry;
+} CountersEntry;
 
 /* What a database's worker did in one span. */
 typedef struct SharedSpan
