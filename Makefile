@@ -32,6 +32,8 @@ OBJS = \
 	src/base/shared.o \
 	src/base/wait_event.o \
 	src/call/remove.o \
+	src/check/check.o \
+	src/check/connection.o \
 	src/doubletick.o \
 	src/drain/customer.o \
 	src/drain/discover.o \
@@ -135,12 +137,17 @@ clean: clean-sandbox
 clean-sandbox:
 	$(MAKE) -C '$(source)/test/sandbox' clean
 
-# pgindent's options for pg_bsd_indent, and its repair of function headers.
+# pgindent's options for pg_bsd_indent, and its repair of function headers.  Our own types
+# are looked up; typedefs.list has those of PostgreSQL and libcurl that we use.
 INDENT = pg_bsd_indent -bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -nfc1 -i4 -l79 -lp \
-	-lpl -nip -npro -sac -tpg -ts4 -Utypedefs.list
+	-lpl -nip -npro -sac -tpg -ts4 -Utypedefs.all
 indent:
+	{ cat typedefs.list; \
+	sed -nE 's/^\}[[:space:]]*([A-Z][A-Za-z]*);.*/\1/p; s/^typedef .*[ *]([A-Z][A-Za-z]*);$$/\1/p; s/^typedef .*\(\*([A-Z][A-Za-z]*)\).*/\1/p' \
+		src/*.[ch] src/*/*.[ch]; } | sort -u >typedefs.all
 	for f in src/*.[ch] src/*/*.[ch]; do \
 		$(INDENT) <$$f | sed 's/^\([A-Za-z_]*\)[\t ]\{1,\}\*$$/\1 */' >$$f.new && mv $$f.new $$f || exit 1; \
 	done
+	rm typedefs.all
 
 .PHONY: dist sandbox clean-sandbox clean-expected indent

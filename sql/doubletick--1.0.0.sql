@@ -241,46 +241,68 @@ LANGUAGE C IMMUTABLE PARALLEL SAFE COST 1;
 COMMENT ON FUNCTION @extschema@.dt_same_number(text, text) IS
 'For dt_queue: whether two numbers are the same, a leading "+" aside.';
 
-CREATE VIEW @extschema@.dt_queue WITH (security_barrier) AS
-SELECT w.id, w.server, pg_get_userbyid(w.role) AS role, w.phone,
-	tags.names AS tags, fields.names AS fields, w.waba,
-	w.attempts, w.enqueued_at, w.due_at, w.last_error,
-	w.http_status, pg_get_userbyid(w.enqueued_by) AS enqueued_by
+CREATE VIEW @extschema@.dt_removals AS
+SELECT w.tableoid AS source, w.id, w.customer, w.replicated, w.server, w.role, w.phone, w.waba,
+	w.attempts, w.enqueued_at, w.due_at, w.last_error, w.http_status, w.enqueued_by,
+	names.tags AS tags_left, names.fields AS fields_left
 FROM @extschema@.dt_waiting AS w
 CROSS JOIN LATERAL (
-	SELECT coalesce(array_agg(k.tags), '{}') AS tags, coalesce(array_agg(k.fields), '{}') AS fields
-	FROM (
-		SELECT tag.name AS tags, NULL AS fields
-		FROM @extschema@.dt_waiting AS k, unnest(k.tags) AS tag(name)
+	-- most customers have no keeps, so that nothing has to be computed
+	SELECT EXISTS (
+		SELECT FROM @extschema@.dt_waiting AS k
 		WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
-			AND (w.replicated OR NOT k.replicated)
-			AND k.server = w.server AND k.role = w.role
-			AND @extschema@.dt_same_number(k.waba, w.waba)
-			AND (k.origin IS NULL OR k.origin = w.origin)
-		UNION ALL
-		SELECT NULL, field.name
-		FROM @extschema@.dt_waiting AS k, unnest(k.fields) AS field(name)
-		WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
-			AND (w.replicated OR NOT k.replicated)
-			AND k.server = w.server AND k.role = w.role
-			AND @extschema@.dt_same_number(k.waba, w.waba)
-			AND (k.origin IS NULL OR k.origin = w.origin)
-	) AS k
-) AS kept
+	) AS exist
+	OFFSET 0
+) AS keeps
 CROSS JOIN LATERAL (
-	SELECT coalesce(array_agg(tag.name ORDER BY tag.n), '{}') AS names
-	FROM unnest(w.tags) WITH ORDINALITY AS tag(name, n)
-	WHERE array_position(kept.tags, tag.name) IS NULL
-) AS tags
-CROSS JOIN LATERAL (
-	SELECT coalesce(array_agg(field.name ORDER BY field.n), '{}') AS names
-	FROM unnest(w.fields) WITH ORDINALITY AS field(name, n)
-	WHERE array_position(kept.fields, field.name) IS NULL
-) AS fields
-WHERE NOT w.keep
-	-- the role of a replicated row may be another one here
-	AND CASE WHEN w.replicated THEN has_table_privilege(w.tableoid, 'SELECT') ELSE pg_has_role(w.role, 'USAGE') END
-	AND (tags.names <> '{}' OR fields.names <> '{}');
+	SELECT CASE WHEN keeps.exist THEN ARRAY(
+			SELECT tag.name FROM unnest(w.tags) WITH ORDINALITY AS tag(name, n)
+			WHERE NOT EXISTS (
+				SELECT FROM @extschema@.dt_waiting AS k
+				WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
+					AND (w.replicated OR NOT k.replicated)
+					AND k.server = w.server AND k.role = w.role
+					AND @extschema@.dt_same_number(k.waba, w.waba)
+					AND (k.origin IS NULL OR k.origin = w.origin)
+					AND tag.name = ANY (k.tags)
+			)
+			ORDER BY tag.n
+		) ELSE w.tags END AS tags,
+		CASE WHEN keeps.exist THEN ARRAY(
+			SELECT field.name FROM unnest(w.fields) WITH ORDINALITY AS field(name, n)
+			WHERE NOT EXISTS (
+				SELECT FROM @extschema@.dt_waiting AS k
+				WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
+					AND (w.replicated OR NOT k.replicated)
+					AND k.server = w.server AND k.role = w.role
+					AND @extschema@.dt_same_number(k.waba, w.waba)
+					AND (k.origin IS NULL OR k.origin = w.origin)
+					AND field.name = ANY (k.fields)
+			)
+			ORDER BY field.n
+		) ELSE w.fields END AS fields
+	OFFSET 0
+) AS names
+WHERE NOT w.keep;
+
+COMMENT ON VIEW @extschema@.dt_removals IS
+'Waiting removals of all roles, with the names that are left of them: without those that came back. For the views dt_queue and dt_status.';
+COMMENT ON COLUMN @extschema@.dt_removals.tags_left IS
+'Tags that would be removed now.';
+COMMENT ON COLUMN @extschema@.dt_removals.fields_left IS
+'Custom fields that would be removed now.';
+
+CREATE VIEW @extschema@.dt_queue WITH (security_barrier) AS
+-- not FROM dt_removals itself: then PostgreSQL would take dt_queue for updatable
+WITH r AS NOT MATERIALIZED (TABLE @extschema@.dt_removals)
+SELECT r.id, r.server, pg_get_userbyid(r.role) AS role, r.phone,
+	r.tags_left AS tags, r.fields_left AS fields, r.waba,
+	r.attempts, r.enqueued_at, r.due_at, r.last_error,
+	r.http_status, pg_get_userbyid(r.enqueued_by) AS enqueued_by
+FROM r
+-- the role of a replicated row may be another one here
+WHERE CASE WHEN r.replicated THEN has_table_privilege(r.source, 'SELECT') ELSE pg_has_role(r.role, 'USAGE') END
+	AND (r.tags_left <> '{}' OR r.fields_left <> '{}');
 
 COMMENT ON VIEW @extschema@.dt_queue IS
 'Removals that wait, as they would be sent now: without names that came back. Shows the rows of roles whose privileges the reader has; those that arrived by logical replication to who may read dt_waiting.';
@@ -369,12 +391,19 @@ WITH definition AS (
 	FROM @extschema@.dt_waiting AS w
 	WHERE NOT w.keep AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(w.role, 'USAGE') AND NOT w.replicated)
 	GROUP BY w.server
+), taken_back AS (
+	SELECT r.server, count(*) AS waiting, count(*) FILTER (WHERE r.due_at <= now()) AS due
+	FROM (SELECT DISTINCT k.customer FROM @extschema@.dt_waiting AS k WHERE k.keep) AS kept
+	JOIN @extschema@.dt_removals AS r USING (customer)
+	WHERE r.tags_left = '{}' AND r.fields_left = '{}'
+		AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(r.role, 'USAGE') AND NOT r.replicated)
+	GROUP BY r.server
 ), settled AS (
 	SELECT s.server, count(*) FILTER (WHERE s.state = 'done') AS done,
 		count(*) FILTER (WHERE s.state = 'done' AND s.error IS NOT NULL) AS errored,
 		count(*) FILTER (WHERE s.state = 'failed') AS failed,
 		(array_agg(CASE s.state WHEN 'done' THEN 'some names could not be removed' ELSE s.error END
-			ORDER BY s.settled_at DESC) FILTER (WHERE s.state <> 'cancelled' AND s.error IS NOT NULL))[1] AS last_error
+			ORDER BY s.state DESC, s.settled_at DESC) FILTER (WHERE s.state <> 'cancelled' AND s.error IS NOT NULL))[1] AS last_error
 	FROM @extschema@.dt_settled AS s
 	WHERE s.settled_at > now() - interval '1 hour'
 		AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.role, 'USAGE'))
@@ -401,7 +430,8 @@ WITH definition AS (
 		AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
 	GROUP BY l.classid
 )
-SELECT server, coalesce(waiting.waiting, 0) AS waiting, coalesce(waiting.due, 0) AS due,
+SELECT server, coalesce(waiting.waiting - coalesce(taken_back.waiting, 0), 0) AS waiting,
+	coalesce(waiting.due - coalesce(taken_back.due, 0), 0) AS due,
 	coalesce(requests.in_flight, 0) AS in_flight,
 	coalesce(settled.done, 0) AS done, coalesce(settled.errored, 0) AS errored,
 	coalesce(settled.failed, 0) AS failed,
@@ -411,7 +441,7 @@ SELECT server, coalesce(waiting.waiting, 0) AS waiting, coalesce(waiting.due, 0)
 	held.held,
 	worker.pid AS worker_pid, worker.since AS worker_since, worker.state AS worker_state,
 	worker.sent_per_minute, worker.failed_per_minute, worker.last_error AS worker_error,
-	make_interval(secs => round(waiting.due / nullif(counters.rate, 0))) AS time_left,
+	make_interval(secs => round((waiting.due - coalesce(taken_back.due, 0)) / nullif(counters.rate, 0))) AS time_left,
 	coalesce(counters.requests, 0) AS requests_total, coalesce(counters.calls, 0) AS calls_total,
 	coalesce(counters.no_answer, 0) AS no_answer_total, coalesce(counters.status_2xx, 0) AS status_2xx_total,
 	coalesce(counters.status_4xx, 0) AS status_4xx_total, coalesce(counters.status_5xx, 0) AS status_5xx_total,
@@ -421,7 +451,7 @@ SELECT server, coalesce(waiting.waiting, 0) AS waiting, coalesce(waiting.due, 0)
 	counters.since AS counted_since,
 	CASE WHEN counters.of_all_sessions THEN 'all sessions' ELSE 'this session' END AS counted_in
 FROM definition FULL JOIN waiting USING (server) FULL JOIN settled USING (server)
-LEFT JOIN held USING (server)
+LEFT JOIN taken_back USING (server) LEFT JOIN held USING (server)
 LEFT JOIN requests ON requests.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid
 LEFT JOIN LATERAL @extschema@.dt_counters(definition.oid) AS counters ON true
 CROSS JOIN @extschema@.dt_worker() AS worker;
@@ -431,7 +461,7 @@ COMMENT ON VIEW @extschema@.dt_status IS
 COMMENT ON COLUMN @extschema@.dt_status.server IS
 'The foreign server.';
 COMMENT ON COLUMN @extschema@.dt_status.waiting IS
-'Removals that wait, also those in flight, and those that dt_queue leaves out since all their names came back.';
+'Removals that wait, also those in flight, but not those whose names have all come back.';
 COMMENT ON COLUMN @extschema@.dt_status.due IS
 'How many of those that wait have reached their due_at, held or not.';
 COMMENT ON COLUMN @extschema@.dt_status.in_flight IS
@@ -447,7 +477,7 @@ COMMENT ON COLUMN @extschema@.dt_status.oldest_age IS
 COMMENT ON COLUMN @extschema@.dt_status.rate IS
 'Requests sent per second, over the last 10 seconds or since the first of them; calls are counted, too.';
 COMMENT ON COLUMN @extschema@.dt_status.last_error IS
-'The last error of what waits, or else of what was settled in the last hour, without what it quotes from the API or elsewhere.';
+'The last error of what waits, or else of what failed in the last hour, or else that names could not be removed; without what it quotes from the API or elsewhere.';
 COMMENT ON COLUMN @extschema@.dt_status.held IS
 'The roles whose requests are held or paused, and why; how many removals arrived by logical replication; null if there is neither.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_pid IS
@@ -569,12 +599,26 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields_trigger() IS
 'Enqueues the removal of what a table''s rows have lost.';
 
+CREATE FUNCTION @extschema@.dt_check(
+	connect boolean DEFAULT false,
+	OUT object text,
+	OUT problem text,
+	OUT hint text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'dt_check'
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000 ROWS 10
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+
+COMMENT ON FUNCTION @extschema@.dt_check(boolean) IS
+'Returns a row for each thing that is wrong in this database: with settings, servers, user mappings, key files, triggers, tables, or the background worker. hint says what mends it. Returns no row when all is well. Writes nothing. With connect, also connects to each server, TLS included, and sends no request.';
+
 REVOKE EXECUTE ON FUNCTION
 	@extschema@.dt_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text),
 	@extschema@.dt_keep(text, text[], text[], text),
+	@extschema@.dt_check(boolean),
 	@extschema@.dt_cancel(bigint),
 	@extschema@.dt_retry(bigint),
 	@extschema@.dt_send_replicated(),
@@ -583,3 +627,5 @@ REVOKE EXECUTE ON FUNCTION
 FROM PUBLIC;
 
 REVOKE EXECUTE ON PROCEDURE @extschema@.dt_process_queue() FROM PUBLIC;
+
+GRANT EXECUTE ON FUNCTION @extschema@.dt_check(boolean) TO pg_monitor;

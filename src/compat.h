@@ -6,6 +6,10 @@
  * No other file may use PG_VERSION_NUM.  The code is written for the newest form of
  * an interface, and what older servers lack is made here.
  *
+ * test/versions builds and tests for 15, 17, 18 and 19.  No PostgreSQL 16 was at hand:
+ * the declarations of the functions and variables of the server that we use were
+ * compared instead, and 16 has them as 15 or 17 has.
+ *
  *-------------------------------------------------------------------------
  */
 #ifndef DOUBLETICK_COMPAT_H
@@ -68,10 +72,18 @@ lift_timeouts(void)
 
 /* PostgreSQL 18 can show a module's name and version. */
 #if PG_VERSION_NUM >= 180000
-#define DOUBLETICK_MODULE_MAGIC(version) \
-	PG_MODULE_MAGIC_EXT(.name = "doubletick", .version = (version))
+#define DOUBLETICK_MODULE_MAGIC(number) \
+	PG_MODULE_MAGIC_EXT(.name = "doubletick", .version = (number))
 #else
-#define DOUBLETICK_MODULE_MAGIC(version) PG_MODULE_MAGIC
+#define DOUBLETICK_MODULE_MAGIC(number) PG_MODULE_MAGIC
+#endif
+
+/*
+ * PostgreSQL 18 replaced pg_attribute_noreturn(), which could stand after a
+ * declaration, by a word that stands before it.
+ */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn pg_attribute_noreturn()
 #endif
 
 /* PostgreSQL 19 gave the numbers of system caches a type of their own. */

@@ -1,6 +1,5 @@
-# Sourced by test/demo, test/check, test/bench/*, test/fuzz/* and test/torture/*: from a bare
-# Debian machine to a built and installed extension, a throwaway cluster and the
-# sandbox.
+# Sourced by every script in test/: from a bare Debian machine to a built and
+# installed extension, a throwaway cluster and the sandbox.
 #
 # Everything is built in a copy of the tree, so that the checkout stays as it is.
 # PostgreSQL refuses to run as root: root builds and tests as the user postgres.
@@ -12,19 +11,24 @@
 #               Debian's packages have installed, else one that can be installed)
 #   TMPDIR      where to work (default: /tmp)
 #   KEEP        if set, what was built and logged is kept there
+#
+# A script that needs more packages names them in $more_packages before it sources
+# this file.
 
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-packages="build-essential ca-certificates curl libcurl4-openssl-dev libipc-run-perl
-	libjansson-dev libssl-dev perl zlib1g-dev"
+packages="ca-certificates curl gcc libc6-dev libcurl4-openssl-dev libipc-run-perl
+	libjansson-dev libssl-dev make perl zlib1g-dev ${more_packages:-}"
 versions="19 18 17 16 15"	# of PostgreSQL, the newest first
 installed=			# packages that we have installed
 asked_for=			# those of them that we have named to apt-get
 started=()			# process ids, to be ended with us
 test_group=			# process group of the tests while they run
 plain_tree=			# what is to be installed in the end, if it is not yet
-is_installed=		# has the extension been installed?
+is_installed=			# has the extension been installed?
+passed=0			# tests, counted by run_tests
+failed=0
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
@@ -167,6 +171,61 @@ run_group() {
 	wait "$test_group" || status=$?
 	test_group=
 	return $status
+}
+
+# Runs pg_regress and TAP in $tree, with further arguments for make, and adds to
+# $passed and $failed.  Everything goes to the log, and what one wants to watch to
+# the terminal.  False when something failed.
+run_tests() {
+	local log=$work/tests.log status=0 not_ok
+
+	run_group log_tests "$@" || status=$?
+	if [ -f "$tree/regression.diffs" ]; then
+		cat "$tree/regression.diffs"
+		rm -f "$tree/regression.diffs"
+	fi
+	# A server without PostgreSQL::Test skips TAP and calls that a success.
+	case " $* " in
+		*" TAP_TESTS= "*) ;;
+		*) grep -q '^Result: PASS' "$log" || status=1 ;;
+	esac
+	# pg_regress up to 15 says "test NAME ... ok", later versions and TAP "ok N".
+	passed=$((passed + $(grep -cE '^(ok [0-9]+|test .* \.\.\. ok)' "$log" || true)))
+	not_ok=$(grep -cE '^(not ok [0-9]+|test .* \.\.\. FAILED)' "$log" || true)
+	if [ "$status" != 0 ] && [ "$not_ok" = 0 ]; then
+		not_ok=1			# something died before it could count
+	fi
+	[ "$not_ok" = 0 ] && return
+	failed=$((failed + not_ok))
+	say "the end of the log (KEEP=1 keeps it all)"
+	tail -n 100 "$log"
+	return 1
+}
+
+log_tests() {
+	as_postgres make -C "$tree" PG_CONFIG="$PG_CONFIG" installcheck PROVE_FLAGS=--verbose \
+		${PROVE_TESTS:+PROVE_TESTS="$PROVE_TESTS"} "$@" 2>&1 |
+		tee "$work/tests.log" |
+		grep --line-buffered -E "^(test |test/t/|not ok|#   [^']|make|Files=|Result:)|FAILED"
+}
+
+# Adds what another script has counted, which its last line says.
+add_result() {
+	local counts
+
+	read -r -a counts <<<"$(tail -n 1 "$1")"
+	if [ "${counts[1]:-} ${counts[3]:-}" = "passed, failed" ]; then
+		passed=$((passed + counts[0]))
+		failed=$((failed + counts[2]))
+	else
+		failed=$((failed + 1))			# it died before it could count
+	fi
+}
+
+# The last line: what passed and what failed.  False when something failed.
+say_result() {
+	summary="$passed passed, $failed failed"
+	[ "$failed" = 0 ]
 }
 
 # Ends that group, and the clusters that its tests have started outside of it.

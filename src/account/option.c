@@ -23,6 +23,7 @@
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
 #include "commands/defrem.h"
+#include "compat.h"
 #include "miscadmin.h"
 #include "utils/guc.h"
 
@@ -83,12 +84,11 @@ const Account option_defaults = {
 };
 
 static const AccountOption *find_option(const char *name, Oid catalog);
-static void refuse_unknown_option(const char *name, Oid catalog) pg_attribute_noreturn();
+pg_noreturn static void refuse_unknown_option(const char *name, Oid catalog);
 static void warn_if_missing(const char *name, const char *path);
 static bool parse_duration(const char *value, double min, double max, double *result);
-static void refuse_option(const char *name, const char *problem) pg_attribute_noreturn();
-static void refuse_value(const char *name, const char *value, const char *hint)
-			pg_attribute_noreturn();
+pg_noreturn static void refuse_option(const char *name, const char *problem);
+pg_noreturn static void refuse_value(const char *name, const char *value, const char *hint);
 
 PG_FUNCTION_INFO_V1(dt_fdw_validator);
 

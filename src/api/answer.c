@@ -4,7 +4,7 @@
  *		Turns the reply to a request into jsonb, or into a fault.
  *
  * Everything that can happen to a request gets its SQLSTATE here (see the table in
- * README.md, "Errors").  None is of class 08, which connection pools take for a dead
+ * doc/calls.md, "Errors").  None is of class 08, which connection pools take for a dead
  * database connection.
  *
  * A body may be in any encoding, be no JSON, or be JSON that jsonb cannot hold.

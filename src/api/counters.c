@@ -10,6 +10,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "api/counters.h"
 #include "base/clock.h"
 #include "fmgr.h"

@@ -38,8 +38,20 @@
 #include "storage/pmsignal.h"
 #include "utils/memutils.h"
 
-#if LIBCURL_VERSION_NUM < 0x075800
+/*
+ * Which libcurl this is, is asked at run time (libcurl_version()): its headers may be
+ * older or newer than the library.  So what older headers lack is made here.
+ */
+#define OLDEST_LIBCURL 0x075800
+
+#if LIBCURL_VERSION_NUM < OLDEST_LIBCURL
 #error "doubletick needs libcurl 7.88 or newer"
+#endif
+#if LIBCURL_VERSION_NUM < 0x080600
+#define CURLE_TOO_LARGE ((CURLcode) 100)
+#endif
+#if LIBCURL_VERSION_NUM < 0x081400
+#define CURLMOPT_QUICK_EXIT ((CURLMoption) (CURLOPTTYPE_LONG + 21))
 #endif
 
 /* Longest wait between two looks at interrupts, in ms. */
@@ -47,6 +59,16 @@
 
 /* How long a parsed certificate bundle is used before it is read again, in s. */
 #define CA_CACHE_TIMEOUT 600L
+
+/*
+ * How long a resolved name is used before it is looked up again, in s.  From 8.16 on
+ * libcurl also remembers, for half of that, that a name could not be resolved: with
+ * its default of 60 s, trying again within a call would be in vain.
+ */
+#define DNS_CACHE_TIMEOUT 2L
+
+/* A directory of certificates that has none, and can never have one. */
+#define NO_DIRECTORY "/dev/null"
 
 #define AUTHORIZATION "Authorization: "
 
@@ -79,6 +101,7 @@ struct HttpTransfer
 	struct curl_slist *headers; /* the first is Authorization */
 	char	   *target;			/* malloc'd, see target_text() */
 
+	bool		connect_only;	/* is nothing to be sent? */
 	bool		not_silent;		/* see note_sending() */
 	bool		afresh;			/* is it sent over a new connection for that? */
 
@@ -107,6 +130,8 @@ static void *calloc_noted(size_t number, size_t size);
 static void *realloc_noted(void *memory, size_t size);
 static char *strdup_noted(const char *string);
 static void set_up_libcurl(void);
+static void check_libcurl_version(void);
+static unsigned int libcurl_version(void);
 static void grow_connection_pool(int max_connections);
 static HttpTransfer *idle_or_new_transfer(void);
 static void guard_transfer(HttpTransfer *transfer, HttpGuard *guard);
@@ -140,7 +165,7 @@ static void check_multi(CURLMcode code, const char *what);
 	check_easy(curl_easy_setopt((easy), (option), (value)), #option)
 
 /*
- * Starts a POST, which ends after "timeout" milliseconds at the latest.  "body" must
+ * Starts a POST, or only connects; this ends after "timeout" milliseconds at the latest.  "body" must
  * stay where it is until the transfer is released, or is aborted when the current
  * memory context is reset.
  */
@@ -160,7 +185,9 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) length);
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDS, body);
 	SET_OPTION(transfer->easy, CURLOPT_TIMEOUT_MS, (long) Max(timeout, 1));
-	SET_OPTION(transfer->easy, CURLOPT_FRESH_CONNECT, 0L);
+	SET_OPTION(transfer->easy, CURLOPT_FRESH_CONNECT, (long) target->connect_only);
+	SET_OPTION(transfer->easy, CURLOPT_CONNECT_ONLY, (long) target->connect_only);
+	transfer->connect_only = target->connect_only;
 	grow_connection_pool(target->max_connections);
 
 	transfer->not_silent = false;
@@ -242,7 +269,8 @@ http_release(HttpTransfer *transfer)
 		transfer->running = false;
 	}
 	inbox_clear(&transfer->inbox);
-	if (!is_easy_reusable())
+	/* A connection that was only made ends with its handle. */
+	if (!is_easy_reusable() || transfer->connect_only)
 		free_easy(transfer);
 	dlist_push_head(&idle, &transfer->node);
 }
@@ -289,7 +317,7 @@ strdup_noted(const char *string)
  * have it write the keys of TLS sessions to a file, or use another TLS library.
  * set_fixed_options() overrides the variables that it reads later.  OPENSSL_CONF and
  * the like stay: PostgreSQL's own TLS may need them, and the postmaster may have read
- * them long ago.  README.md, "Security", lists them all.
+ * them long ago.  doc/security.md lists them all.
  */
 static void
 set_up_libcurl(void)
@@ -301,6 +329,7 @@ set_up_libcurl(void)
 	if (multi != NULL)
 		return;
 
+	check_libcurl_version();
 	for (int i = 0; i < (int) lengthof(unwanted); i++)
 		(void) unsetenv(unwanted[i]);
 	block_signals(&saved);
@@ -313,10 +342,27 @@ set_up_libcurl(void)
 	if (multi == NULL)
 		check_easy(CURLE_OUT_OF_MEMORY, "curl_multi_init");
 
-#if LIBCURL_VERSION_NUM >= 0x081400
 	/* From 8.20 on, resolver threads belong to the multi handle. */
-	(void) curl_multi_setopt(multi, CURLMOPT_QUICK_EXIT, 1L);
-#endif
+	if (libcurl_version() >= 0x081400)
+		(void) curl_multi_setopt(multi, CURLMOPT_QUICK_EXIT, 1L);
+}
+
+/* The server may run with an older library than the one that we were built with. */
+static void
+check_libcurl_version(void)
+{
+	if (libcurl_version() < OLDEST_LIBCURL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("libcurl %s is too old for doubletick",
+						curl_version_info(CURLVERSION_NOW)->version),
+				 errhint("Install libcurl 7.88 or newer, and restart the server.")));
+}
+
+static unsigned int
+libcurl_version(void)
+{
+	return curl_version_info(CURLVERSION_NOW)->version_num;
 }
 
 /*
@@ -460,6 +506,7 @@ set_fixed_options(HttpTransfer *transfer)
 	SET_OPTION(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
 	SET_OPTION(easy, CURLOPT_PROXY_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
 	SET_OPTION(easy, CURLOPT_CA_CACHE_TIMEOUT, CA_CACHE_TIMEOUT);
+	SET_OPTION(easy, CURLOPT_DNS_CACHE_TIMEOUT, DNS_CACHE_TIMEOUT);
 
 	/*
 	 * Before 8.1 a session is cached with its handle, which is not used
@@ -476,8 +523,9 @@ set_fixed_options(HttpTransfer *transfer)
  *
  * One PEM bundle is trusted and no directory: libcurl does not keep the parsed
  * bundle if there is a directory, even a default one, and parsing it is most of
- * what a new connection costs (test/bench/call).  Later versions of libcurl may set
- * the default directory again: slower, but not wrong.
+ * what a new connection costs (test/bench/call).  From 8.17 on, libcurl replaces
+ * a directory that is not set by the system's.  That would add to the trust in
+ * "ca_file", which must be all that is trusted, so one without certificates is set.
  */
 static void
 set_target_options(HttpTransfer *transfer, const HttpTarget *target)
@@ -485,6 +533,7 @@ set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 	CURL	   *easy = transfer->easy;
 	char	   *authorization = psprintf(AUTHORIZATION "%s", target->authorization);
 	const char *ca_file = target->ca_file;
+	const char *directory = NULL;
 
 	add_header(transfer, authorization);
 	add_header(transfer, "Content-Type: application/json");
@@ -503,9 +552,11 @@ set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 	/* Without the empty string libcurl would use the environment's proxies. */
 	SET_OPTION(easy, CURLOPT_PROXY, target->proxy ? target->proxy : "");
 
-	/* A TLS library that knows no directories refuses to unset one. */
-	(void) curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
-	(void) curl_easy_setopt(easy, CURLOPT_PROXY_CAPATH, NULL);
+	if (ca_file != NULL && libcurl_version() >= 0x081100)
+		directory = NO_DIRECTORY;
+	/* A TLS library that knows no directories refuses to set or unset one. */
+	(void) curl_easy_setopt(easy, CURLOPT_CAPATH, directory);
+	(void) curl_easy_setopt(easy, CURLOPT_PROXY_CAPATH, directory);
 	if (ca_file == NULL)
 		ca_file = curl_version_info(CURLVERSION_NOW)->cainfo;
 	if (ca_file != NULL)
@@ -544,7 +595,7 @@ forget_target(HttpTransfer *transfer)
 static bool
 is_easy_reusable(void)
 {
-	return curl_version_info(CURLVERSION_NOW)->version_num >= 0x080100;
+	return libcurl_version() >= 0x080100;
 }
 
 static void
@@ -615,10 +666,8 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 	 * A header line without end never reaches inbox_add_header(): libcurl has
 	 * a limit of its own for one line, larger than ours for all.
 	 */
-#if LIBCURL_VERSION_NUM >= 0x080600
 	if (code == CURLE_TOO_LARGE)
 		inbox->too_long = "headers";
-#endif
 	if (code != CURLE_OK && out_of_memory)
 		inbox->no_memory = true;
 	else if (code == CURLE_OUT_OF_MEMORY)
@@ -631,7 +680,7 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 				 inbox->too_long);
 	else if (transfer->no_descriptor)
 		strlcpy(transfer->error, "no file descriptor is left in this session", CURL_ERROR_SIZE);
-	else if (code == CURLE_OK && !inbox->head_ended)
+	else if (code == CURLE_OK && !inbox->head_ended && !transfer->connect_only)
 		strlcpy(transfer->error, "transfer closed before the end of the headers", CURL_ERROR_SIZE);
 	else if (transfer->error[0] == '\0')
 		strlcpy(transfer->error, curl_easy_strerror(code), CURL_ERROR_SIZE);
@@ -661,6 +710,8 @@ classify_outcome(const HttpTransfer *transfer, CURLcode code)
 	switch (code)
 	{
 		case CURLE_OK:
+			if (transfer->connect_only)
+				return HTTP_ANSWERED;
 			/* libcurl takes a head that is cut off for the whole answer. */
 			return transfer->inbox.head_ended ? HTTP_ANSWERED : HTTP_BROKEN_OFF;
 		case CURLE_SSL_CONNECT_ERROR:

@@ -26,6 +26,7 @@ typedef struct HttpTarget
 	const char *proxy;			/* URL, NULL for none */
 	int			connect_timeout;	/* ms, TLS handshake included */
 	int			max_connections;	/* connections that may be kept open */
+	bool		connect_only;	/* is nothing to be sent? */
 } HttpTarget;
 
 typedef enum HttpResult

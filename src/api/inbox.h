@@ -27,8 +27,8 @@ typedef struct Inbox
 } Inbox;
 
 extern void inbox_clear(Inbox *inbox);
-extern size_t inbox_add_header(char *data, size_t size, size_t nitems, void *inbox);
-extern size_t inbox_add_body(char *data, size_t size, size_t nitems, void *inbox);
+extern size_t inbox_add_header(char *data, size_t size, size_t nitems, void *arg);
+extern size_t inbox_add_body(char *data, size_t size, size_t nitems, void *arg);
 extern void inbox_blot_out(char *bytes, size_t length, const char *secret);
 
 #endif							/* DOUBLETICK_API_INBOX_H */

@@ -32,6 +32,6 @@ extern void fault_about(Fault *fault, const char *phone, const char *server, Oid
 extern int	fault_cliplen(const char *string, int limit);
 extern const char *fault_reason_phrase(int status);
 extern Jsonb *fault_jsonb(const Fault *fault);
-extern void fault_raise(const Fault *fault) pg_attribute_noreturn();
+pg_noreturn extern void fault_raise(const Fault *fault);
 
 #endif							/* DOUBLETICK_BASE_FAULT_H */

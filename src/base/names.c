@@ -139,9 +139,11 @@ names_append_copy(const char ***names, int *nnames, const char **others, int not
 	piece = MemoryContextAllocHuge(CurrentMemoryContext, list_size + size);
 	if (list_size > 0)
 	{
+		const char **list = (const char **) piece;
+
 		if (*nnames > 0)
-			memcpy(piece, *names, sizeof(char *) * *nnames);
-		*names = (const char **) piece;
+			memcpy(list, *names, sizeof(char *) * *nnames);
+		*names = list;
 		piece += list_size;
 	}
 	for (int i = 0; i < nothers; i++)

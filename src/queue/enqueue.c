@@ -21,6 +21,7 @@
 #include "base/phone.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
+#include "compat.h"
 #include "executor/tuptable.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -85,7 +86,7 @@ typedef struct PhoneCustomer
 	List	   *keeps;			/* QueueRow */
 } PhoneCustomer;
 
-static void raise_fault(FunctionCallInfo fcinfo, Fault *fault) pg_attribute_noreturn();
+pg_noreturn static void raise_fault(FunctionCallInfo fcinfo, Fault *fault);
 static Fault *read_arguments(FunctionCallInfo fcinfo, Removal *removal);
 static bool has_no_names(FunctionCallInfo fcinfo);
 static const char **read_names_leniently(FunctionCallInfo fcinfo, int argument, int *nnames);

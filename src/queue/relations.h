@@ -24,7 +24,7 @@ typedef enum QueueRelation
 
 extern Oid	relation_oid(QueueRelation relation);
 extern const char *relation_name(QueueRelation relation);
-extern Oid	relation_lock(QueueRelation relation);
+extern Oid	relation_lock(QueueRelation table);
 extern bool relations_lock(Oid *waiting);
 extern uint64 relations_generation(void);
 

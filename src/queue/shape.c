@@ -26,6 +26,7 @@
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "commands/trigger.h"
+#include "compat.h"
 #include "queue/shape.h"
 #include "queue/store.h"
 #include "utils/builtins.h"
@@ -103,7 +104,7 @@ static void check_constraints(Relation rel);
 static void check_triggers(Relation rel);
 static bool is_own_trigger(const Trigger *trigger, const char *name);
 static void refuse_trigger(Relation rel, const Trigger *trigger);
-static void refuse_table(Relation rel, char *detail, char *command) pg_attribute_noreturn();
+pg_noreturn static void refuse_table(Relation rel, char *detail, char *command);
 static char *table_name(Oid table);
 
 /*

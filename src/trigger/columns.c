@@ -3,10 +3,11 @@
  * trigger/columns.c
  *		The columns of a customers table, whatever it looks like.
  *
- * The table is the user's.  Tags may be an array of any string-like type, an
- * array of a domain, a domain over an array, or a jsonb array; custom fields may
- * also be the keys of a jsonb object or of an hstore.  The columns are looked up
- * once per statement; each row is then read from its tuple, without SQL.
+ * The table is the user's.  Tags may be an array of any string-like type, an array
+ * of a domain, a domain over an array, or jsonb.  Custom fields may also be the keys
+ * of an hstore.  Where a table has a row for each name, the column is of a string
+ * type.  The columns are looked up once per statement; each row is then read from
+ * its tuple, without SQL.
  *
  * A wrong definition raises an error here.  Data never does: elements that are not
  * names are skipped.
@@ -44,15 +45,16 @@ static Bitmapset *find_key_columns(Relation rel);
 static ColumnKind string_kind(Oid type);
 static void find_output_function(Column *column, Oid type, MemoryContext context);
 static Oid	find_akeys(Oid type);
-static void refuse_type(Relation rel, const char *trigger, const Column *column,
-						const char *what, const char *detail)
-			pg_attribute_noreturn();
+pg_noreturn static void refuse_type(Relation rel, const char *trigger, const Column *column,
+									const char *what, const char *detail);
 static bool is_column_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new);
 static uint32 hash_key_value(const Column *column, Datum value);
 static char *read_number(Column *column, TupleTableSlot *slot);
 static int	read_names_of_column(Column *column, TupleTableSlot *slot, const char ***names);
 static int	read_names_of_array(Column *column, ArrayType *array, const char ***names);
 static int	read_names_of_jsonb(const Column *column, Jsonb *jsonb, const char ***names);
+static bool is_name_in_jsonb(const Column *column, JsonbIteratorToken token, const JsonbValue *value);
+static int	read_one_name(Column *column, Datum value, const char ***names);
 static char *read_string(Column *column, ColumnKind kind, Datum value);
 
 /*
@@ -79,12 +81,13 @@ column_find_number(Column *column, Relation rel, const char *trigger, const char
 }
 
 /*
- * Looks up the column that a trigger names for tags or custom fields.  With
- * "keys", the names may also be the keys of a jsonb object or an hstore.
+ * Looks up the column that a trigger names for tags or custom fields.  "values" says
+ * that names have values, as custom fields do: then they may also be the keys of an
+ * hstore, and a key of a jsonb object is a name whatever its value is.
  */
 void
 column_find_names(Column *column, Relation rel, const char *trigger, const char *name,
-				  const char *what, bool keys, MemoryContext context)
+				  const char *what, bool values, MemoryContext context)
 {
 	Oid			type = find_column(column, rel, trigger, name, what);
 	Oid			element;
@@ -106,19 +109,25 @@ column_find_names(Column *column, Relation rel, const char *trigger, const char 
 	else if (type == JSONBOID)
 	{
 		column->kind = COLUMN_JSONB;
-		column->keys = keys;
+		column->values = values;
 	}
-	else if (keys && OidIsValid(akeys = find_akeys(type)))
+	else if (values && OidIsValid(akeys = find_akeys(type)))
 	{
 		column->kind = COLUMN_HSTORE;
 		fmgr_info_cxt(akeys, &column->function, context);
 		column->elem_kind = COLUMN_TEXT;
 		get_typlenbyvalalign(TEXTOID, &column->elem_len, &column->elem_byval, &column->elem_align);
 	}
+	else if (TypeCategory(type) == TYPCATEGORY_STRING)
+	{
+		column->kind = string_kind(type);
+		if (column->kind == COLUMN_OUTPUT)
+			find_output_function(column, type, context);
+	}
 	else
-		refuse_type(rel, trigger, column, what, keys ?
-					"It may be an array of strings, jsonb or hstore." :
-					"It may be an array of strings, or jsonb.");
+		refuse_type(rel, trigger, column, what, values ?
+					"It may be an array of strings, jsonb, hstore, or of a string type." :
+					"It may be an array of strings, jsonb, or of a string type.");
 }
 
 /* Returns the column's type below all domains; InvalidOid when "name" is empty. */
@@ -373,10 +382,12 @@ read_names_of_column(Column *column, TupleTableSlot *slot, const char ***names)
 	value = slot->tts_values[column->attno - 1];
 	if (column->kind == COLUMN_HSTORE)
 		value = FunctionCall1(&column->function, value);
-	if (column->kind == COLUMN_JSONB)
+	if (column->kind == COLUMN_ARRAY || column->kind == COLUMN_HSTORE)
+		nnames = read_names_of_array(column, DatumGetArrayTypeP(value), names);
+	else if (column->kind == COLUMN_JSONB)
 		nnames = read_names_of_jsonb(column, DatumGetJsonbP(value), names);
 	else
-		nnames = read_names_of_array(column, DatumGetArrayTypeP(value), names);
+		return read_one_name(column, value, names);
 	return names_distinct(*names, nnames);
 }
 
@@ -422,29 +433,61 @@ read_names_of_array(Column *column, ArrayType *array, const char ***names)
 	return nnames;
 }
 
-/* The strings of an array are names, and so may be the keys of an object. */
+/*
+ * The strings of an array are names, and so is a string that is all of the value.
+ * Of an object, the keys are names.
+ */
 static int
 read_names_of_jsonb(const Column *column, Jsonb *jsonb, const char ***names)
 {
-	bool		is_array = JB_ROOT_IS_ARRAY(jsonb) && !JB_ROOT_IS_SCALAR(jsonb);
-	bool		is_object = JB_ROOT_IS_OBJECT(jsonb) && column->keys;
-	JsonbIteratorToken wanted = is_array ? WJB_ELEM : WJB_KEY;
 	JsonbIterator *iterator;
 	JsonbIteratorToken token;
 	JsonbValue	value;
+	JsonbValue	key = {0};
 	int			nnames = 0;
 
-	if ((!is_array && !is_object) || JB_ROOT_COUNT(jsonb) == 0)
+	if (JB_ROOT_COUNT(jsonb) == 0)
 		return 0;
 	*names = names_alloc(JB_ROOT_COUNT(jsonb));
 	iterator = JsonbIteratorInit(&jsonb->root);
 	token = JsonbIteratorNext(&iterator, &value, false);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 	{
-		if (token == wanted && value.type == jbvString && value.val.string.len > 0)
-			(*names)[nnames++] = pnstrdup(value.val.string.val, value.val.string.len);
+		const JsonbValue *name = token == WJB_VALUE ? &key : &value;
+
+		if (token == WJB_KEY)
+			key = value;
+		else if (is_name_in_jsonb(column, token, &value) && name->val.string.len > 0)
+			(*names)[nnames++] = pnstrdup(name->val.string.val, name->val.string.len);
 	}
 	return nnames;
+}
+
+/*
+ * Is an element of an array a name, or, with the value at hand, the key of an object?
+ * {"lead": false} says that the customer does not have the tag.
+ */
+static bool
+is_name_in_jsonb(const Column *column, JsonbIteratorToken token, const JsonbValue *value)
+{
+	if (token == WJB_ELEM)
+		return value->type == jbvString;
+	return token == WJB_VALUE &&
+		(column->values ||
+		 (value->type != jbvNull && (value->type != jbvBool || value->val.boolean)));
+}
+
+/* Of a table that has a row for each name. */
+static int
+read_one_name(Column *column, Datum value, const char ***names)
+{
+	const char *name = read_string(column, column->kind, value);
+
+	if (*name == '\0')
+		return 0;
+	*names = names_alloc(1);
+	(*names)[0] = name;
+	return 1;
 }
 
 static char *

@@ -30,7 +30,8 @@ typedef struct Column
 	bool		byval;			/* of its type */
 	int16		len;
 	ColumnKind	kind;
-	bool		keys;			/* are keys of a jsonb object names? */
+	bool		values;			/* do names have values? then each key of a
+								 * jsonb object is a name */
 	FmgrInfo	function;		/* COLUMN_OUTPUT: its output function;
 								 * COLUMN_HSTORE: akeys() */
 	ColumnKind	elem_kind;		/* of an array's elements */
@@ -55,7 +56,7 @@ typedef struct Columns
 extern void column_find_number(Column *column, Relation rel, const char *trigger,
 							   const char *name, const char *what, MemoryContext context);
 extern void column_find_names(Column *column, Relation rel, const char *trigger,
-							  const char *name, const char *what, bool keys,
+							  const char *name, const char *what, bool values,
 							  MemoryContext context);
 extern void columns_find_key(Columns *columns, Relation rel, MemoryContext context);
 extern bool columns_equal(const Columns *columns, TupleTableSlot *old, TupleTableSlot *new);

@@ -54,14 +54,14 @@ enum
 	NARGUMENTS
 };
 
-static Definition *read_definition(const TriggerData *data, MemoryContext context);
-static void check_events(const TriggerData *data);
+static Definition *read_definition(Relation rel, const Trigger *trigger, MemoryContext context);
+static void check_events(const Trigger *trigger);
 static void check_transition_tables(const Trigger *trigger);
 static void check_arguments(const Trigger *trigger);
 static const char *get_argument(const Trigger *trigger, int n);
-static void refuse_definition(const Trigger *trigger, const char *problem,
-							  const char *hint) pg_attribute_noreturn();
-static void find_owner(const TriggerData *data, Requester *requester);
+pg_noreturn static void refuse_definition(const Trigger *trigger, const char *problem,
+										  const char *hint);
+static void find_owner(Relation rel, const Trigger *trigger, Requester *requester);
 static Oid	find_cloned_table(Oid trigger);
 static Oid	find_whole_table(Oid partition);
 static int64 number_of_table(Oid table);
@@ -79,22 +79,34 @@ definition_get(FunctionCallInfo fcinfo)
 				 errmsg("function \"%s\" was not called by trigger manager",
 						"dt_remove_tags_custom_fields_trigger")));
 	if (fcinfo->flinfo->fn_extra == NULL)
-		fcinfo->flinfo->fn_extra = read_definition((TriggerData *) fcinfo->context,
+	{
+		const TriggerData *data = (TriggerData *) fcinfo->context;
+
+		fcinfo->flinfo->fn_extra = read_definition(data->tg_relation, data->tg_trigger,
 												   fcinfo->flinfo->fn_mcxt);
+	}
 	return fcinfo->flinfo->fn_extra;
 }
 
-static Definition *
-read_definition(const TriggerData *data, MemoryContext context)
+/*
+ * Called by dt_check(): raises an error if the trigger's definition is wrong, else
+ * returns whose requests the trigger makes.
+ */
+Requester
+definition_check(Relation rel, const Trigger *trigger)
 {
-	const Trigger *trigger = data->tg_trigger;
-	Relation	rel = data->tg_relation;
+	return read_definition(rel, trigger, CurrentMemoryContext)->requester;
+}
+
+static Definition *
+read_definition(Relation rel, const Trigger *trigger, MemoryContext context)
+{
 	Definition *definition = MemoryContextAllocZero(context, sizeof(Definition));
 	Columns    *columns = &definition->columns;
 	const char *server = get_argument(trigger, ARGUMENT_SERVER);
 
 	extension_check_version();
-	check_events(data);
+	check_events(trigger);
 	check_arguments(trigger);
 
 	column_find_number(&columns->phone, rel, trigger->tgname,
@@ -111,12 +123,12 @@ read_definition(const TriggerData *data, MemoryContext context)
 					   "waba", context);
 	columns->last = Max(Max(columns->phone.attno, columns->tags.attno),
 						Max(columns->fields.attno, columns->waba.attno));
-	if (!TRIGGER_FIRED_FOR_ROW(data->tg_event))
+	if (!TRIGGER_FOR_ROW(trigger->tgtype))
 		columns_find_key(columns, rel, context);
 
 	definition->requester.server =
 		MemoryContextStrdup(context, *server == '\0' ? DEFAULT_SERVER : server);
-	find_owner(data, &definition->requester);
+	find_owner(rel, trigger, &definition->requester);
 	definition->requester.delay = account_delay(definition->requester.server);
 	if (columns->waba.attno != 0)
 		definition->own_waba = find_own_waba(definition->requester.server, context);
@@ -124,9 +136,8 @@ read_definition(const TriggerData *data, MemoryContext context)
 }
 
 static void
-check_events(const TriggerData *data)
+check_events(const Trigger *trigger)
 {
-	const Trigger *trigger = data->tg_trigger;
 	int16		type = trigger->tgtype;
 
 	if (!TRIGGER_FOR_AFTER(type) || TRIGGER_FOR_TRUNCATE(type))
@@ -191,15 +202,15 @@ refuse_definition(const Trigger *trigger, const char *problem, const char *hint)
 
 /* Looks up the table that the trigger was created on. */
 static void
-find_owner(const TriggerData *data, Requester *requester)
+find_owner(Relation rel, const Trigger *trigger, Requester *requester)
 {
-	Oid			table = RelationGetRelid(data->tg_relation);
-	Form_pg_class form = data->tg_relation->rd_rel;
+	Oid			table = RelationGetRelid(rel);
+	Form_pg_class form = rel->rd_rel;
 	HeapTuple	tuple = NULL;
 
-	if (data->tg_trigger->tgisclone)
+	if (trigger->tgisclone)
 	{
-		table = find_cloned_table(data->tg_trigger->tgoid);
+		table = find_cloned_table(trigger->tgoid);
 		tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
 		if (!HeapTupleIsValid(tuple))
 			elog(ERROR, "cache lookup failed for relation %u", table);

@@ -21,6 +21,7 @@ typedef struct Definition
 } Definition;
 
 extern Definition *definition_get(FunctionCallInfo fcinfo);
+extern Requester definition_check(Relation rel, const Trigger *trigger);
 extern const char *definition_waba(const Definition *definition, const char *waba);
 
 #endif							/* DOUBLETICK_TRIGGER_DEFINITION_H */

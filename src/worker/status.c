@@ -10,6 +10,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "base/shared.h"
 #include "funcapi.h"
 #include "miscadmin.h"

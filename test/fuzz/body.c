@@ -35,7 +35,7 @@ static const char *const texts[] = {
 };
 
 static void add_success(Buffer *body, Random *random, const char *mark);
-static void add_list(Buffer *body, Random *random, const char *key, const char *name, const char *mark);
+static void add_list(Buffer *body, Random *random, const char *key, const char *name, const char *value);
 static void add_refusal(Buffer *body, Random *random, const char *mark);
 static void add_message(Buffer *body, Random *random, const char *mark);
 static void add_object(Buffer *body, Random *random, const char *mark, int depth);

@@ -48,7 +48,7 @@ BEGIN
 	END;
 END $$;
 
--- SQL for names, as a literal of an array, of jsonb or of hstore.
+-- SQL for names, as a literal of an array, of jsonb, of hstore or of a string type.
 CREATE FUNCTION fuzz_names(type text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
 	names text[] := ARRAY(SELECT CASE WHEN random() < 0.1 THEN NULL ELSE fuzz_name() END FROM generate_series(1, floor(random() * 4)::int));
@@ -63,12 +63,14 @@ BEGIN
 			WHEN 2 THEN 'to_jsonb(' || many || ')'
 			WHEN 3 THEN 'jsonb_build_array(1, NULL, true, ''lead'', ''[]''::jsonb, 1.5)'
 			WHEN 4 THEN quote_literal(repeat('[', 200) || repeat(']', 200)) || '::jsonb'
-			WHEN 5 THEN 'jsonb_build_object(''lead'', 1, ''plan'', NULL)'
+			WHEN 5 THEN 'jsonb_build_object(''lead'', 1, ''plan'', NULL, ''vip'', false, ''a'', ''[]''::jsonb)'
 			ELSE 'to_jsonb(' || quote_literal(names::text) || '::text[])'
 		END;
 	ELSIF type = 'hstore' THEN
 		RETURN CASE WHEN random() < 0.1 THEN 'hstore(' || many || ', NULL)'
 			ELSE 'hstore(array_remove(' || quote_literal(names::text) || '::text[], NULL), NULL)' END;
+	ELSIF type IN ('text', 'varchar', 'char(5)', 'citext', 'short_text') THEN
+		RETURN quote_literal(fuzz_name());
 	END IF;
 	RETURN CASE floor(random() * 12)
 		WHEN 0 THEN '''{{lead,vip},{NULL,plan}}'''
@@ -113,8 +115,8 @@ END $$;
 CREATE PROCEDURE fuzz_table(changes int) LANGUAGE plpgsql AS $$
 DECLARE
 	phone text := pick('text', 'varchar', 'bigint', 'char(20)', 'short_text', 'name', 'citext', 'numeric', 'jsonb', 'text[]');
-	tags text := pick('text[]', 'varchar(9)[]', 'name[]', 'short_text[]', 'text_list', 'char(5)[]', 'citext[]', 'jsonb', 'int[]', 'mood[]');
-	fields text := pick('text[]', 'jsonb', 'jsonb', 'hstore', 'bytea', 'json', 'text_list');
+	tags text := pick('text[]', 'varchar(9)[]', 'name[]', 'short_text[]', 'text_list', 'char(5)[]', 'citext[]', 'jsonb', 'text', 'char(5)', 'citext', 'short_text', 'int[]', 'mood[]');
+	fields text := pick('text[]', 'jsonb', 'jsonb', 'hstore', 'bytea', 'json', 'text_list', 'text', 'varchar');
 	trigger_text text := 'EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger(' || pick('''phone'', ''tags'', ''fields'', ''waba''',
 		'''phone'', ''tags'', ''fields'', ''waba''', '''phone'', ''tags''', '''phone'', '''', ''fields''', '''phone'', ''tags'', '''', ''waba''', '''missing'', ''tags''', '''phone''') || ')';
 	statement text;

@@ -28,7 +28,10 @@
 typedef int (*LookUp) (const char *name, const char *service, const struct addrinfo *hints,
 					   struct addrinfo **result);
 
-/* Names and their addresses, in order; "again": the first look-up of a process fails. */
+/*
+ * Names and their addresses, in order; "again": at the first look-up of a process there
+ * is no such name, which libcurl from 8.16 on remembers for a while.
+ */
 static const struct
 {
 	const char *name;
@@ -99,7 +102,7 @@ answer(LookUp real, int n, const char *service, const struct addrinfo *hints,
 	if (names[n].again && !asked[n])
 	{
 		asked[n] = true;
-		return EAI_AGAIN;
+		return EAI_NONAME;
 	}
 	*result = NULL;
 	for (int i = 0; i < MAX_ADDRESSES && names[n].addresses[i] != NULL; i++)

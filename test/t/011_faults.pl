@@ -216,7 +216,7 @@ sub key_echoed
 		$sb->rule($phone, $rules{$name});
 		my ($raised, $returned) = $calls->session(removal($phone, ['lead']), attempt($phone, ['lead']));
 		like($raised->{sqlstate}, qr/^(22023|28000|58000|HV00M)$/, "$name: an error");
-		like($name eq 'in a page' ? $raised->{detail}{message} : $raised->{message}, qr/\*{8}|422/, "$name: where the key was");
+		like(JSON::PP->new->encode($raised), qr/\*{8}/, "$name: where the key was");
 		unlike(JSON::PP->new->encode($_), qr/\Q$key\E/, "$name: does not show it") foreach $raised, $returned;
 		my (undef, undef, $stderr) = $calls->node->psql('postgres',
 			'\set VERBOSITY verbose' . "\n" . removal($phone, ['lead']) . ';');

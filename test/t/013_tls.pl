@@ -164,6 +164,27 @@ sub ca_file
 	return;
 }
 
+# With a ca_file, the authorities that the system trusts are not trusted, be they in
+# a bundle or in a directory.
+sub ca_file_instead_of_the_system
+{
+	my $other = Sandbox->start;
+	my @curl = ('curl', '-s', '-o', '/dev/null', '--noproxy', '*', '-w', '%{http_code}', '--cacert', $other->ca_file);
+	my $directory = '/etc/ssl/certs';
+	local %ENV = (%ENV, TRUST_DIRECTORY => $directory, TRUST_FILE => $sb->ca_file, LD_PRELOAD => build_preload('trust'));
+
+	my ($status) = run_command([ @curl, '--capath', '/nonexistent', $sb->https ]);
+	is($status, '000', 'another authority has not signed for the sandbox');
+	($status) = run_command([ @curl, '--capath', $directory, $sb->https ]);
+	isnt($status, '000', "the system's directory has its authority");
+
+	$calls->node->restart;
+	$calls->server('other_authority', ca_file => $other->ca_file);
+	is_refused('other_authority', 'ca_file names another authority', qr/^could not establish TLS/);
+	arrives('doubletick', 'ca_file names the right one');
+	return;
+}
+
 sub proxy
 {
 	$calls->server('by_proxy', proxy => $sb->http);
@@ -242,6 +263,7 @@ environment();
 certificates();
 ca_file();
 proxy();
+ca_file_instead_of_the_system();
 proxy_in_spite_of_environment();
 broken_handshake();
 done_testing;

@@ -21,7 +21,7 @@ $calls->server('brief', timeout => '300ms');
 
 # A first header line that begins with a blank goes on with nothing.  libcurl before
 # 8.1 takes it for more of the last header of the handle's last answer, whose memory
-# is free by then.
+# is free by then.  Later ones refuse it, or take it without its blanks.
 sub folded_line
 {
 	$sb->rule($odd, { fault => 'fold_first' });
@@ -31,7 +31,7 @@ sub folded_line
 	is($calls->sql("SET doubletick.server = brief;
 			SELECT count(dt_try_remove_tags_custom_fields(CASE WHEN i % 2 = 0 THEN '$odd' ELSE '$phone' END, '{lead}'))
 			FROM generate_series(1, 20) AS i"), 20, 'and after many');
-	like($alone->{value}{message}, qr/^answer is not usable HTTP/, 'which is none');
+	like($alone->{value}{tags} ? 'answered' : $alone->{value}{message}, qr/^(?:answer is not usable HTTP|answered$)/, 'which is none, or a good one');
 	$sb->clear_rules;
 	return;
 }

@@ -1,6 +1,6 @@
 
 # What libcurl, its TLS library and the resolver would take from the server's
-# environment. README.md has a table of it (proxies and netrc: also 013_tls.pl): what
+# environment. doc/security.md has a table of it (proxies and netrc: also 013_tls.pl): what
 # it says is ignored changes no call, and what a process asks for is in the table.
 
 use strict;
@@ -22,14 +22,14 @@ my $nowhere = 'http://127.0.0.1:' . closed_port();
 
 # The variables of the table, by what becomes of them; "*" stands for more letters.
 my %fate;
-my ($table) = slurp_file("$top/README.md") =~ /^\| variable \|.*?\n\|---.*?\n(.*?)\n\n/ms;
+my ($table) = slurp_file("$top/doc/security.md") =~ /^\| variable \|.*?\n\|---.*?\n(.*?)\n\n/ms;
 foreach my $row (split /\n/, $table // '')
 {
 	my (undef, $variables, undef, $fate) = split / *\| */, $row;
 
 	$fate{$_} = $fate foreach $variables =~ /`([^`]+)`/g;
 }
-cmp_ok(scalar keys %fate, '>', 30, 'README.md has a table of variables');
+cmp_ok(scalar keys %fate, '>', 30, 'doc/security.md has a table of variables');
 
 # A name that has no dot, and that "localhost" is said to be.
 append_to_file("$dir/aliases", "localhost nowhere.invalid\n");
@@ -114,7 +114,7 @@ sub fate_of
 	$calls->node->stop;
 }
 
-# OpenSSL's configuration is in effect, as README.md says: here it leaves ciphers that
+# OpenSSL's configuration is in effect, as doc/security.md says: here it leaves ciphers that
 # the sandbox does not have.
 SKIP:
 {
@@ -132,17 +132,13 @@ SKIP:
 		is($got->{sqlstate} || 'none', $conf =~ /nonexistent/ ? 'none' : 'HV00N', "OPENSSL_CONF=$conf");
 		$calls->node->stop;
 	}
-	like(fate_of('OPENSSL_CONF'), qr/in effect/, 'as README.md says');
+	like(fate_of('OPENSSL_CONF'), qr/in effect/, 'as doc/security.md says');
 }
 
 # Whatever a session asks for from when it loads the library is in the table.  OpenSSL
 # may have been set up by the postmaster, when PostgreSQL is built with it.
 {
-	my $recorder = "$dir/getenv.so";
-
-	system_or_bail($ENV{CC} || 'cc', '-Wall', '-Wextra', '-Werror', '-fPIC', '-shared',
-		'-o', $recorder, "$top/test/preload/getenv.c", '-ldl');
-	my $calls = server_in({ LD_PRELOAD => $recorder });
+	my $calls = server_in({ LD_PRELOAD => build_preload('getenv') });
 	my $before = -s $calls->node->logfile;
 	my ($got, $pid) = $calls->session("LOAD 'doubletick'", removal($phone, ['lead']), 'SELECT pg_backend_pid()');
 	is(ref $got->{value}{tags}, 'HASH', 'a call goes through');
@@ -155,5 +151,18 @@ SKIP:
 
 # Debian's libcurl does; what others were built with, curl-config says.
 sub uses_openssl { return `curl-config --ssl-backends` =~ /OpenSSL/; }
+
+# libcurl may be older than the one that we were built with.
+{
+	my $calls = server_in({ LD_PRELOAD => build_preload('oldcurl') });
+	foreach my $call (removal($phone, ['lead']), attempt($phone, ['lead']))
+	{
+		my ($got) = $calls->session($call);
+		is($got->{sqlstate}, '55000', 'a libcurl that is too old');
+		is($got->{message}, 'libcurl 7.87.0 is too old for doubletick', 'is named');
+		like($got->{hint}, qr/libcurl 7\.88 or newer/, 'with the version that is needed');
+	}
+	$calls->node->stop;
+}
 
 done_testing;

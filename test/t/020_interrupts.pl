@@ -7,7 +7,7 @@ use warnings;
 
 use FindBin;
 use lib $FindBin::RealBin;
-use Calls qw(build_slowdns is_gone);
+use Calls qw(is_gone build_preload);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Sandbox;
@@ -28,7 +28,7 @@ $sandbox->rule($hanging, { fault => 'hang' });
 my $node = PostgreSQL::Test::Cluster->new('interrupts');
 $node->init;
 {
-	local $ENV{LD_PRELOAD} = build_slowdns();
+	local $ENV{LD_PRELOAD} = build_preload('slowdns');
 	$node->start;
 }
 $node->safe_psql('postgres', <<"SQL");

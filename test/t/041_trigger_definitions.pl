@@ -25,7 +25,7 @@ $calls->sql('CREATE EXTENSION hstore');
 $calls->sql(<<'SQL');
 CREATE TYPE mood AS ENUM ('lead');
 CREATE TABLE customers (id int, phone text, tags text[], fields jsonb, waba text,
-	bytes bytea, moods mood[], numbers int[], words text, plain json, pairs hstore, at timestamptz, "double" float8);
+	bytes bytea, moods mood[], mood mood, numbers int[], plain json, pairs hstore, at timestamptz, "double" float8);
 CREATE VIEW seen AS SELECT * FROM customers;
 SQL
 
@@ -79,11 +79,11 @@ foreach my $column (qw(tags bytes fields at pairs double))
 	refused("$every_row $function('$column', 'tags')", '42804', qr/column "$column" of type .* cannot be the column of the phone/, @insert);
 	refused("$every_row $function('phone', 'tags', '', '$column')", '42804', qr/cannot be the column of the waba/, @insert);
 }
-foreach my $column (qw(words bytes moods numbers plain pairs at id))
+foreach my $column (qw(bytes moods mood numbers plain pairs at id))
 {
 	refused("$every_row $function('phone', '$column')", '42804', qr/column "$column" of type .* cannot be the column of the tags/, @insert);
 }
-foreach my $column (qw(words bytes moods numbers plain at id))
+foreach my $column (qw(bytes moods mood numbers plain at id))
 {
 	refused("$every_row $function('phone', 'tags', '$column')", '42804', qr/cannot be the column of the custom fields/, @insert);
 }

@@ -1,7 +1,8 @@
 
 # Random tables, changes, savepoints and rollbacks, while the table's owner and the
 # trigger's server change: compares what the sandbox received with what is computed from
-# the committed states of the table.
+# the committed states of the table. A row has several names or one; its phone may stand in
+# another table, and be copied by a foreign key.
 #
 # HISTORIES is the number of random histories, SEED decides what they are, HISTORY
 # picks a single one and shows it (test/torture/trigger).
@@ -39,11 +40,18 @@ my @names = ([qw(x y z)], [qw(x f)]);
 
 # Types of a column, how names are written there, and how they are read.
 my @types = (
-	[ 'text[]', sub { _array('text', @_) }, 'to_jsonb(%s)' ],
-	[ 'varchar(9)[]', sub { _array('varchar', @_) }, 'to_jsonb(%s)' ],
-	[ 'jsonb', sub { quote(encode_json([@_])) }, '%s' ],
-	[ 'jsonb', sub { quote(encode_json({ map { $_ => 1 } @_ })) }, "(SELECT jsonb_agg(key) FROM jsonb_object_keys(%s) AS key)" ],
-	[ 'hstore', sub { quote(join ',', map { "$_=>1" } @_) . '::hstore' }, 'to_jsonb(akeys(%s))' ]);
+	[ 'text[]', sub { _array('text', @_) }, 'to_jsonb(%1$s)' ],
+	[ 'varchar(9)[]', sub { _array('varchar', @_) }, 'to_jsonb(%1$s)' ],
+	[ 'jsonb', sub { quote(encode_json([@_])) }, '%1$s' ],
+	[ 'text', sub { quote(pick('', @_)) }, q{CASE WHEN %1$s <> '' THEN jsonb_build_array(%1$s) END} ]);
+my %types = (
+	tags => [ @types,
+		[ 'jsonb', sub { quote(encode_json({ (map { $_ => pick(1, JSON::PP::true) } @_), pick(qw(y z)) => pick(JSON::PP::false, undef) })) },
+			q{(SELECT jsonb_agg(key) FROM jsonb_each(%1$s) WHERE value NOT IN ('false', 'null'))} ] ],
+	fields => [ @types,
+		[ 'jsonb', sub { quote(encode_json({ map { $_ => pick(1, JSON::PP::false, undef) } @_ })) },
+			'(SELECT jsonb_agg(key) FROM jsonb_object_keys(%1$s) AS key)' ],
+		[ 'hstore', sub { quote(join ',', map { "$_=>1" } @_) . '::hstore' }, 'to_jsonb(akeys(%1$s))' ] ]);
 
 my $calls = Calls->new;
 $calls->sql('CREATE EXTENSION hstore');
@@ -137,7 +145,7 @@ sub holders
 	{
 		my ($key, $phone, $waba, $tags, $fields) = @$row;
 
-		next unless defined $phone;
+		next unless length($phone // '');
 		my $customer = ltrim($phone) . '/' . ltrim($waba // $own_waba);
 		$holders{"$customer tag $_"}{$key} = 1 foreach @{ $tags || [] };
 		$holders{"$customer field $_"}{$key} = 1 foreach @{ $fields || [] };
@@ -168,29 +176,51 @@ sub random_table
 {
 	my $table = {
 		level => pick(qw(row row statement deferred)),
-		tags => $types[ int rand 3 ],
-		fields => $types[ int rand @types ],
+		(map { $_ => pick(@{ $types{$_} }) } qw(tags fields)),
 		partitioned => rand() < 0.3,
+		keyless => rand() < 0.2,
+		# What the changes name: the phone, or a row of another table that has it.
+		phone => pick(qw(phone phone person)),
 		nrows => 2 + int rand 5,
 	};
-	my %columns = ('k' => 'int', 'id' => 'int', phone => 'text', waba => 'varchar', region => 'int',
+	my %columns = ('k' => 'int', 'id' => 'int', phone => 'text', person => 'int', waba => 'varchar', region => 'int',
 		tags => $table->{tags}[0], fields => $table->{fields}[0]);
 	my @columns = shuffle(keys %columns);
-	my $definition = join ', ', map { "$_ $columns{$_}" } @columns;
+	my $definition = join ', ', (map { "$_ $columns{$_}" } @columns),
+	  ($table->{keyless} ? () : 'PRIMARY KEY (k, region)'),
+	  ($table->{phone} eq 'phone' ? () : 'FOREIGN KEY (person, phone) REFERENCES people (id, phone) ON UPDATE CASCADE ON DELETE CASCADE');
 
-	$table->{state} = sprintf 'SELECT coalesce(jsonb_agg(jsonb_build_array(k, phone, waba, %s, %s)), \'[]\') FROM customers',
-	  map { sprintf $table->{$_}[2], $_ } qw(tags fields);
+	$table->{state} = sprintf 'SELECT coalesce(jsonb_agg(jsonb_build_array(k, %s.phone, waba, %s, %s)), \'[]\') FROM customers LEFT JOIN people ON people.id = person',
+	  $table->{phone} eq 'phone' ? 'customers' : 'people', map { sprintf $table->{$_}[2], $_ } qw(tags fields);
 	$table->{create} = <<"SQL" . triggers($table, pick(@servers));
-DROP TABLE IF EXISTS customers, touched;
+DROP TABLE IF EXISTS customers, touched, people;
 TRUNCATE dt_waiting, dt_settled;
 CREATE TABLE touched (k int);
-CREATE TABLE customers ($definition, PRIMARY KEY (k, region))@{[ $table->{partitioned} ? ' PARTITION BY LIST (region)' : '' ]};
+GRANT INSERT ON touched TO PUBLIC;
+CREATE TABLE people (id int PRIMARY KEY, phone text NOT NULL, UNIQUE (id, phone));
+INSERT INTO people VALUES @{[ join ', ', map { "($_, " . phone_of_person() . ')' } 1 .. 3 ]};
+CREATE TABLE customers ($definition)@{[ $table->{partitioned} ? ' PARTITION BY LIST (region)' : '' ]};
 ALTER TABLE customers OWNER TO @{[ pick(@owners) ]};
 @{[ $table->{partitioned} ? partitions(\%columns) : '' ]}
-INSERT INTO customers (k, id, region, phone, waba, tags, fields) VALUES
+@{[ $table->{phone} eq 'phone' ? '' : copied_phone() ]}
+INSERT INTO customers (k, id, region, $table->{phone}, waba, tags, fields) VALUES
 	@{[ join ', ', map { values_of($table, $_) } 1 .. $table->{nrows} ]};
 SQL
 	return $table;
+}
+
+# The copy of the phone in a new row; a foreign key does the rest.
+sub copied_phone
+{
+	return <<'SQL';
+CREATE OR REPLACE FUNCTION copy_phone() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+	SELECT phone INTO NEW.phone FROM people WHERE id = NEW.person FOR KEY SHARE;
+	RETURN NEW;
+END $$;
+CREATE TRIGGER copy_phone BEFORE INSERT OR UPDATE OF person ON customers FOR EACH ROW EXECUTE FUNCTION copy_phone();
+SQL
 }
 
 sub partitions
@@ -281,40 +311,66 @@ sub change
 	my ($table) = @_;
 	my ($k, $l) = map { 1 + int rand $table->{nrows} + 1 } 1 .. 2;
 	my $which = pick("k = $k", "k IN ($k, $l)", "k = $k", 'true');
-	my $conflict = 'ON CONFLICT (k, region) DO';
 
+	my $phone = $table->{phone};
+	my $value = $phone eq 'phone' ? quote(pick(@phones)) : person();
+	my $columns = "k, id, region, $phone, waba, tags, fields";
+
+	return change_of_people() if $phone eq 'person' && rand() < 0.3;
 	return pick(
-		"UPDATE customers SET phone = " . quote(pick(@phones)) . " WHERE $which;",
+		"UPDATE customers SET $phone = $value WHERE $which;",
 		"UPDATE customers SET tags = " . some($table, 'tags') . " WHERE $which;",
 		"UPDATE customers SET fields = " . some($table, 'fields') . ", tags = " . some($table, 'tags') . " WHERE $which;",
 		"UPDATE customers SET waba = " . quote(pick(@wabas)) . " WHERE $which;",
-		"UPDATE customers SET phone = CASE k WHEN $k THEN (SELECT phone FROM customers WHERE k = $l LIMIT 1)"
-		  . " ELSE (SELECT phone FROM customers WHERE k = $k LIMIT 1) END WHERE k IN ($k, $l);",
+		"UPDATE customers SET $phone = CASE k WHEN $k THEN (SELECT $phone FROM customers WHERE k = $l LIMIT 1)"
+		  . " ELSE (SELECT $phone FROM customers WHERE k = $k LIMIT 1) END WHERE k IN ($k, $l);",
 		"UPDATE customers SET id = id + 1;",
-		"UPDATE customers SET phone = ltrim(phone, '+') WHERE $which;",
-		"UPDATE customers SET phone = '+' || ltrim(phone, '+') WHERE $which;",
+		($phone eq 'phone' ? ("UPDATE customers SET phone = ltrim(phone, '+') WHERE $which;",
+			"UPDATE customers SET phone = '+' || ltrim(phone, '+') WHERE $which;") : ()),
 		"UPDATE customers SET region = 1 - region WHERE $which;",
 		"UPDATE customers SET region = 1 - region, tags = " . some($table, 'tags') . " WHERE $which;",
 		"DELETE FROM customers WHERE $which;",
-		"DELETE FROM customers WHERE k = $k; INSERT INTO customers (k, id, region, phone, waba, tags, fields) VALUES "
-		  . values_of($table, $k) . ';',
-		"INSERT INTO customers (k, id, region, phone, waba, tags, fields) SELECT * FROM (VALUES " . values_of($table, $k)
+		"DELETE FROM customers WHERE k = $k; INSERT INTO customers ($columns) VALUES " . values_of($table, $k) . ';',
+		"INSERT INTO customers ($columns) SELECT * FROM (VALUES " . values_of($table, $k)
 		  . ") AS v WHERE NOT EXISTS (SELECT FROM customers WHERE k = $k);",
-		"INSERT INTO customers (k, id, region, phone, waba, tags, fields) VALUES " . values_of($table, $k)
-		  . " $conflict UPDATE SET phone = EXCLUDED.phone, tags = EXCLUDED.tags, fields = EXCLUDED.fields;",
-		"MERGE INTO customers USING (VALUES " . join(', ', map { values_of($table, $_) } $k, $k + 1) . ') AS s (k, id, region, phone, waba, tags, fields)'
+		($table->{keyless} ? () : "INSERT INTO customers ($columns) VALUES " . values_of($table, $k)
+			  . " ON CONFLICT (k, region) DO UPDATE SET $phone = EXCLUDED.$phone, tags = EXCLUDED.tags, fields = EXCLUDED.fields;"),
+		"MERGE INTO customers USING (VALUES " . join(', ', map { values_of($table, $_) } $k, $k + 1) . ") AS s ($columns)"
 		  . ' ON customers.k = s.k AND customers.region = s.region'
 		  . pick('', " WHEN MATCHED AND s.k = $k THEN DELETE")
-		  . ' WHEN MATCHED THEN UPDATE SET phone = s.phone, tags = s.tags'
-		  . ' WHEN NOT MATCHED THEN INSERT (k, id, region, phone, waba, tags, fields) VALUES (s.k, s.id, s.region, s.phone, s.waba, s.tags, s.fields);');
+		  . " WHEN MATCHED THEN UPDATE SET $phone = s.$phone, tags = s.tags"
+		  . " WHEN NOT MATCHED THEN INSERT ($columns) VALUES (s.k, s.id, s.region, s.$phone, s.waba, s.tags, s.fields);");
 }
+
+# Of the other table. Its last row is never deleted.
+sub change_of_people
+{
+	my ($person, $other) = map { 1 + int rand 3 } 1 .. 2;
+	my $mortal = 1 + int rand 2;
+
+	return pick(
+		"UPDATE people SET phone = " . phone_of_person() . " WHERE id = $person;",
+		"UPDATE people SET phone = " . phone_of_person() . ';',
+		"UPDATE people SET phone = ltrim(phone, '+');",
+		"UPDATE people SET phone = p.phone FROM people AS p WHERE p.id = 1 + people.id % 3;",
+		"UPDATE people SET phone = p.phone FROM people AS p WHERE people.id IN ($person, $other) AND p.id = $person + $other - people.id;",
+		"DELETE FROM people WHERE id = $mortal;",
+		"DELETE FROM people WHERE id < 3;",
+		"DELETE FROM people WHERE id = $mortal; INSERT INTO people VALUES ($mortal, " . phone_of_person() . ');',
+		"INSERT INTO people VALUES ($mortal, " . phone_of_person() . ') ON CONFLICT DO NOTHING;');
+}
+
+sub phone_of_person { return quote(pick(@phones) // ''); }
+
+# SQL for a row of the other table that exists.
+sub person { return 'coalesce((SELECT id FROM people WHERE id = ' . pick(1, 2) . '), 3)'; }
 
 sub values_of
 {
 	my ($table, $k) = @_;
 
 	# There is one row of each number, in whichever partition.
-	return "($k, $k, coalesce((SELECT region FROM customers WHERE k = $k), " . int(rand 2) . '), ' . quote(pick(@phones)) . '::text, ' . quote(pick(@wabas)) . '::varchar, '
+	return "($k, $k, coalesce((SELECT region FROM customers WHERE k = $k), " . int(rand 2) . '), ' . ($table->{phone} eq 'phone' ? quote(pick(@phones)) . '::text' : person()) . ', ' . quote(pick(@wabas)) . '::varchar, '
 	  . some($table, 'tags') . ', ' . some($table, 'fields') . ')';
 }
 

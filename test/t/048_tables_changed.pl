@@ -183,14 +183,25 @@ foreach my $case (
 	$calls->sql('DROP INDEX ' . join ', ', map { ($_, "s_$_") } @names);
 }
 
-# A BRIN index can be filled, and so it may be there.
+# A BRIN index can be filled, and so it may be there.  It keeps pages pinned between two
+# insertions.
 {
-	$calls->sql('CREATE INDEX odd ON dt_settled USING brin (settled_at)');
+	$calls->sql('CREATE INDEX odd ON dt_settled USING brin (settled_at); CREATE INDEX odd_too ON dt_waiting USING brin (id)');
 	my $id = enqueue(new_phone(), ['lead']);
+	$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('1415555' || n, '{lead}')) FROM generate_series(1000, 1099) AS n");
+	my $offset = -s $node->logfile;
+	foreach my $statement (
+		"SELECT count(dt_enqueue_remove_tags_custom_fields('1415555' || n, '{lead}')) FROM generate_series(2000, 2099) AS n",
+		"DO \$\$ BEGIN PERFORM dt_enqueue_remove_tags_custom_fields('14155553000', '{lead}'); RAISE 'undone'; EXCEPTION WHEN raise_exception THEN END \$\$")
+	{
+		my ($code, undef, $stderr) = $node->psql('postgres', $statement);
+		is($stderr, '', 'BRIN: enqueued');
+	}
 	drain();
 	is(states($id), 'done', 'BRIN: settled');
+	unlike(slurp_file($node->logfile, $offset), qr/resource was not closed|refcount leak/, 'BRIN: no page stays pinned');
 	is($calls->sql("SET enable_seqscan = off; SET enable_indexscan = off; SELECT count(*) FROM dt_settled WHERE settled_at > now() - interval '1 hour' AND id = $id"), '1', 'BRIN: and found');
-	$calls->sql('DROP INDEX odd');
+	$calls->sql('DROP INDEX odd, odd_too');
 }
 
 # Ids that come again.

@@ -24,7 +24,7 @@ my $soon = 30;
 
 plan skip_all => 'this needs a preloaded library' unless $^O eq 'linux';
 {
-	local $ENV{LD_PRELOAD} = build_slowdns();
+	local $ENV{LD_PRELOAD} = build_preload('slowdns');
 	open_queue(options => { rate_limit => '0' });
 }
 my $phone = '919876543210';

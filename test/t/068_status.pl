@@ -61,6 +61,19 @@ sub preloaded
 	is($calls->sql("SELECT last_error FROM dt_status WHERE server = 'doubletick'"), 'some names could not be removed',
 		'names that could not be removed are the last error');
 
+	# Removals whose names have all come back do not wait any more.
+	enqueue($phone, [ 'e', 'f' ]);
+	enqueue($phone, ['g']);
+	enqueue(new_phone(), ['g']);
+	is($calls->sql("SELECT waiting, due FROM dt_status WHERE server = 'doubletick'"), '3|3', 'three removals wait');
+	$calls->sql("SELECT dt_keep('$phone', '{e}')");
+	is($calls->sql("SELECT waiting, due FROM dt_status WHERE server = 'doubletick'"), '3|3', 'one of two names came back');
+	$calls->sql("SELECT dt_keep('$phone', '{g}')");
+	is($calls->sql("SELECT waiting, due FROM dt_status WHERE server = 'doubletick'"), '2|2', 'the only name came back');
+	is($calls->sql("SELECT count(*) FROM dt_queue"), '2', 'dt_queue shows as many');
+	$calls->sql("SELECT count(dt_cancel(id)) FROM dt_queue");
+	drain();
+
 	# No answer comes, and then the server is not there any more.
 	$calls->server('closed', base_url => 'http://127.0.0.1:' . closed_port());
 	$calls->sql("SET doubletick.server = closed; " . attempt($phone, ['a']));

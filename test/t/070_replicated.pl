@@ -316,7 +316,7 @@ sub mixed
 	switch_off('postgres', 1);
 	my $own = $calls->sql(enqueue('mine', 401));
 	$calls->sql("BEGIN; SET LOCAL session_replication_role = replica;
-		INSERT INTO dt_waiting OVERRIDING SYSTEM VALUE SELECT id + 1, id + 1, xact, customer, enqueued_at, due_at, role, enqueued_by, 0, NULL, true, false, 0, server, phone, waba, tags, fields
+		INSERT INTO dt_waiting OVERRIDING SYSTEM VALUE SELECT id + 1, id + 1, xact, customer, enqueued_at, due_at, role, enqueued_by, 0, NULL, true, false, 0, NULL, server, phone, waba, tags, fields
 		FROM dt_waiting WHERE id = $own; COMMIT");
 	is($calls->sql("SELECT tags FROM dt_queue WHERE id = $own"), '{mine}', 'mixed: a keep that arrives takes nothing back, says dt_queue');
 	$calls->sql("CREATE TABLE back (phone text, tags text[]); CREATE TRIGGER back AFTER INSERT ON back FOR EACH ROW
@@ -364,7 +364,7 @@ sub ids
 	# Whoever may write the table needs no privilege on the sequence.
 	$calls->sql("CREATE ROLE writer; GRANT INSERT ON dt_waiting TO writer; GRANT SET ON PARAMETER session_replication_role TO writer");
 	$calls->sql("SET ROLE writer; SET session_replication_role = replica; INSERT INTO dt_waiting OVERRIDING SYSTEM VALUE
-		VALUES (70, 70, 1, 1, now(), now(), 10, 10, 0, NULL, false, false, 0, 'doubletick', '919876543210', NULL, '{x}', '{}', NULL)");
+		VALUES (70, 70, 1, 1, now(), now(), 10, 10, 0, NULL, false, false, 0, NULL, 'doubletick', '919876543210', NULL, '{x}', '{}', NULL)");
 	cmp_ok($calls->sql("SELECT nextval('dt_waiting_id_seq')"), '>', 70, 'ids: also if another role writes it');
 	$calls->sql('TRUNCATE dt_waiting; DROP OWNED BY writer; DROP ROLE writer');
 	return;

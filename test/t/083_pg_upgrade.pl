@@ -20,7 +20,7 @@ use Queue qw(new_phone enqueueing keep);
 use Sandbox;
 
 my ($new_bindir) = $ENV{DOUBLETICK_NEW_BINDIR} || run_command([ 'pg_config', '--bindir' ]);
-my ($new_version) = server_version($new_bindir);
+my $new_version = server_version($new_bindir);
 my $sb = Sandbox->start('--any-key');
 my $nclusters = 0;
 my @old_bindirs;
@@ -36,7 +36,10 @@ sub server_version
 {
 	my ($bindir) = @_;
 
-	return (run_command([ "$bindir/pg_config", '--version' ]))[0] =~ /PostgreSQL (\d+)/;
+	my ($stdout) = run_command([ "$bindir/pg_config", '--version' ]);
+	my ($version) = $stdout =~ /PostgreSQL (\d+)/;
+
+	return $version;
 }
 
 sub has_extension
@@ -54,7 +57,7 @@ sub new_cluster
 	my $cluster = PostgreSQL::Test::Cluster->new('upgrade' . ++$nclusters, install_path => dirname($bindir));
 
 	# From 18 on, initdb turns checksums on; both clusters must be alike.
-	$cluster->init(extra => [ '--encoding=UTF8', '--locale=C', (server_version($bindir))[0] >= 18 ? '--no-data-checksums' : () ]);
+	$cluster->init(extra => [ '--encoding=UTF8', '--locale=C', server_version($bindir) >= 18 ? '--no-data-checksums' : () ]);
 	$cluster->append_conf('postgresql.conf', "shared_preload_libraries = 'doubletick'\ndoubletick.enabled = off\n");
 	return $cluster;
 }

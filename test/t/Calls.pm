@@ -37,7 +37,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(quote removal attempt eventually shape_ok is_gone is_testing_build closed_port
-  most_in_a_second build_slowdns);
+  most_in_a_second build_preload);
 
 # A phone that no test makes a rule for: whether the session still works.
 our $well = '14155550199';
@@ -308,9 +308,9 @@ running.
 
 Whether the library is built with TESTING=1, and so has fault points.
 
-=item build_slowdns()
+=item build_preload(name)
 
-Builds test/preload/slowdns.c, to be preloaded into a server, and returns its path.
+Builds a library of test/preload, for LD_PRELOAD; returns its path.
 
 =back
 
@@ -348,12 +348,13 @@ sub is_testing_build
 	return $node->safe_psql('postgres', "LOAD 'doubletick'; $setting");
 }
 
-sub build_slowdns
+sub build_preload
 {
-	my $library = "$PostgreSQL::Test::Utils::tmp_check/slowdns.so";
+	my ($name) = @_;
+	my $library = "$PostgreSQL::Test::Utils::tmp_check/$name.so";
 
-	system_or_bail($ENV{CC} || 'cc', '-Wall', '-Wextra', '-Werror', '-fPIC', '-shared',
-		'-o', $library, dirname(__FILE__) . '/../preload/slowdns.c', '-ldl');
+	PostgreSQL::Test::Utils::system_or_bail($ENV{CC} || 'cc', '-Wall', '-Wextra', '-Werror', '-fPIC', '-shared',
+		'-o', $library, dirname(__FILE__) . "/../preload/$name.c", '-ldl');
 	return $library;
 }
 

@@ -1,17 +1,24 @@
 
-# README.md cannot rot: every ```sql block of it is run, in order, in the
-# database "shop", against the sandbox; a ```text block right after it is what
-# psql must print. Then the reference is held against what there is.
+# The documents cannot rot: every ```sql block of README.md and of doc/*.md is run,
+# in order, in the database "shop", against the sandbox; a ```text block right after it
+# is what psql must print.  Then the reference is held against what there is, and links
+# must lead somewhere.
+#
+# Each page has databases and roles of its own, so that it can be read by itself.  It
+# begins with what README.md says for every page.
 #
 # An HTML comment before a block says what is special about it, any of these:
 #
-#   <!-- test: as ROLE; in DATABASE; error SQLSTATE; numbers differ; preloaded; at end -->
+#   <!-- test: as ROLE; in DATABASE; elsewhere; error SQLSTATE; numbers differ; preloaded; at end; every page -->
 #
-# "error" is a block that must raise that, "at end" one that is run after all
-# others. "numbers differ" lets the output have other numbers. "preloaded" is a
-# block for a server that has preloaded the library: after it nothing may wait
-# that the worker could send. What differs from a reader's machine: each CREATE SERVER is followed by
-# an ALTER that leads to the sandbox, which takes any key; the paths in %stand_in.
+# "in" creates the database if it does not exist, and "elsewhere" is in another cluster,
+# which can publish.  "error" is a block that must raise
+# that, "at end" one that is run after all others of its page, and "every page" one that
+# is run before all others of every page.  "numbers differ" lets the output have other
+# numbers.  "preloaded" is a block for a server that has preloaded the library: after it
+# nothing may wait that the worker could send.  What differs from a reader's machine:
+# each CREATE SERVER is followed by an ALTER that leads to the sandbox, which takes any
+# key; the paths in %stand_in.
 
 use strict;
 use warnings;
@@ -28,7 +35,8 @@ use lib dirname(__FILE__);
 use Sandbox;
 
 my $top = abs_path(dirname(__FILE__) . '/../..');
-my $readme = contents('README.md');
+my @pages = ('README.md', map { substr $_, length "$top/" } sort glob "$top/doc/*.md");
+my %text = map { $_ => contents($_) } @pages;
 my ($version) = contents('doubletick.control') =~ /^default_version = '(.+)'$/m;
 
 # All of the program's text, and its string literals: one in each line, as the
@@ -38,48 +46,69 @@ my %source = map { basename($_) => contents(substr $_, length "$top/") }
 my $literals = join "\n", map { string_literals($source{$_}) } sort keys %source;
 
 my $sb = Sandbox->start('--any-key');
-my $node = PostgreSQL::Test::Cluster->new('readme');
+my $node = PostgreSQL::Test::Cluster->new('documents');
 $node->init;
 $node->start;
-$node->safe_psql('postgres', 'CREATE DATABASE shop');
 my $preloaded = 0;
+my $elsewhere = PostgreSQL::Test::Cluster->new('elsewhere');
+$elsewhere->init(allows_streaming => 'logical');
+$elsewhere->start;
 
-# The key file that the README tells to make.
+# The key file that the pages tell to make.
 my $key_file = PostgreSQL::Test::Utils::tempdir() . '/doubletick.key';
 PostgreSQL::Test::Utils::append_to_file($key_file, "your-api-key\n");
 chmod 0600, $key_file or die "could not chmod \"$key_file\": $!";
-my %stand_in = ('/etc/postgresql/doubletick.key' => $key_file);
+my %stand_in = ('/etc/postgresql/doubletick.key' => $key_file,
+	'host=managed.example.com dbname=shop user=replicator' => $elsewhere->connstr('shop') =~ s/'/''/gr);
 
 # The blocks.
 
-my @blocks = eval { read_blocks($readme) };
 my ($nservers, %stood_in) = (0);
+my %blocks;
 
-is($@, '', 'README.md can be read');
-cmp_ok(scalar @blocks, '>', 0, 'README.md has sql blocks');
-run_block($_) foreach (grep { !$_->{last} } @blocks), (grep { $_->{last} } @blocks);
+foreach my $page (@pages)
+{
+	$blocks{$page} = [ eval { read_blocks($page) } ];
+	is($@, '', "$page can be read");
+}
+my @first = grep { $_->{first} } @{ $blocks{'README.md'} };
+cmp_ok(scalar @first, '>', 0, 'README.md says what every page begins with');
+foreach my $page (@pages)
+{
+	my @own = grep { !$_->{first} } @{ $blocks{$page} };
+
+	next unless @own;
+	start_page();
+	run_block($_) foreach @first, (grep { !$_->{last} } @own), (grep { $_->{last} } @own);
+}
 cmp_ok($nservers, '>', 0, 'README.md creates a server');
-ok($stood_in{$_}, "README.md has $_, which the test replaces") foreach sort keys %stand_in;
+ok($stood_in{$_}, "a page has $_, which the test replaces") foreach sort keys %stand_in;
 
 # The reference, against what is installed.
 
-my $reference = section('Reference');
+my $reference = $text{'doc/reference.md'};
 my $owned = q{pg_depend WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
 	AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'doubletick')};
 
-has_row(qr/(?:`[^`|]+`, )*`\Q$_\E\(/, "function $_")
-  foreach rows(qq{SELECT DISTINCT proname FROM pg_proc WHERE proname LIKE 'dt\\_%' ORDER BY 1});
+start_page();
+run_block($_) foreach @first;
+has_row(qr/(?:`[^`|]+`, )*`\Q$_\E/, "function $_")
+  foreach rows(qq{SELECT proname || '(' || regexp_replace(pg_get_function_identity_arguments(oid), '(, )?OUT .*', '') || ')'
+	FROM pg_proc WHERE oid IN (SELECT objid FROM $owned AND classid = 'pg_proc'::regclass) ORDER BY 1});
 has_row(qr/`\Q$_\E` \|/, "setting $_")
   foreach rows(q{LOAD 'doubletick';
 	SELECT name FROM pg_settings WHERE name LIKE 'doubletick.%' AND name NOT LIKE '%.fault\_%' ORDER BY 1});
-has_row(qr/`\Q$_\E` \|/, "column $_")
-  foreach rows(q{SELECT attname FROM pg_attribute WHERE attrelid = 'dt_status'::regclass ORDER BY attnum});
-foreach my $view (qw(dt_queue dt_history))
+
+my %has_columns = map { /^(\w+)\|(.+)$/ ? ($1 => [ split /,/, $2 ]) : () }
+  rows(qq{SELECT relname, string_agg(attname, ',' ORDER BY attnum)
+	FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0
+	WHERE relkind = 'v' AND has_table_privilege('public', pg_class.oid, 'SELECT') AND pg_class.oid IN (SELECT objid FROM $owned AND classid = 'pg_class'::regclass) GROUP BY 1});
+foreach my $view (sort keys %has_columns)
 {
-	foreach my $column (rows("SELECT attname FROM pg_attribute WHERE attrelid = '$view'::regclass ORDER BY attnum"))
-	{
-		has_row(qr/(?:`\w+`, )*`$column`(?:, `\w+`)* \| (?:both|`$view`) \|/, "column $column of $view");
-	}
+	my ($table) = $reference =~ /^\| column of [^|]*`$view`.*?\n(.*?)(?=\n\n|\z)/ms;
+
+	ok(defined $table, "reference has a table of the columns of $view") or next;
+	ok($table =~ /^\| `$_` \| (?:both \||`$view` \|)?/m, "reference has the column $_ of $view") foreach @{ $has_columns{$view} };
 }
 
 my @options = $source{'option.c'} =~ /^\t(?:SERVER|MAPPING)_(?:STRING|NUMBER)\((\w+),/mg;
@@ -88,14 +117,14 @@ has_row(qr/`$_` \|/, "option $_") foreach @options;
 
 my %sqlstates = (QUERY_CANCELED => '57014', used_sqlstates());
 has_row(qr/$sqlstates{$_} \| `\L$_`/, "SQLSTATE $sqlstates{$_}, $_") foreach sort keys %sqlstates;
-my @of_table = map { /\b([0-9A-Z]{5})\b/g } section('Errors') =~ /^\| [^|]+ \| ([^|]+) \|/mg;
+my @of_table = map { /\b([0-9A-Z]{5})\b/g } section('doc/calls.md', 'Errors') =~ /^\| [^|]+ \| ([^|]+) \|/mg;
 cmp_ok(scalar @of_table, '>', 5, 'the error table has SQLSTATEs');
 has_row(qr/$_ \|/, "SQLSTATE $_ of the error table") foreach uniq(@of_table);
 
-# The rest of the README, against the tree.
+# The rest of the pages, against the tree.
 
 my @messages = map { /^\| ((?:[^|\\]|\\.)+) \|/ ? $1 =~ /`([^`]+)`/g : () }
-  split /\n/, section('Troubleshooting');
+  split /\n/, $text{'doc/troubleshooting.md'};
 @messages = uniq(grep { !/^Cannot POST / } @messages);    # those are the API's words
 cmp_ok(scalar @messages, '>', 0, 'the troubleshooting table quotes messages');
 foreach my $message (@messages)
@@ -107,28 +136,46 @@ foreach my $message (@messages)
 	ok($message =~ /[a-z ]{8}/ && $literals =~ /$pattern/, "src/ has the message: $message");
 }
 
+my $pages = join "\n", map { $text{$_} } @pages;
 ok(-e "$top/$_", "$_ is there")
-  foreach uniq($readme =~ m{(?<![\w/])(test/(?:demo|check|package|release|bench|sandbox|t)\b(?:[\w./]*\w)?)}g);
-ok(-e "$top/src/README", 'src/README is there') if section('Development') =~ m{\]\(src/README\)};
+  foreach uniq($pages =~ m{(?<![\w/])(test/(?:demo|check|package|release|bench|fuzz|torture|sandbox|t)\b(?:[\w./]*\w)?)}g);
+cmp_ok(scalar(split /\n/, $text{'README.md'}), '<=', 250, 'README.md is for one sitting');
 
-my @headings = map { lc s/[^\w -]//gr =~ tr/ /-/r } $readme =~ /^#+ (.+)$/mg;
-foreach my $anchor (uniq($readme =~ /\]\(#([^)]+)\)/g))
+# Every link leads to a file of the tree and, after a #, to a heading of it.
+my %headings;
+foreach my $page (@pages, 'test/FAULTS.md', 'test/sandbox/README.md')
 {
-	ok((grep { $_ eq $anchor } @headings), "there is a heading for the link to $anchor");
+	my $prose = without_blocks($text{$page} // contents($page));
+	my @anchors = map { lc s/[^\w -]//gr =~ tr/ /-/r } $prose =~ /^#+ (.+)$/mg;
+
+	is(scalar uniq(@anchors), scalar @anchors, "no two headings of $page are the same");
+	$headings{$page} = { map { $_ => 1 } @anchors };
 }
+foreach my $page (sort keys %headings)
+{
+	foreach my $link (uniq(without_blocks($text{$page} // contents($page)) =~ /\]\(([^)\s]+)\)/g))
+	{
+		my ($path, $anchor) = split /#/, $link, 2;
+		my $target = $path eq '' ? $page : in_tree(dirname($page), $path);
+
+		ok(-e "$top/$target" && (!defined $anchor || $headings{$target}{$anchor}), "$page: there is $link");
+	}
+}
+ok($text{'README.md'} =~ /\]\(\Q$_\E\)/, "README.md has a link to $_") foreach grep { $_ ne 'README.md' } @pages;
 
 # A SET in a pooled session would reach others. A function's clause, and what ALTER
 # stores, are no such SET.
-my @advice = grep { /(?<!clause `)(?<!clause )\bSET doubletick\./ && !/ALTER (?:DATABASE|ROLE|SYSTEM)/ }
-  split /\n/, join "\n", $readme, $literals, contents("sql/doubletick--$version.sql");
+my @advice = grep { /(?<!clause `)(?<!clause )\bSET doubletick\./ && !/ALTER (?:DATABASE|ROLE|SYSTEM)|^LANGUAGE / }
+  split /\n/, join "\n", $pages, $literals, contents("sql/doubletick--$version.sql");
 is_deeply(\@advice, [], 'SET LOCAL is advised, and not SET');
 
 # What the extension is made of.
 
 is_deeply(
 	[ rows(qq{SELECT pg_describe_object(classid, objid, objsubid) FROM $owned
+		AND classid <> 'pg_type'::regclass
 		AND obj_description(objid, classid::regclass::name) IS NULL}) ],
-	[], 'every object has a comment');
+	[], 'every object has a comment, but for row types, which are members from PostgreSQL 17 on');
 is_deeply(
 	[ rows(q{SELECT proname, has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc
 		WHERE proname ~ '^dt_(.*remove_tags_custom_fields|keep|cancel|retry|process_queue)$' ORDER BY 1}) ],
@@ -164,14 +211,57 @@ sub contents
 	return scalar <$in>;
 }
 
-# README.md from one heading of level 2 to the next.
+# A page from one heading of level 2 to the next.
 sub section
 {
-	my ($title) = @_;
-	my ($text) = $readme =~ /^## \Q$title\E\n(.*?)(?=^## |\z)/ms;
+	my ($page, $title) = @_;
+	my ($found) = $text{$page} =~ /^## \Q$title\E\n(.*?)(?=^## |\z)/ms;
 
-	ok(defined $text, "README.md has the section $title");
-	return $text || '';
+	ok(defined $found, "$page has the section $title");
+	return $found || '';
+}
+
+# A page without what is between fences, where neither headings nor links are.
+sub without_blocks
+{
+	my ($markdown) = @_;
+
+	return $markdown =~ s/^(\s*)```.*?^\s*```$//msgr;
+}
+
+# A relative path from a folder of the tree, as a path from the top.
+sub in_tree
+{
+	my ($folder, $path) = @_;
+	my @parts = grep { $_ ne '.' } split m{/}, $folder;
+
+	foreach my $part (split m{/}, $path)
+	{
+		if ($part eq '..') { pop @parts; }
+		else { push @parts, $part; }
+	}
+	return join '/', @parts;
+}
+
+# A fresh database "shop", and nothing else that another page has left.
+sub start_page
+{
+	preload(0);
+	foreach my $subscription (split /\n/, $node->safe_psql('postgres',
+		q{SELECT datname || ' ' || subname FROM pg_subscription JOIN pg_database ON pg_database.oid = subdbid}))
+	{
+		my ($db, $name) = split / /, $subscription;
+
+		$node->safe_psql($db, "DROP SUBSCRIPTION $name");
+	}
+	$node->safe_psql('postgres', qq{DROP DATABASE "$_"})
+	  foreach split /\n/, $node->safe_psql('postgres',
+		q{SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'});
+	$node->safe_psql('postgres', qq{DROP ROLE "$_"})
+	  foreach split /\n/, $node->safe_psql('postgres',
+		q{SELECT rolname FROM pg_roles WHERE rolname NOT LIKE 'pg\_%' AND rolname <> current_user});
+	$node->safe_psql('postgres', 'CREATE DATABASE shop');
+	return;
 }
 
 # Has the reference a table row that begins like this?
@@ -185,7 +275,7 @@ sub has_row
 
 sub uniq { my %seen; return grep { !$seen{$_}++ } @_; }
 
-# The rows of a query in the README's database, as psql -At has them.
+# The rows of a query in the database of the pages, as psql -At has them.
 sub rows { return split /\n/, $node->safe_psql('shop', $_[0]); }
 
 # Adjacent literals are one, in C, and a format between them is of one, too;
@@ -225,15 +315,15 @@ sub used_sqlstates
 	return %found;
 }
 
-# The sql blocks of a Markdown text: where each starts, its SQL, what it must
-# print if that is given, and what the comment before it says.
+# The sql blocks of a page: where each starts, its SQL, what it must print if that is
+# given, and what the comment before it says.
 sub read_blocks
 {
-	my ($markdown) = @_;
+	my ($page) = @_;
 	my (@found, $open, $directive, $just_closed);
 	my $line = 0;
 
-	foreach (split /\n/, $markdown)
+	foreach (split /\n/, $text{$page})
 	{
 		$line++;
 		if ($open)
@@ -248,9 +338,9 @@ sub read_blocks
 			s/^$indent//;
 			${ $open->{to} } .= "$_\n";
 		}
-		elsif (/^(\s*)```(sql|text|sh|)$/)
+		elsif (/^(\s*)```(\w*)$/)
 		{
-			my $block = { line => $line, role => undef, db => 'shop', sql => '' };
+			my $block = { page => $page, node => $node, line => $line, role => undef, db => 'shop', sql => '' };
 
 			$open = { indent => $1, to => \my $not_ours };
 			if ($2 eq 'sql')
@@ -289,10 +379,12 @@ sub obey
 	{
 		if (/^as (\w+)$/) { $block->{role} = $1; }
 		elsif (/^in (\w+)$/) { $block->{db} = $1; }
+		elsif (/^elsewhere$/) { $block->{node} = $elsewhere; }
 		elsif (/^error ([0-9A-Z]{5})$/) { $block->{error} = $1; }
 		elsif (/^numbers differ$/) { $block->{numbers_differ} = 1; }
 		elsif (/^preloaded$/) { $block->{preloaded} = 1; }
 		elsif (/^at end$/) { $block->{last} = 1; }
+		elsif (/^every page$/ && $block->{page} eq 'README.md') { $block->{first} = 1; }
 		else { die "line $block->{line}: \"$_\" is not understood"; }
 	}
 	return;
@@ -302,7 +394,7 @@ sub obey
 sub run_block
 {
 	my ($block) = @_;
-	my $name = "block of line $block->{line}";
+	my $name = "$block->{page}, line $block->{line}";
 	my $sql = $block->{sql};
 
 	foreach my $path (keys %stand_in)
@@ -315,6 +407,8 @@ sub run_block
 	  foreach qw(919876543210 919876543211);
 
 	preload($block->{preloaded} || 0);
+	$block->{node}->safe_psql('postgres', "CREATE DATABASE $block->{db}")
+	  unless $block->{node}->safe_psql('postgres', "SELECT 1 FROM pg_database WHERE datname = '$block->{db}'");
 	my ($output, $raised) = psql($block, $sql);
 	is($raised, $block->{error} || '', "$name: raises " . ($block->{error} || 'nothing'))
 	  or diag("$sql\n$output");
@@ -354,7 +448,7 @@ sub preload
 sub psql
 {
 	my ($block, $sql) = @_;
-	my $conninfo = $node->connstr($block->{db}) . ($block->{role} ? " user=$block->{role}" : '');
+	my $conninfo = $block->{node}->connstr($block->{db}) . ($block->{role} ? " user=$block->{role}" : '');
 	my ($output, $raised) = ('', '');
 
 	IPC::Run::run(

@@ -1,0 +1,190 @@
+
+# dt_check(): a row for each thing that is wrong, none when all is well, and hints that
+# mend it when they are pasted.
+
+use strict;
+use warnings;
+
+use File::Basename qw(dirname);
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use lib dirname(__FILE__);
+use Calls;
+use Queue;
+
+open_queue(testing => 1, options => { timeout => '5s' });
+
+# keep() is not needed here, and its trigger fires on INSERT alone.
+$calls->sql('DROP TABLE came_back');
+
+# What dt_check() returns, as "object: problem" lines.
+sub check
+{
+	my ($connect, $before) = @_;
+
+	return $calls->sql(($before ? "$before; " : '') . "SELECT object || ': ' || problem FROM dt_check("
+		  . ($connect ? 'connect => true' : '') . ')');
+}
+
+sub hint { return $calls->sql('SELECT hint FROM dt_check() ORDER BY object LIMIT 1'); }
+
+# One thing is wrong: it is the only row, and pasting the hint mends it.
+sub mended_ok
+{
+	my ($name, $problem, $command) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	like(check(), qr/^$problem$/, "$name: it is reported, and nothing else");
+	my $hint = hint();
+	my $paste = $hint =~ s/\.\.\./key_sandbox/r;
+	if (defined $command)
+	{
+		like($hint, $command, "$name: the hint");
+	}
+	else
+	{
+		$calls->sql($paste);
+		is(check(), '', "$name: the hint mends it");
+	}
+	return;
+}
+
+is(check(), '', 'all is well');
+is(check(1), '', 'and the server can be connected to');
+
+# Servers and user mappings.
+$calls->sql('DROP SERVER doubletick CASCADE');
+like(check(), qr/^database postgres: it has no DoubleTick server$/, 'no server: it is reported, and nothing else');
+is(hint(), 'CREATE SERVER doubletick FOREIGN DATA WRAPPER doubletick;', 'no server: the hint');
+$calls->sql(hint());
+mended_ok('no mapping', 'server doubletick: it has no user mapping, so nobody can send');
+$calls->sql('DROP SERVER doubletick CASCADE');
+$calls->server('doubletick', timeout => '5s');
+is(check(), '', 'server: all is well again');
+$calls->sql('DROP USER MAPPING FOR CURRENT_USER SERVER doubletick; CREATE USER MAPPING FOR CURRENT_USER SERVER doubletick');
+mended_ok('no key', 'user mapping for \S+ on server doubletick: user mapping of role "\S+" on server "doubletick" has no API key',
+	qr/^Add it: ALTER USER MAPPING FOR \S+ SERVER doubletick OPTIONS \(ADD api_key '\.\.\.'\);$/);
+$calls->sql("ALTER USER MAPPING FOR CURRENT_USER SERVER doubletick OPTIONS (ADD api_key 'key_sandbox')");
+make_roles();
+is(check(), '', 'roles with what they need');
+$calls->sql('REVOKE USAGE ON FOREIGN SERVER doubletick FROM app');
+mended_ok('no USAGE', 'user mapping for app on server doubletick: permission denied for foreign server doubletick',
+	qr/^Grant it: GRANT USAGE ON FOREIGN SERVER doubletick TO app;$/);
+$calls->sql('GRANT USAGE ON FOREIGN SERVER doubletick TO app');
+$calls->sql("ALTER USER MAPPING FOR app SERVER doubletick OPTIONS (DROP api_key, ADD api_key_file '/nowhere/key')");
+mended_ok('no key file', 'user mapping for app on server doubletick: could not open API key file "/nowhere/key": No such file or directory', qr//);
+$calls->sql("ALTER USER MAPPING FOR app SERVER doubletick OPTIONS (DROP api_key_file, ADD api_key 'key_app')");
+$calls->sql("CREATE SERVER public_one FOREIGN DATA WRAPPER doubletick; CREATE USER MAPPING FOR PUBLIC SERVER public_one");
+mended_ok('a public mapping without a key', 'user mapping for \S+ on server public_one: .*has no API key', qr/FOR PUBLIC SERVER public_one/);
+$calls->sql('DROP SERVER public_one CASCADE');
+$calls->sql("ALTER SERVER doubletick OPTIONS (SET ca_file '/nowhere/ca.pem')");
+mended_ok('no file of authorities', 'server doubletick: could not read file "/nowhere/ca.pem" of option "ca_file": No such file or directory',
+	qr/option "ca_file"/);
+$calls->sql("ALTER SERVER doubletick OPTIONS (SET ca_file '" . $sb->ca_file . "', ADD database 'other')");
+like(check(), qr/^(?:user mapping for \S+ on server doubletick: server "doubletick" sends nothing from database "postgres"\n?){3}$/,
+	'another database: each mapping is reported');
+is(check(1), check(), 'another database: no connection is made');
+$calls->sql('ALTER SERVER doubletick OPTIONS (DROP database)');
+
+# Settings.
+$calls->sql('ALTER DATABASE postgres SET doubletick.enabled = off');
+mended_ok('switched off for the database', 'setting doubletick.enabled: it is off, so nothing is sent');
+$calls->sql('ALTER ROLE ALL SET doubletick.enabled = off');
+mended_ok('switched off for all roles', 'setting doubletick.enabled: it is off, so nothing is sent');
+like(check(0, 'SET doubletick.enabled = off'), qr/^setting doubletick.enabled: it is off/, 'switched off in the session');
+like(check(0, 'SET doubletick.server = nowhere'), qr/^setting doubletick.server: server "nowhere" does not exist$/, 'a server that does not exist');
+
+# Connections.
+$calls->server('closed', base_url => 'https://127.0.0.1:' . closed_port());
+$calls->server('distrusted', ca_file => undef);
+$sb->clear_journal;
+like(check(1), qr/^server closed: could not connect to DoubleTick: .*\nserver distrusted: could not establish TLS with DoubleTick: .*$/,
+	'connect: what cannot be connected to');
+is(scalar @{ $sb->journal }, 0, 'connect: no request is sent');
+is(check(), '', 'without connect, that is not looked at');
+$calls->sql('DROP SERVER closed CASCADE; DROP SERVER distrusted CASCADE');
+my $phone = new_phone();
+is(check(1, removal($phone, ['a']) =~ s/^SELECT (.*)$/DO \$\$ BEGIN PERFORM $1; END \$\$/r), '', 'connect: after a call in the same session');
+
+# Triggers.
+my $fires = "EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger";
+$calls->sql('CREATE TABLE customers (phone text PRIMARY KEY, tags text[])');
+foreach my $case (
+	[ 'a wrong column', "AFTER INSERT OR UPDATE OR DELETE ON customers FOR EACH ROW $fires('phone', 'labels')",
+		'trigger t on table public.customers: column "labels" of relation "customers" does not exist' ],
+	[ 'no arguments', "AFTER INSERT OR UPDATE OR DELETE ON customers FOR EACH ROW $fires()",
+		'trigger t on table public.customers: trigger "t" names no column of the phone' ],
+	[ 'UPDATE OF', "AFTER INSERT OR UPDATE OF tags OR DELETE ON customers FOR EACH ROW $fires('phone', 'tags')",
+		'trigger t on table public.customers: trigger "t" is limited to some columns' ],
+	[ 'a server that does not exist', "AFTER INSERT OR UPDATE OR DELETE ON customers FOR EACH ROW $fires('phone', 'tags', '', '', 'nowhere')",
+		'server nowhere: server "nowhere" does not exist' ],
+	[ 'no INSERT', "AFTER UPDATE ON customers FOR EACH ROW $fires('phone', 'tags')",
+		'table public.customers: no trigger of the extension fires on INSERT' ],
+	[ 'no DELETE', "AFTER INSERT OR UPDATE ON customers FOR EACH ROW $fires('phone', 'tags')",
+		'table public.customers: no trigger of the extension fires on DELETE' ],
+	[ 'UPDATE alone at statement level', "AFTER UPDATE ON customers REFERENCING OLD TABLE AS old NEW TABLE AS new FOR EACH STATEMENT $fires('phone', 'tags')",
+		'table public.customers: no trigger of the extension fires on INSERT' ])
+{
+	$calls->sql("CREATE TRIGGER t $case->[1]");
+	is(check(), $case->[2], "trigger: $case->[0]");
+	$calls->sql('DROP TRIGGER t ON customers');
+}
+$calls->sql("CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON customers FOR EACH ROW $fires('phone', 'tags')");
+is(check(), '', 'trigger: a good one');
+foreach my $mode ('DISABLE', 'ENABLE REPLICA')
+{
+	$calls->sql("ALTER TABLE customers $mode TRIGGER t");
+	mended_ok("trigger: $mode", 'trigger t on table public.customers: it (?:is disabled|fires for replicated changes alone)');
+}
+$calls->sql('CREATE ROLE owner; ALTER TABLE customers OWNER TO owner; GRANT CREATE ON SCHEMA public TO owner');
+like(check(), qr/^user mapping for owner on server doubletick: permission denied/, 'trigger: an owner who cannot send');
+$calls->sql('ALTER TABLE customers OWNER TO CURRENT_USER');
+$calls->sql(q{CREATE TABLE parts (phone text, tags text[]) PARTITION BY HASH (phone);
+	CREATE TABLE part PARTITION OF parts FOR VALUES WITH (MODULUS 1, REMAINDER 0)});
+$calls->sql("CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON parts FOR EACH ROW $fires('phone', 'labels')");
+is(check(), 'trigger t on table public.parts: column "labels" of relation "parts" does not exist', 'trigger: a partitioned table is reported once');
+$calls->sql('DROP TABLE parts');
+
+# A table that a subscription changes.
+$calls->sql("CREATE TABLE subscribed (phone text PRIMARY KEY, tags text[]);
+	CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON subscribed FOR EACH ROW $fires('phone', 'tags');
+	CREATE SUBSCRIPTION s CONNECTION 'dbname=nowhere' PUBLICATION p WITH (connect = false);
+	INSERT INTO pg_subscription_rel SELECT oid, 'subscribed'::regclass, 'r', NULL FROM pg_subscription");
+mended_ok('trigger: a subscription', 'trigger t on table public.subscribed: a subscription changes the table, and the trigger does not fire for that');
+$calls->sql("DROP TRIGGER t ON subscribed;
+	CREATE TRIGGER i AFTER INSERT ON subscribed REFERENCING NEW TABLE AS new FOR EACH STATEMENT $fires('phone', 'tags');
+	CREATE TRIGGER u AFTER UPDATE ON subscribed REFERENCING OLD TABLE AS old NEW TABLE AS new FOR EACH STATEMENT $fires('phone', 'tags');
+	CREATE TRIGGER d AFTER DELETE ON subscribed REFERENCING OLD TABLE AS old FOR EACH STATEMENT $fires('phone', 'tags')");
+like(check(), qr/^(?:trigger \w on table public.subscribed: .*FOR EACH STATEMENT do not fire for that\n?){3}$/, 'trigger: a subscription at statement level');
+$calls->sql("DELETE FROM pg_subscription_rel; ALTER SUBSCRIPTION s SET (slot_name = NONE); DROP SUBSCRIPTION s");
+is(check(), '', 'trigger: all three at statement level are good');
+
+# Our tables.
+$calls->sql('ALTER TABLE dt_settled ADD COLUMN note text');
+like(check(), qr/^table public.dt_settled: .*dt_settled/, 'a table of ours that was changed');
+$calls->sql('ALTER TABLE dt_settled DROP COLUMN note');
+$calls->sql('DROP INDEX dt_waiting_customer');
+like(check(), qr/^table public.dt_waiting: /, 'an index of ours that was dropped');
+$calls->sql('CREATE INDEX dt_waiting_customer ON dt_waiting (customer, keep, id)');
+
+# What waits, and who sends it.
+enqueue($phone, ['a']);
+like(check(), qr/^library doubletick: it is not preloaded, so no worker sends the 1 removals that wait$/, 'not preloaded');
+like(hint(), qr/^ALTER SYSTEM SET shared_preload_libraries = 'doubletick'; then restart/, 'not preloaded: the hint');
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'doubletick'\ndoubletick.enabled = on\nmax_worker_processes = 0");
+$node->restart;
+like(check(), qr/^background process doubletick launcher: it does not run/, 'no launcher runs');
+drain();
+$sb->rule('*', { status => 401 });
+enqueue($phone, ['b']);
+drain();
+like(check(), qr/^requests of role \S+ to server doubletick: they are held: request was refused with HTTP status 401.*\nbackground/s, 'what is held');
+$sb->clear_rules;
+
+# Who may look, and that nothing is written.
+is(sqlstate_of('SET SESSION AUTHORIZATION nobody; SELECT * FROM dt_check()'), '42501', 'not everybody');
+like(as('monitor', 'SELECT object FROM dt_check()'), qr/background/, 'but members of pg_monitor');
+is($calls->sql("BEGIN READ ONLY; SELECT count(*) > 0 FROM dt_check(true); SELECT pg_current_xact_id_if_assigned() IS NULL; COMMIT"),
+	"t\nt", 'a read-only transaction, which gets no id');
+done_testing();
