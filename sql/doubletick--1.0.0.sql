@@ -610,7 +610,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000 ROWS 10
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 
 COMMENT ON FUNCTION @extschema@.dt_check(boolean) IS
-'Returns a row for each thing that is wrong in this database: with settings, servers, user mappings, key files, triggers, tables, or the background worker. hint says what mends it. Returns no row when all is well. Writes nothing. With connect, also connects to each server, TLS included, and sends no request.';
+'Returns what is wrong in this database, and what mends it; no row when all is well.';
 
 REVOKE EXECUTE ON FUNCTION
 	@extschema@.dt_remove_tags_custom_fields(text, text[], text[], text),

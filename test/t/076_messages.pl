@@ -232,4 +232,9 @@ sub command_of
 	$calls->sql('DROP DATABASE bytes');
 }
 
+# \df+ fits a screen: a short sentence about each function; all else is in the reference.
+is($calls->sql(q{SELECT string_agg(proname, ' ') FROM pg_proc WHERE proname LIKE 'dt\_%'
+	AND proname NOT LIKE 'dt\_test%' AND (length(obj_description(oid, 'pg_proc')) > 100 OR obj_description(oid, 'pg_proc') ~ '[.] ')}),
+	'', 'a short sentence about each function');
+
 done_testing;
