@@ -270,9 +270,10 @@ sub dropped_role
 	$calls->sql("CREATE ROLE passing; GRANT USAGE ON FOREIGN SERVER doubletick TO passing;
 		GRANT EXECUTE ON FUNCTION dt_enqueue_remove_tags_custom_fields TO passing;
 		CREATE USER MAPPING FOR passing SERVER doubletick OPTIONS (api_key 'key_sandbox')");
-	@ids = map { enqueue($_, ['lead'], undef, role => 'passing') } @phones[ 0, 1 ];
 	$sb->rule($phones[0], { status => 401, times => 1 });
+	enqueue($phones[0], ['lead'], undef, role => 'passing');
 	drain();
+	enqueue($phones[1], ['lead'], undef, role => 'passing');
 	$calls->sql("UPDATE dt_hold SET probe_at = now()");
 	$sb->hold($_) foreach @phones[ 0, 1 ];
 	my $log = -s $node->logfile;
