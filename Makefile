@@ -33,6 +33,7 @@ OBJS = \
 	src/base/names.o \
 	src/base/phone.o \
 	src/base/shared.o \
+	src/base/wait_event.o \
 	src/call/remove.o \
 	src/check/check.o \
 	src/check/connection.o \

@@ -14,7 +14,7 @@ AS 'MODULE_PATHNAME', 'dt_fdw_validator'
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION @extschema@.dt_fdw_validator(text[], oid) IS
-'Checks the options of servers and user mappings of the foreign-data wrapper doubletick. CREATE and ALTER call it. Raises 22023 for a bad value, HV00D for an unknown option, 42501 for an option that only a superuser may set.';
+'Checks the options of DoubleTick servers and their user mappings.';
 
 CREATE FOREIGN DATA WRAPPER doubletick
 NO HANDLER
@@ -35,7 +35,7 @@ AS 'MODULE_PATHNAME', 'dt_payload'
 LANGUAGE C IMMUTABLE PARALLEL SAFE COST 10;
 
 COMMENT ON FUNCTION @extschema@.dt_payload(text, text[], text[], text) IS
-'Returns the request body that dt_remove_tags_custom_fields would send for these arguments. Sends nothing. Raises 22023 for a bad argument, 22004 for a null one.';
+'Returns the request body for these arguments; sends nothing.';
 
 CREATE FUNCTION @extschema@.dt_remove_tags_custom_fields(
 	phone text,
@@ -47,7 +47,7 @@ AS 'MODULE_PATHNAME', 'dt_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields(text, text[], text[], text) IS
-'Removes tags and custom fields from the DoubleTick customer with this phone number, and returns the API''s answer: {"tags": {"removed": [], "errored": []}, "customFields": {...}}. Sends at once and waits. phone and waba are E.164 numbers; waba is by default the server''s waba_number. Raises 22023 or 22004 for a bad argument or a refusal, 28000 for a bad API key, 53400 for too many requests, 58000 for a fault at the API, HV00N without a connection, HV00M without a usable answer; 42704, 42501 or 55000 if server, user mapping, key or privilege is missing, or requests are switched off.';
+'Removes tags and custom fields from a DoubleTick customer, and returns the answer.';
 
 CREATE FUNCTION @extschema@.dt_try_remove_tags_custom_fields(
 	phone text,
@@ -59,7 +59,7 @@ AS 'MODULE_PATHNAME', 'dt_try_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION @extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text) IS
-'Does the same as dt_remove_tags_custom_fields, but returns what goes wrong with one row: {"statusCode": HTTP status or null, "error": text, "message": text or array}. A success never has the key statusCode. Raises what would hit every row: 28000 for HTTP status 401; 42704, 42501, 55000.';
+'The same, but returns what goes wrong with one row instead of raising it.';
 
 -- The queue: removals that wait, removals that are settled, and holds
 
@@ -167,7 +167,7 @@ AS 'MODULE_PATHNAME', 'dt_replicated_trigger'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10;
 
 COMMENT ON FUNCTION @extschema@.dt_replicated_trigger() IS
-'Marks rows of dt_waiting that arrive by logical replication, and leaves out those of dt_settled and dt_hold. For the triggers on these tables.';
+'Marks rows of the queue that arrive by logical replication.';
 
 CREATE TRIGGER dt_waiting_replicated BEFORE INSERT OR UPDATE OR DELETE ON @extschema@.dt_waiting
 FOR EACH ROW EXECUTE FUNCTION @extschema@.dt_replicated_trigger();
@@ -193,7 +193,7 @@ AS 'MODULE_PATHNAME', 'dt_held'
 LANGUAGE C STRICT STABLE PARALLEL RESTRICTED COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_held(text, oid) IS
-'Returns why requests of this role to this server cannot leave: something is missing or switched off in this database, or the server is paused after HTTP status 429. NULL if nothing is in the way, or if the caller neither has the privileges of the role nor of pg_monitor. For the view dt_status.';
+'For dt_status: why requests of a role to a server cannot leave.';
 
 CREATE FUNCTION @extschema@.dt_worker(
 	OUT pid integer,
@@ -208,7 +208,7 @@ AS 'MODULE_PATHNAME', 'dt_worker'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10;
 
 COMMENT ON FUNCTION @extschema@.dt_worker() IS
-'Returns what the background worker of this database does: its process id, start time, state, requests in flight, requests sent and removals failed in the last minute, and the last error that ended a worker. All but the last are null if no worker runs. For the view dt_status.';
+'For dt_status: what the background worker of this database does.';
 
 CREATE FUNCTION @extschema@.dt_counters(
 	server oid,
@@ -231,7 +231,7 @@ AS 'MODULE_PATHNAME', 'dt_counters'
 LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED COST 10;
 
 COMMENT ON FUNCTION @extschema@.dt_counters(oid) IS
-'Returns what was sent to a server of this database and what came of it, counted since the database server has started: of all sessions if the library is preloaded, else of this session alone. rate is in requests per second. For the view dt_status.';
+'For dt_status: what was sent to a server, and what came of it.';
 
 CREATE FUNCTION @extschema@.dt_same_number(number text, other text)
 RETURNS boolean
@@ -239,7 +239,7 @@ AS 'MODULE_PATHNAME', 'dt_same_number'
 LANGUAGE C IMMUTABLE PARALLEL SAFE COST 1;
 
 COMMENT ON FUNCTION @extschema@.dt_same_number(text, text) IS
-'Tells whether two phone or WABA numbers are the same, a leading "+" aside. NULL means no number, and is the same only as NULL. For the view dt_queue.';
+'For dt_queue: whether two numbers are the same, a leading "+" aside.';
 
 CREATE VIEW @extschema@.dt_removals AS
 SELECT w.tableoid AS source, w.id, w.customer, w.replicated, w.server, w.role, w.phone, w.waba,
@@ -545,7 +545,7 @@ AS 'MODULE_PATHNAME', 'dt_enqueue_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
-'Stores the removal of tags and custom fields and returns its id in dt_queue and dt_history. It is sent as the current role, after this transaction has committed. Takes the arguments of dt_remove_tags_custom_fields. Raises 22023 or 22004 for a bad argument, 42704 when there is no DoubleTick server of the name in doubletick.server, 25006 in a read-only session.';
+'Stores a removal, which is sent after commit, and returns its id.';
 
 CREATE FUNCTION @extschema@.dt_try_enqueue_remove_tags_custom_fields(
 	phone text,
@@ -557,7 +557,7 @@ AS 'MODULE_PATHNAME', 'dt_try_enqueue_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
-'Does the same as dt_enqueue_remove_tags_custom_fields, but a removal with a bad argument goes to dt_history as failed, and its id is returned. Raises what would hit every row: 42704, 25006.';
+'The same, but a removal with a bad argument goes to dt_history as failed.';
 
 CREATE FUNCTION @extschema@.dt_keep(
 	phone text,
@@ -569,7 +569,7 @@ AS 'MODULE_PATHNAME', 'dt_keep'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_keep(text, text[], text[], text) IS
-'Takes names that a customer has again out of the waiting removals of the current role, as the trigger does. Returns whether a removal had one of them. A removal whose request is in flight is not changed. Raises 22023 or 22004 for a bad argument, 42704 when there is no DoubleTick server of the name in doubletick.server, 25006 in a read-only session.';
+'Takes names that a customer has again out of the waiting removals.';
 
 CREATE FUNCTION @extschema@.dt_cancel(id bigint)
 RETURNS boolean
@@ -577,7 +577,7 @@ AS 'MODULE_PATHNAME', 'dt_cancel'
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_cancel(bigint) IS
-'Takes a waiting removal out of the queue. Returns true only if its request has not left and, once this transaction commits, never will; except after a crash or a cancel of the sending session: then a request may have left unrecorded. Returns false if the removal was tried before, or arrived by logical replication: it is taken out, but may have been carried out. Also returns false, and changes nothing, if a request of the customer is in flight, if the removal is settled or unknown, or if the caller lacks the privileges of its role. Raises 25006 in a read-only session.';
+'Takes a waiting removal out of the queue; true if it was never sent and never will be.';
 
 CREATE FUNCTION @extschema@.dt_retry(id bigint)
 RETURNS boolean
@@ -585,7 +585,7 @@ AS 'MODULE_PATHNAME', 'dt_retry'
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_retry(bigint) IS
-'Puts a failed removal back into the queue under its id, as if it were new: with a new enqueued_at and no attempts. Returns false if there is no failed removal with that id, or if the caller lacks the privileges of its role. Raises 22023 if its phone or names cannot be sent, 25006 in a read-only session.';
+'Puts a failed removal back into the queue, as if it were new.';
 
 CREATE FUNCTION @extschema@.dt_send_replicated()
 RETURNS bigint
@@ -593,14 +593,14 @@ AS 'MODULE_PATHNAME', 'dt_send_replicated'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
 COMMENT ON FUNCTION @extschema@.dt_send_replicated() IS
-'Has the removals that arrived by logical replication sent from here, after this transaction has committed, and returns their number. For a subscriber that takes the publisher''s place. Raises 55000 while a subscription still replicates dt_waiting, 42704 if one of their roles does not exist here, 25006 in a read-only session.';
+'Has removals that arrived by logical replication sent from here.';
 
 CREATE PROCEDURE @extschema@.dt_process_queue()
 AS 'MODULE_PATHNAME', 'dt_process_queue'
 LANGUAGE C;
 
 COMMENT ON PROCEDURE @extschema@.dt_process_queue() IS
-'Sends the queue of this database, many requests at a time, until nothing more can be sent now. Reports its progress by NOTICE. Returns at once if another session is sending the queue. Raises 25001 in a transaction block, 25006 in a read-only session.';
+'Sends what is due in the queue of this database.';
 
 CREATE FUNCTION @extschema@.dt_remove_tags_custom_fields_trigger()
 RETURNS trigger
@@ -608,7 +608,7 @@ AS 'MODULE_PATHNAME', 'dt_remove_tags_custom_fields_trigger'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields_trigger() IS
-'Enqueues the removal of tags and custom fields that a table''s rows have lost, to be sent as the table''s owner after commit. For a trigger AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, or for one per event FOR EACH STATEMENT with transition tables. Arguments: the columns of phone, tags, custom fields and waba, and a server; '''' leaves one out. Raises 39P01, 42703 or 42804 for a wrong definition when it first fires.';
+'Enqueues the removal of what a table''s rows have lost.';
 
 CREATE FUNCTION @extschema@.dt_check(
 	connect boolean DEFAULT false,
@@ -621,7 +621,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000 ROWS 10
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 
 COMMENT ON FUNCTION @extschema@.dt_check(boolean) IS
-'Returns a row for each thing that is wrong in this database: with settings, servers, user mappings, key files, triggers, tables, or the background worker. hint says what mends it. Returns no row when all is well. Writes nothing. With connect, also connects to each server, TLS included, and sends no request.';
+'Returns what is wrong in this database, and what mends it; no row when all is well.';
 
 REVOKE EXECUTE ON FUNCTION
 	@extschema@.dt_remove_tags_custom_fields(text, text[], text[], text),

@@ -46,7 +46,7 @@
 #include "utils/wait_event.h"
 #define new_wait_event(name) WaitEventExtensionNew(name)
 #else
-#define new_wait_event(name) ((uint32) PG_WAIT_EXTENSION)
+#define new_wait_event(name) ((void) (name), (uint32) PG_WAIT_EXTENSION)
 #endif
 
 /* PostgreSQL 17 tells the methods of memory contexts what to do without memory. */

@@ -151,7 +151,7 @@ array_contains(ArrayType *ids, int64 id)
 Datum
 dt_test_turn(PG_FUNCTION_ARGS)
 {
-	http_turn(PG_GETARG_INT32(0));
+	http_turn(PG_GETARG_INT32(0), WAIT_ANSWER);
 	PG_RETURN_VOID();
 }
 

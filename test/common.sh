@@ -7,7 +7,8 @@
 # are missing, and where he cannot write to the directories of PG_CONFIG.
 #
 # Environment:
-#   PG_CONFIG   the server to build for (default: Debian's PostgreSQL 15)
+#   PG_CONFIG   the server to build for (default: the newest PostgreSQL of 15 to 19 that
+#               Debian's packages have installed, else one that can be installed)
 #   TMPDIR      where to work (default: /tmp)
 #   KEEP        if set, what was built and logged is kept there
 #
@@ -19,10 +20,13 @@ set -euo pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 packages="ca-certificates curl gcc libc6-dev libcurl4-openssl-dev libipc-run-perl
 	libjansson-dev libssl-dev make perl zlib1g-dev ${more_packages:-}"
-server_packages="postgresql-15 postgresql-server-dev-15"
+versions="19 18 17 16 15"	# of PostgreSQL, the newest first
+installed=			# packages that we have installed
+asked_for=			# those of them that we have named to apt-get
 started=()			# process ids, to be ended with us
 test_group=			# process group of the tests while they run
 plain_tree=			# what is to be installed in the end, if it is not yet
+is_installed=			# has the extension been installed?
 passed=0			# tests, counted by run_tests
 failed=0
 
@@ -54,9 +58,66 @@ install_packages() {
 	done
 	[ ${#missing[@]} = 0 ] && return
 	say "installing ${missing[*]}"
-	as_root apt-get update -qq
-	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		"${missing[@]}" >"$work/apt.log" 2>&1 || { tail -20 "$work/apt.log"; die "apt-get failed"; }
+	update_package_lists
+	dpkg-query -W -f '${Package}\n' | sort >"$work/packages.before"
+	with_progress "$work/apt.log" as_root env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends "${missing[@]}" ||
+		{ tail -20 "$work/apt.log"; die "apt-get failed"; }
+	installed=$(dpkg-query -W -f '${Package}\n' | sort | comm -13 "$work/packages.before" - | tr '\n' ' ')
+	asked_for="${missing[*]}"
+}
+
+update_package_lists() {
+	[ -z "${lists_are_new:-}" ] || return 0
+	with_progress "$work/apt.log" as_root apt-get update -qq || { tail -20 "$work/apt.log"; die "apt-get update failed"; }
+	lists_are_new=1
+}
+
+# Runs a command that may take minutes and logs what it says.  Shows the last line of
+# that every few seconds.
+with_progress() {
+	local progress_log=$1 status=0 ticker
+
+	shift
+	: >"$progress_log"
+	(
+		seen=
+		while sleep 5 && kill -0 $$ 2>/dev/null; do
+			line=$(tail -n 1 "$progress_log" | cut -c1-100)
+			[ "$line" = "$seen" ] || printf '   %s\n' "$line"
+			seen=$line
+		done
+	) &
+	ticker=$!
+	"$@" >>"$progress_log" 2>&1 </dev/null || status=$?
+	kill "$ticker" 2>/dev/null || true
+	return $status
+}
+
+# Sets PG_CONFIG to that of a PostgreSQL that is installed, or whose packages are to be
+# installed, which it adds to "packages".
+find_postgresql() {
+	local version
+
+	for version in $versions; do
+		PG_CONFIG=/usr/lib/postgresql/$version/bin/pg_config
+		if [ -x "$PG_CONFIG" ] && [ -x "${PG_CONFIG%pg_config}initdb" ] &&
+			[ -e "$("$PG_CONFIG" --includedir-server)/postgres.h" ]; then
+			return
+		fi
+	done
+	if command -v apt-cache >/dev/null; then
+		update_package_lists
+		for version in $versions; do
+			if apt-cache show "postgresql-$version" >"$work/apt.log" 2>&1 &&
+				apt-cache show "postgresql-server-dev-$version" >"$work/apt.log" 2>&1; then
+				PG_CONFIG=/usr/lib/postgresql/$version/bin/pg_config
+				packages="$packages postgresql-$version postgresql-server-dev-$version"
+				return
+			fi
+		done
+	fi
+	die "found no PostgreSQL of 15 to 19, neither installed nor in the package sources; set PG_CONFIG to one's pg_config"
 }
 
 # Installs what was built in a tree, as root if the directories ask for it.
@@ -65,6 +126,7 @@ install_from() {
 	local install=(make -s -C "$tree" PG_CONFIG="$PG_CONFIG" install)
 
 	shift
+	is_installed=1
 	for dir in "$("$PG_CONFIG" --pkglibdir)"{,/bitcode} "$("$PG_CONFIG" --sharedir)/extension"; do
 		if [ -e "$dir" ] && [ ! -w "$dir" ]; then
 			as_root "${install[@]}" "$@"
@@ -74,10 +136,16 @@ install_from() {
 	"${install[@]}" "$@"
 }
 
+# Runs make, and shows what it said if it fails.
+run_make() {
+	with_progress "$work/make.log" as_postgres make -j2 "$@" ||
+		{ tail -40 "$work/make.log"; die "make failed"; }
+}
+
 # Builds in $tree, with arguments for make, and installs the extension.
 build() {
-	as_postgres make -s -C "$tree" PG_CONFIG="$PG_CONFIG" "$@"
-	as_postgres make -s -C "$tree/test/sandbox"
+	run_make -C "$tree" PG_CONFIG="$PG_CONFIG" "$@"
+	run_make -C "$tree/test/sandbox"
 	install_from "$tree" "$@"
 }
 
@@ -85,7 +153,7 @@ build() {
 # the build without them is installed in its place.
 build_for_tests() {
 	as_postgres cp -R "$tree" "$work/plain"
-	as_postgres make -s -C "$work/plain" PG_CONFIG="$PG_CONFIG" "$@"
+	run_make -C "$work/plain" PG_CONFIG="$PG_CONFIG" "$@"
 	plain_tree=$work/plain
 	build TESTING=1 "$@"
 }
@@ -156,7 +224,7 @@ add_result() {
 
 # The last line: what passed and what failed.  False when something failed.
 say_result() {
-	printf '%s passed, %s failed\n' "$passed" "$failed"
+	summary="$passed passed, $failed failed"
 	[ "$failed" = 0 ]
 }
 
@@ -173,6 +241,21 @@ end_group() {
 	find "$tree" -name postmaster.pid | while IFS= read -r pid_file; do
 		as_postgres "$bin/pg_ctl" -D "$(dirname "$pid_file")" -m immediate -w stop
 	done >"$work/stop.log" 2>&1
+}
+
+# What of ours is still on this machine, and how to undo it.
+say_what_stays() {
+	[ -z "$installed$is_installed" ] || say "what stays on this machine"
+	if [ -n "$is_installed" ]; then
+		echo "the extension; to remove it: make -C $top PG_CONFIG=$PG_CONFIG uninstall (as root)"
+	fi
+	if [ -n "$installed" ]; then
+		echo "packages; to remove them: apt-get purge --autoremove $asked_for (as root),"
+		echo "without those that you need.  With what these need, $(wc -w <<<"$installed") were installed."
+		case " $installed" in
+			*" postgresql-1"[5-9]" "*) echo "With PostgreSQL came a cluster \"main\", which goes with it: see pg_lsclusters." ;;
+		esac
+	fi
 }
 
 # Stops what was started, by process id, and removes what was made.
@@ -193,12 +276,14 @@ clean_up() {
 		echo "$0: the build with fault points is still installed" >&2
 		[ "$status" != 0 ] || status=1
 	fi
+	say_what_stays
 	cd /
 	if [ -n "${KEEP:-}" ]; then
 		echo "kept: $work"
 	else
 		rm -rf "$work"
 	fi
+	[ -z "${summary:-}" ] || printf '%s\n' "$summary"	# the last line
 	exit "$status"
 }
 
@@ -243,9 +328,6 @@ if [ -n "${PG_CONFIG:-}" ]; then
 	case $PG_CONFIG in
 		*/*) PG_CONFIG=$(cd "$(dirname "$PG_CONFIG")" && pwd)/$(basename "$PG_CONFIG") ;;
 	esac
-else
-	PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
-	packages="$packages $server_packages"
 fi
 work=$(mktemp -d "${TMPDIR:-/tmp}/doubletick.XXXXXX")
 work=$(cd "$work" && pwd)
@@ -255,6 +337,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 cd "$work"
 chmod 755 "$work"
+[ -n "${PG_CONFIG:-}" ] || find_postgresql
 install_packages
 if [ "$(id -u)" = 0 ]; then
 	chown postgres "$work"

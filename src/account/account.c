@@ -262,7 +262,7 @@ account_key_command(const char *servername, Oid roleid)
 	ListCell   *cell;
 
 	if (mapping == NULL)
-		return NULL;
+		return pstrdup("Set the right API key in the user mapping.");	/* dropped meanwhile */
 	role = is_public ? "PUBLIC" : quote_identifier(role);
 	foreach(cell, mapping->options)
 	{

@@ -3,99 +3,66 @@
  * account/enabled.c
  *		What switches requests on again when doubletick.enabled is off.
  *
- * The setting may have been changed in five places, and a hint that names the wrong
- * one does not help.  So they are looked up, the one that counts most first.
+ * The setting may have been changed in several places, and a hint that names the
+ * wrong one does not help.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "account/enabled.h"
-#include "catalog/pg_db_role_setting.h"
-#include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/guc.h"
-#include "utils/lsyscache.h"
-#include "utils/rel.h"
 
 #define SETTING "doubletick.enabled"
 
-static bool is_set_for(Oid database, Oid role);
-static bool array_has_setting(ArrayType *settings);
+static const char *read_source(void);
 
 /*
  * Called when doubletick.enabled is off: the SQL command that undoes this, where it was
- * done.  Needs a transaction.
+ * done.  Needs a transaction and a snapshot.
  */
 char *
 enabled_command(void)
 {
-	bool		was_on = false;
-	Oid			role = GetSessionUserId();
+	const char *source = read_source();
 	const char *database = quote_identifier(get_database_name(MyDatabaseId));
-	const char *role_name = OidIsValid(role) ? quote_identifier(GetUserNameFromId(role, false)) : "";
+	Oid			role = GetAuthenticatedUserId();	/* whose settings count */
 
-	(void) parse_bool(GetConfigOptionResetString(SETTING), &was_on);
-	if (was_on)
-		return pstrdup("RESET " SETTING ";");
-	if (OidIsValid(role) && is_set_for(MyDatabaseId, role))
-		return psprintf("ALTER ROLE %s IN DATABASE %s RESET " SETTING ";", role_name, database);
-	if (OidIsValid(role) && is_set_for(InvalidOid, role))
-		return psprintf("ALTER ROLE %s RESET " SETTING ";", role_name);
-	if (is_set_for(MyDatabaseId, InvalidOid))
+	/*
+	 * RESET would not do: PostgreSQL forgets what was before, if we were not
+	 * loaded.
+	 */
+	if (strcmp(source, "session") == 0 || strcmp(source, "client") == 0)
+		return pstrdup("SET " SETTING " = on;");
+	if (strcmp(source, "database user") == 0)
+		return psprintf("ALTER ROLE %s IN DATABASE %s RESET " SETTING ";",
+						quote_identifier(GetUserNameFromId(role, false)), database);
+	if (strcmp(source, "user") == 0)
+		return psprintf("ALTER ROLE %s RESET " SETTING ";",
+						quote_identifier(GetUserNameFromId(role, false)));
+	if (strcmp(source, "database") == 0)
 		return psprintf("ALTER DATABASE %s RESET " SETTING ";", database);
-	if (is_set_for(InvalidOid, InvalidOid))
+	if (strcmp(source, "global") == 0)
 		return pstrdup("ALTER ROLE ALL RESET " SETTING ";");
 	return pstrdup("ALTER SYSTEM SET " SETTING " = on; SELECT pg_reload_conf();");
 }
 
-/* Has ALTER DATABASE or ALTER ROLE changed the setting?  InvalidOid: for all of them. */
-static bool
-is_set_for(Oid database, Oid role)
+/* Where the value comes from, as pg_settings says it. */
+static const char *
+read_source(void)
 {
-	Relation	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
-	ScanKeyData keys[2];
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		found = false;
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *source;
 
-	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(database));
-	ScanKeyInit(&keys[1], Anum_pg_db_role_setting_setrole, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(role));
-	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 2, keys);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-	{
-		bool		isnull;
-		Datum		settings = heap_getattr(tuple, Anum_pg_db_role_setting_setconfig,
-											RelationGetDescr(rel), &isnull);
-
-		found = !isnull && array_has_setting(DatumGetArrayTypeP(settings));
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return found;
-}
-
-static bool
-array_has_setting(ArrayType *settings)
-{
-	Datum	   *elements;
-	int			nelements;
-
-	deconstruct_array(settings, TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, &nelements);
-	for (int i = 0; i < nelements; i++)
-	{
-		if (strncmp(TextDatumGetCString(elements[i]), SETTING "=", strlen(SETTING "=")) == 0)
-			return true;
-	}
-	return false;
+	SPI_connect();
+	if (SPI_execute("SELECT source FROM pg_catalog.pg_settings WHERE name = '" SETTING "'",
+					true, 1) != SPI_OK_SELECT || SPI_processed != 1)
+		elog(ERROR, "could not read pg_settings");
+	source = MemoryContextStrdup(caller, SPI_getvalue(SPI_tuptable->vals[0],
+													  SPI_tuptable->tupdesc, 1));
+	SPI_finish();
+	return source;
 }

@@ -125,7 +125,7 @@ static void add_header(HttpTransfer *transfer, const char *line);
 static void forget_target(HttpTransfer *transfer);
 static bool is_easy_reusable(void);
 static void free_easy(HttpTransfer *transfer);
-static void wait_for_sockets(int timeout);
+static void wait_for_sockets(int timeout, WaitReason reason);
 static void collect_finished(void);
 static CURLMcode send_afresh(HttpTransfer *transfer);
 static void read_outcome(HttpTransfer *transfer, CURLcode code);
@@ -188,7 +188,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
  * what there is to do.  Callers serve interrupts between turns.
  */
 void
-http_turn(int timeout)
+http_turn(int timeout, WaitReason reason)
 {
 	int			nrunning;
 	sigset_t	saved;
@@ -200,7 +200,7 @@ http_turn(int timeout)
 				 errmsg("terminating connection due to unexpected postmaster exit")));
 
 	if (!added)
-		wait_for_sockets(Max(Min(timeout, POLL_SLICE), 0));
+		wait_for_sockets(Max(Min(timeout, POLL_SLICE), 0), reason);
 	added = false;
 
 	block_signals(&saved);
@@ -555,15 +555,11 @@ free_easy(HttpTransfer *transfer)
 }
 
 static void
-wait_for_sockets(int timeout)
+wait_for_sockets(int timeout, WaitReason reason)
 {
-	static uint32 wait_event = 0;
 	CURLMcode	code;
 
-	if (wait_event == 0)
-		wait_event = new_wait_event("DoubletickHttp");
-
-	pgstat_report_wait_start(wait_event);
+	pgstat_report_wait_start(wait_event_number(reason));
 	code = curl_multi_poll(multi, NULL, 0, timeout, NULL);
 	pgstat_report_wait_end();
 	check_multi(code, "curl_multi_poll");

@@ -15,6 +15,8 @@
 #ifndef DOUBLETICK_API_HTTP_H
 #define DOUBLETICK_API_HTTP_H
 
+#include "base/wait_event.h"
+
 /* Where requests go and how. */
 typedef struct HttpTarget
 {
@@ -53,7 +55,7 @@ typedef struct HttpTransfer HttpTransfer;
 
 extern HttpTransfer *http_start(const HttpTarget *target, const char *body,
 								size_t length, int timeout);
-extern void http_turn(int timeout);
+extern void http_turn(int timeout, WaitReason reason);
 extern const HttpReply *http_reply(HttpTransfer *transfer);
 extern void http_release(HttpTransfer *transfer);
 

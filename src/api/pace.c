@@ -130,7 +130,7 @@ pace_wait(Oid serverid, double per_second)
 	int64		left;
 
 	while ((left = pace_claim(serverid, per_second)) > 0)
-		clock_sleep(left);
+		clock_sleep(left, WAIT_PACE);
 	return clock_now() - start;
 }
 

@@ -11,11 +11,9 @@
 #include "postgres.h"
 
 #include "base/clock.h"
-#include "compat.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
 #include "storage/latch.h"
-#include "utils/wait_event.h"
 
 /*
  * The time in microseconds.  Only differences mean something.  All processes of the
@@ -35,14 +33,14 @@ clock_now(void)
  * latch does not end the sleep; a cancel or a termination raises its error.
  */
 void
-clock_sleep(int64 microseconds)
+clock_sleep(int64 microseconds, WaitReason reason)
 {
 	int64		until = clock_now() + microseconds;
 	int64		left;
 
 	CHECK_FOR_INTERRUPTS();
 	while ((left = until - clock_now()) > 0)
-		clock_sleep_or_latch(left);
+		clock_sleep_or_latch(left, reason);
 }
 
 /*
@@ -50,19 +48,14 @@ clock_sleep(int64 microseconds)
  * microseconds.  The drainer uses it.  A cancel or a termination raises its error.
  */
 void
-clock_sleep_or_latch(int64 microseconds)
+clock_sleep_or_latch(int64 microseconds, WaitReason reason)
 {
-	static uint32 wait_event = 0;
-
-	if (wait_event == 0)
-		wait_event = new_wait_event("DoubletickPace");
-
 	if (microseconds < 1000)	/* a latch's timeout counts milliseconds */
 		pg_usleep((long) Max(microseconds, 0));
 	else
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 (long) (microseconds / 1000), wait_event);
+						 (long) (microseconds / 1000), wait_event_number(reason));
 		ResetLatch(MyLatch);
 	}
 	CHECK_FOR_INTERRUPTS();

@@ -119,19 +119,18 @@ fault_hint(Fault *fault, const char *fmt,...)
 
 /*
  * Says which removal the fault is about: a statement may have made thousands.  "phone"
- * is as given, NULL for a null.
+ * is as given, NULL for a null; "server" is NULL if the fault has nothing to do with it.
  */
 void
 fault_about(Fault *fault, const char *phone, const char *server, Oid role)
 {
+	const char *shown = phone ? pnstrdup(phone, fault_cliplen(phone, PHONE_LENGTH)) : "null";
 	const char *role_name = GetUserNameFromId(role, true);
 
-	fault->context = phone ?
-		psprintf("removal for phone %s, server \"%s\", role \"%s\"",
-				 pnstrdup(phone, fault_cliplen(phone, PHONE_LENGTH)), server,
-				 role_name ? role_name : "?") :
-		psprintf("removal for phone null, server \"%s\", role \"%s\"",
-				 server, role_name ? role_name : "?");
+	fault->context = server ?
+		psprintf("removal for phone %s, server \"%s\", role \"%s\"", shown, server,
+				 role_name ? role_name : "unknown") :
+		psprintf("removal for phone %s", shown);
 	fault_make_one_line(fault->context);
 }
 

@@ -91,18 +91,29 @@ phone_problem(const char *what, const char *number)
 					invisible_problem(shown));
 }
 
-/* Names the first character that a reader of the message cannot see; or "". */
+/*
+ * Names the first character that a reader of the message cannot see; or "".  A
+ * SQL_ASCII database mostly has UTF-8; in encodings whose characters have other
+ * numbers than Unicode's, only control characters are found.
+ */
 static char *
 invisible_problem(const char *shown)
 {
+	int			encoding = GetDatabaseEncoding();
+	int			length = strlen(shown);
 	int			position = 1;
 
-	if (GetDatabaseEncoding() != PG_UTF8)
-		return "";
-	for (const char *c = shown; *c; c += pg_utf_mblen((const unsigned char *) c))
+	if (encoding == PG_SQL_ASCII && pg_encoding_verifymbstr(PG_UTF8, shown, length) == length)
+		encoding = PG_UTF8;
+	for (const char *c = shown; *c; c += pg_encoding_mblen(encoding, c))
 	{
-		pg_wchar	code = utf8_to_unicode((const unsigned char *) c);
+		unsigned char byte = *c;
+		pg_wchar	code = 0;
 
+		if (encoding == PG_UTF8)
+			code = utf8_to_unicode((const unsigned char *) c);
+		else if (byte < 0x80 || encoding == PG_LATIN1)
+			code = byte;
 		for (int i = 0; i < (int) lengthof(invisible_characters); i++)
 		{
 			const InvisibleCharacters *known = &invisible_characters[i];

@@ -103,9 +103,8 @@ run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **), bo
 		fault = call(&removal, &result);
 	if (fault && (raise || hits_every_row(fault)))
 	{
-		if (call == call_api)
-			fault_about(fault, PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0)),
-						setting_server, GetUserId());
+		fault_about(fault, PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0)),
+					call == call_api ? setting_server : NULL, GetUserId());
 		fault_raise(fault);
 	}
 	if (fault)
@@ -198,7 +197,7 @@ call_api(const Removal *removal, Jsonb **result)
 			pace_pause(account.serverid, pause);
 		if (!answer.again || clock_now() + pause >= deadline)
 			return answer.fault;
-		clock_sleep(pause);
+		clock_sleep(pause, WAIT_RETRY);
 	}
 }
 
@@ -222,7 +221,7 @@ send_once(const Removal *removal, const Account *account, int64 claimed_at,
 	while ((reply = http_reply(transfer)) == NULL)
 	{
 		CHECK_FOR_INTERRUPTS();
-		http_turn(budget);
+		http_turn(budget, WAIT_ANSWER);
 		if (!is_sent && http_sent_at(transfer) != 0)
 		{
 			pace_note_sent(account->serverid, account->rate_limit, claimed_at, http_sent_at(transfer));
@@ -254,7 +253,7 @@ wait_for_pause(const Account *account, int64 deadline)
 		fault->status = 429;
 		return fault_hint(fault, "Lower the server's option \"rate_limit\".");
 	}
-	clock_sleep(pause);
+	clock_sleep(pause, WAIT_PAUSE);
 	return NULL;
 }
 

@@ -49,7 +49,7 @@ connection_check(const char *server, Oid role)
 	while ((reply = http_reply(transfer)) == NULL)
 	{
 		CHECK_FOR_INTERRUPTS();
-		http_turn(TURN);
+		http_turn(TURN, WAIT_ANSWER);
 	}
 	if (reply->result != HTTP_ANSWERED)
 		answer_read(reply, &answer);

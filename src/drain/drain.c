@@ -77,6 +77,7 @@ struct Drain
 	int64		next_at;		/* when there is something to do, even if no
 								 * answer comes; PG_INT64_MAX: never */
 	Tally		tally;
+	List	   *unsent;			/* LaneTally: given up, and not warned of yet */
 	TimestampTz prune_from;		/* settled_at of the last row that was pruned */
 };
 
@@ -91,7 +92,9 @@ static bool run_turn_transaction(Drain *drain);
 static bool is_error_about_session(int sqlstate);
 static Turn *open_turn(Drain *drain);
 static void finish_turn(Drain *drain, Turn *turn);
+static void prepare_warnings(Drain *drain, const Turn *turn);
 static void count_settled(Drain *drain, const Turn *turn);
+static void warn_of_unsent(const LaneTally *unsent);
 static void repeat_after_deadlock(Drain *drain, Turn *turn);
 static void hold_after_error(Drain *drain, Turn *turn);
 static void undo_turn(Drain *drain, Turn *turn);
@@ -183,10 +186,10 @@ wait_and_work(Drain *drain)
 	left = drain->next_at - clock_now();
 	left = Max(left, 0);		/* Max() evaluates its arguments twice */
 	if (requests->nout > 0)
-		http_turn(requests->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000));
+		http_turn(requests->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000), WAIT_DRAIN);
 	else if (requests->nanswered == 0 &&
 			 (requests->nstuck > 0 || schedule_has_line(&drain->schedule)))
-		clock_sleep_or_latch(Min(left, LONGEST_WAIT));
+		clock_sleep_or_latch(Min(left, LONGEST_WAIT), WAIT_DRAIN);
 	new_answers = requests_collect_answers(requests);
 
 	/*
@@ -285,6 +288,7 @@ run_turn_transaction(Drain *drain)
 			settle_answers(turn);
 			if (!drain->finishing)
 				make_requests(drain, turn);
+			prepare_warnings(drain, turn);
 			store_close(&turn->settled);
 			store_close(&turn->waiting);
 			FAULT_POINT("after reading");
@@ -395,6 +399,32 @@ finish_turn(Drain *drain, Turn *turn)
 	drain->next_at = time_of_next_turn(drain);
 }
 
+/*
+ * Makes room for what is to be warned of, since nothing may fail when the transaction
+ * has committed.  If it fails, the entries stay, and count nothing.
+ */
+static void
+prepare_warnings(Drain *drain, const Turn *turn)
+{
+	MemoryContext caller = MemoryContextSwitchTo(drain->context);
+	ListCell   *cell;
+
+	foreach(cell, turn->tallies)
+	{
+		const LaneTally *settled = lfirst(cell);
+		LaneTally  *unsent;
+
+		if (settled->tally.expired + settled->tally.roleless == 0 ||
+			tally_find(drain->unsent, &settled->key))
+			continue;
+		unsent = palloc0(sizeof(LaneTally));
+		unsent->key = settled->key;
+		unsent->role = settled->role;
+		drain->unsent = lappend(drain->unsent, unsent);
+	}
+	MemoryContextSwitchTo(caller);
+}
+
 static void
 count_settled(Drain *drain, const Turn *turn)
 {
@@ -402,17 +432,22 @@ count_settled(Drain *drain, const Turn *turn)
 
 	foreach(cell, turn->tallies)
 	{
-		const ServerTally *of_server = lfirst(cell);
-		const Tally *tally = &of_server->tally;
+		const LaneTally *settled = lfirst(cell);
+		const Tally *tally = &settled->tally;
+		LaneTally  *unsent = tally_find(drain->unsent, &settled->key);
 
 		drain->tally.sent += tally->sent;
 		drain->tally.done += tally->done;
 		drain->tally.errored += tally->errored;
 		drain->tally.failed += tally->failed;
 		drain->tally.cancelled += tally->cancelled;
-		drain->tally.expired += tally->expired;
-		if (OidIsValid(of_server->serverid))
-			counters_add_settled(of_server->serverid, tally->done, tally->errored,
+		if (unsent)
+		{
+			unsent->tally.expired += tally->expired;
+			unsent->tally.roleless += tally->roleless;
+		}
+		if (OidIsValid(settled->serverid))
+			counters_add_settled(settled->serverid, tally->done, tally->errored,
 								 tally->failed, tally->cancelled);
 	}
 }
@@ -449,6 +484,11 @@ hold_after_error(Drain *drain, Turn *turn)
 	/* What precedes the colon is the reason: see is_same_reason() in hold.c. */
 	fault = fault_make(error->sqlerrcode, "error %s: %s",
 					   unpack_sql_state(error->sqlerrcode), error->message);
+	fault->hint = error->hint;
+	/* The id alone: not everybody who may see this may see the row. */
+	if (turn->row != 0)
+		fault->context = psprintf("row " INT64_FORMAT " of dt_waiting, or another one of its customer",
+								  turn->row);
 	drain->transactions->abort();
 	undo_turn(drain, turn);
 
@@ -540,6 +580,7 @@ settle_answers(Turn *turn)
 		request_count_slot(request, -1);
 		turn->lane = request->lane;
 		turn->request = request;
+		turn->row = 0;
 		settle_request(turn, request);
 		if (server->next_at == PG_INT64_MAX)
 			schedule_server(turn->schedule, server, turn->clock);
@@ -679,18 +720,40 @@ drain_in_flight(const Drain *drain)
 }
 
 /*
- * Warns of removals that were given up for their age, if there are any.
+ * Warns of removals that have failed without an answer since the last call: one line
+ * for each lane and reason.
  */
 void
-drain_warn_of_expired(int64 nexpired)
+drain_warn_of_unsent(Drain *drain)
 {
+	ListCell   *cell;
+
+	foreach(cell, drain->unsent)
+		warn_of_unsent(lfirst(cell));
+	list_free_deep(drain->unsent);
+	drain->unsent = NIL;
+}
+
+static void
+warn_of_unsent(const LaneTally *unsent)
+{
+	int64		nexpired = unsent->tally.expired;
+	int64		nroleless = unsent->tally.roleless;
+	const char *server = NameStr(unsent->key.server);
+
 	if (nexpired > 0)
 		ereport(WARNING,
-				(errmsg_plural("gave up " INT64_FORMAT " removal for its age",
-							   "gave up " INT64_FORMAT " removals for their age",
-							   (unsigned long) nexpired, nexpired),
+				(errmsg_plural("gave up " INT64_FORMAT " removal of role \"%s\" for server \"%s\", for its age",
+							   "gave up " INT64_FORMAT " removals of role \"%s\" for server \"%s\", for their age",
+							   (unsigned long) nexpired, nexpired, NameStr(unsent->role), server),
 				 errdetail("The server's option \"retry_for\" says how long they may wait."),
 				 errhint("See dt_history; dt_retry sends one again.")));
+	if (nroleless > 0)
+		ereport(WARNING,
+				(errmsg_plural("failed " INT64_FORMAT " removal for server \"%s\", since its role (OID %u) does not exist any more",
+							   "failed " INT64_FORMAT " removals for server \"%s\", since their role (OID %u) does not exist any more",
+							   (unsigned long) nroleless, nroleless, server, unsent->key.role),
+				 errhint("See dt_history; enqueue them again as another role.")));
 }
 
 /* What has become of removals since drain_start(), for reports. */

@@ -47,7 +47,7 @@ extern int64 drain_count_waiting(Drain *drain, bool exactly);
 extern int	drain_in_flight(const Drain *drain);
 extern TimestampTz drain_next_due(Drain *drain);
 extern long drain_idle_time(const Drain *drain, long longest);
-extern void drain_warn_of_expired(int64 nexpired);
+extern void drain_warn_of_unsent(Drain *drain);
 extern bool drain_prune(Drain *drain);
 extern void drain_end(Drain *drain);
 

@@ -52,7 +52,6 @@ typedef enum HoldColumn
 
 static bool is_same_reason(const char *reason, const char *other);
 static size_t length_without_detail(const char *reason);
-static const char *role_name(const Lane *lane);
 static void set_reason(Lane *lane, const char *reason, const char *definition);
 static void write_hold(const Lane *lane);
 static void delete_hold(Store *hold, const Lane *lane);
@@ -205,9 +204,10 @@ hold_lane(Lane *lane, const Fault *fault, const char *definition)
 		ereport(WARNING,
 				(errcode(fault->sqlstate),
 				 errmsg("requests of role \"%s\" to server \"%s\" are held: %s",
-						role_name(lane), lane_server(lane), fault->message),
+						lane_role_name(lane), lane_server(lane), fault->message),
 				 errdetail("They wait, and go on by themselves when this is mended."),
-				 fault->hint ? errhint("%s", fault->hint) : 0));
+				 fault->hint ? errhint("%s", fault->hint) : 0,
+				 fault->context ? errcontext("%s", fault->context) : 0));
 }
 
 /*
@@ -268,15 +268,16 @@ hold_note_probe(Lane *lane)
 }
 
 /*
- * Ends the hold of a lane, if there is one, and logs that the lane goes on.
+ * Ends the hold of a lane, if there is one, and logs that the lane goes on: unless its
+ * role was dropped while the probe was out, for then what else waits fails.
  */
 void
 hold_lift(Lane *lane)
 {
-	if (lane->held)
+	if (lane->held && SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(lane->key.role)))
 		ereport(LOG,
 				(errmsg("requests of role \"%s\" to server \"%s\" go on",
-						role_name(lane), lane_server(lane))));
+						lane_role_name(lane), lane_server(lane))));
 	hold_forget(lane);
 }
 
@@ -297,15 +298,6 @@ hold_forget(Lane *lane)
 	lane->not_before = 0;
 	pfree(unconstify(char *, lane->reason));
 	pfree(unconstify(char *, lane->definition));
-}
-
-/* As pg_get_userbyid() shows it: a role may be dropped while a request is out. */
-static const char *
-role_name(const Lane *lane)
-{
-	const char *name = GetUserNameFromId(lane->key.role, true);
-
-	return name ? name : psprintf("unknown (OID=%u)", lane->key.role);
 }
 
 static void

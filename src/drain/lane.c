@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "drain/lane.h"
+#include "miscadmin.h"
 #include "utils/memutils.h"
 
 /* Capacity of a new lane's ring, in positions; a full ring is doubled. */
@@ -148,6 +149,18 @@ int64
 lane_count(const Lane *lane)
 {
 	return (int64) lane->nrows + lane->nlater;
+}
+
+/*
+ * The role's name for messages, as pg_get_userbyid() shows it: a role may be dropped
+ * while a request is out.  Needs a transaction.
+ */
+const char *
+lane_role_name(const Lane *lane)
+{
+	const char *name = GetUserNameFromId(lane->key.role, true);
+
+	return name ? name : psprintf("unknown (OID=%u)", lane->key.role);
 }
 
 /* A pairing heap's first node is its largest, so an earlier time is larger. */

@@ -119,5 +119,6 @@ extern void lane_push_later(Lane *lane, Position row, int64 when);
 extern bool lane_pop(Lane *lane, int64 clock, Position *row);
 extern int64 lane_next_due(Lane *lane);
 extern int64 lane_count(const Lane *lane);
+extern const char *lane_role_name(const Lane *lane);
 
 #endif							/* DOUBLETICK_DRAIN_LANE_H */

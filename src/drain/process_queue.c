@@ -16,6 +16,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "postmaster/interrupt.h"
+#include "queue/locks.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -53,7 +54,7 @@ dt_process_queue(PG_FUNCTION_ARGS)
 	drain = drain_start(PortalContext, &transactions);
 	if (drain == NULL)
 		ereport(NOTICE,
-				(errmsg("another session drains the queue of this database"),
+				(errmsg("another session drains the queue of this database%s", lock_describe_drainer()),
 				 errdetail("Nothing was done here.")));
 	else
 	{
@@ -136,7 +137,7 @@ drain_until_idle(Drain *drain)
 		ereport(NOTICE, (errmsg("the queue makes way for an update of extension \"doubletick\"")));
 	while (state == DRAIN_IDLE && drain_prune(drain))
 		CHECK_FOR_INTERRUPTS();
-	drain_warn_of_expired(drain_tally(drain)->expired);
+	drain_warn_of_unsent(drain);
 	report_progress(drain, started, true);
 }
 

@@ -43,7 +43,7 @@ static bool make_due_request(Service *service, Position position, const Due *due
 static void place_unsent_row(Turn *turn, Lane *lane, Position position, const Due *due);
 static bool is_customer_deferred(Turn *turn, Position position);
 static void defer_customer(Turn *turn, const Due *due);
-static bool settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error);
+static bool settle_unsendable(Turn *turn, Lane *lane, double retry_for, bool has_role);
 static bool take_position(Turn *turn, int64 until, Position *position);
 static bool read_unsent_row(Turn *turn, Position position, QueueRow *row);
 
@@ -62,6 +62,7 @@ send_from_lanes(Turn *turn)
 		int64		next_at;
 
 		turn->lane = lane;
+		turn->row = 0;
 		next_at = serve_lane(turn, lane);
 		turn->lane = NULL;
 		schedule_lane(turn->schedule, lane, turn->clock);
@@ -81,7 +82,7 @@ serve_lane(Turn *turn, Lane *lane)
 
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(lane->key.role)))
 	{
-		if (!settle_unsendable(turn, lane, 0, "role does not exist any more"))
+		if (!settle_unsendable(turn, lane, 0, false))
 			lane->not_before = turn->clock + RETRY_INTERVAL;
 		if (lane_count(lane) == 0)
 			hold_forget(lane);
@@ -118,7 +119,7 @@ account_allows(Service *service)
 
 	/* Held removals expire, too, but only a server says when: "retry_for". */
 	if (fault && OidIsValid(service->account.serverid))
-		(void) settle_unsendable(turn, lane, service->account.retry_for, NULL);
+		(void) settle_unsendable(turn, lane, service->account.retry_for, true);
 	if (!hold_allows(lane, fault, turn->now))
 		return false;
 	service->definition = account_definition(lane_server(lane), lane->key.role);
@@ -318,14 +319,15 @@ defer_customer(Turn *turn, const Due *due)
 }
 
 /*
- * Settles rows of a lane that cannot send: with "error" all of them, else those
- * older than "retry_for", in ms.  It stops at the first younger row, as older rows
- * mostly come first.  False when it stopped, with "error", at a row being cancelled.
+ * Settles rows of a lane that cannot send: all of them if its role was dropped, else
+ * those older than "retry_for", in ms.  It stops at the first younger row, as older
+ * rows mostly come first.  False when it stopped, for a dropped role, at a row being
+ * cancelled.
  */
 static bool
-settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
+settle_unsendable(Turn *turn, Lane *lane, double retry_for, bool has_role)
 {
-	int64		until = error ? PG_INT64_MAX : turn->clock;
+	int64		until = has_role ? turn->clock : PG_INT64_MAX;
 	Position	position;
 
 	while (take_position(turn, until, &position))
@@ -334,7 +336,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 
 		if (!read_unsent_row(turn, position, &row))
 			continue;
-		if (!error && (double) (turn->now - row.enqueued_at) / 1000 < retry_for)
+		if (has_role && (double) (turn->now - row.enqueued_at) / 1000 < retry_for)
 		{
 			lane_push_front(lane, position);
 			break;
@@ -343,13 +345,13 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, const char *error)
 		if (!lock_partition(row.role, row.customer))
 		{
 			lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
-			if (error)
+			if (!has_role)
 				return false;	/* "until" would take the same row again */
 		}
 		else if (row.keep)
 			(void) store_delete(&turn->waiting, &row.tid, true);
-		else if (error)
-			(void) settle_failed(turn, &row, error);
+		else if (!has_role)
+			settle_roleless(turn, &row);
 		else
 			settle_expired(turn, &row);
 	}
@@ -366,6 +368,7 @@ take_position(Turn *turn, int64 until, Position *position)
 	if (turn->nrows_left <= 0 || !lane_pop(turn->lane, until, position))
 		return false;
 	turn->nrows_left--;
+	turn->row = position->id;
 	turn->taken[turn->ntaken].lane = turn->lane;
 	turn->taken[turn->ntaken++].position = *position;
 	return true;

@@ -37,6 +37,7 @@ static bool settle_row(Turn *turn, Request *request, DueRow *due, const Outcome 
 static void note_what_was_sent(QueueRow *row, const DueRow *due);
 static void settle_done(Turn *turn, const Request *request, const DueRow *due,
 						const QueueRow *row, Jsonb *answer);
+static bool settle_failed(Turn *turn, const QueueRow *row, const char *error);
 static Tally *tally_of_lane(Turn *turn);
 static void affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay);
 
@@ -67,6 +68,7 @@ settle_request(Turn *turn, Request *request)
 		DueRow	   *due = lfirst(cell);
 		Outcome		own;
 
+		turn->row = due->row.id;
 		facts.age = (double) (turn->now - due->row.enqueued_at) / 1000;
 		own = outcome_of(&facts);
 		due->is_settled = settle_row(turn, request, due, &own, &answer, delay);
@@ -205,28 +207,44 @@ settle_done(Turn *turn, const Request *request, const DueRow *due, const QueueRo
 	tally->errored += error != NULL;
 }
 
-/* Where the turn counts what it settles for the server of the lane that it works on. */
+/* Where the turn counts what it settles of the lane that it works on. */
 static Tally *
 tally_of_lane(Turn *turn)
 {
-	const char *server = lane_server(turn->lane);
-	MemoryContext caller;
-	ServerTally *tally;
+	const Lane *lane = turn->lane;
+	LaneTally  *tally = tally_find(turn->tallies, &lane->key);
+
+	if (tally == NULL)
+	{
+		MemoryContext caller = MemoryContextSwitchTo(turn->context);
+
+		tally = palloc0(sizeof(LaneTally));
+		tally->key = lane->key;
+		namestrcpy(&tally->role, lane_role_name(lane));
+		tally->serverid = get_foreign_server_oid(lane_server(lane), true);
+		turn->tallies = lappend(turn->tallies, tally);
+		MemoryContextSwitchTo(caller);
+	}
+	return &tally->tally;
+}
+
+/*
+ * The tally of a lane in a list, or NULL.  The drainer looks for it, too.
+ */
+LaneTally *
+tally_find(List *tallies, const LaneKey *key)
+{
 	ListCell   *cell;
 
-	foreach(cell, turn->tallies)
+	foreach(cell, tallies)
 	{
-		tally = lfirst(cell);
-		if (strcmp(NameStr(tally->server), server) == 0)
-			return &tally->tally;
+		LaneTally  *tally = lfirst(cell);
+
+		if (tally->key.role == key->role &&
+			strcmp(NameStr(tally->key.server), NameStr(key->server)) == 0)
+			return tally;
 	}
-	caller = MemoryContextSwitchTo(turn->context);
-	tally = palloc0(sizeof(ServerTally));
-	namestrcpy(&tally->server, server);
-	tally->serverid = get_foreign_server_oid(server, true);
-	turn->tallies = lappend(turn->tallies, tally);
-	MemoryContextSwitchTo(caller);
-	return &tally->tally;
+	return NULL;
 }
 
 /* Applies what one answer means for the whole lane, and for the whole server. */
@@ -285,11 +303,20 @@ settle_expired(Turn *turn, const QueueRow *row)
 }
 
 /*
- * Settles a removal as failed without a request.  Its row was read in this
- * transaction.  False when it is settled already: a snapshot may still show what
- * this command has deleted.
+ * Settles a removal as failed since its role was dropped.  Its row was read in this
+ * transaction.
  */
-bool
+void
+settle_roleless(Turn *turn, const QueueRow *row)
+{
+	tally_of_lane(turn)->roleless += settle_failed(turn, row, "role does not exist any more");
+}
+
+/*
+ * Settles a removal as failed without a request.  False when it is settled already: a
+ * snapshot may still show what this command has deleted.
+ */
+static bool
 settle_failed(Turn *turn, const QueueRow *row, const char *error)
 {
 	if (!store_delete(&turn->waiting, &row->tid, true))

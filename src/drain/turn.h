@@ -20,6 +20,7 @@ typedef struct Tally
 	int64		failed;
 	int64		cancelled;		/* keeps took back every name */
 	int64		expired;		/* of the failed: for their age */
+	int64		roleless;		/* of the failed: their role was dropped */
 } Tally;
 
 /*
@@ -30,19 +31,20 @@ typedef struct Tally
 #define TURN_MAX_LOCKS 256
 #define TURN_MAX_TIME (200 * INT64CONST(1000))
 
-/* What the turn has settled for one server. */
-typedef struct ServerTally
+/* What was settled of one lane. */
+typedef struct LaneTally
 {
-	NameData	server;
+	LaneKey		key;
+	NameData	role;			/* its name, see lane_role_name() */
 	Oid			serverid;		/* InvalidOid: it was dropped */
 	Tally		tally;
-} ServerTally;
+} LaneTally;
 
 typedef struct Turn
 {
 	Schedule   *schedule;
 	Requests   *requests;
-	List	   *tallies;		/* ServerTally: counted at commit */
+	List	   *tallies;		/* LaneTally: counted at commit */
 	MemoryContext context;		/* reset when the next turn begins */
 	MemoryContext drain_context;	/* lasts as long as the drainer */
 	Store		waiting;		/* dt_waiting, open */
@@ -58,6 +60,8 @@ typedef struct Turn
 	/* What is being worked on.  If that raises an error, the lane is held. */
 	Lane	   *lane;
 	Request    *request;		/* the one being settled; NULL: none */
+	int64		row;			/* the id of the row, others of whose customer
+								 * may be read with it; 0: none yet */
 
 	/* The customer that was last found to be due later. */
 	QueueRow	deferred;
@@ -83,7 +87,8 @@ extern void settle_request(Turn *turn, Request *request);
 extern void settle_committed(Requests *requests, Request *request);
 extern void settle_unsent(Turn *turn, const Due *due);
 extern void settle_expired(Turn *turn, const QueueRow *row);
-extern bool settle_failed(Turn *turn, const QueueRow *row, const char *error);
+extern void settle_roleless(Turn *turn, const QueueRow *row);
+extern LaneTally *tally_find(List *tallies, const LaneKey *key);
 extern void settle_keeps(Turn *turn, Lane *lane, const QueueRow *customer);
 
 #endif							/* DOUBLETICK_DRAIN_TURN_H */

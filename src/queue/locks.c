@@ -23,9 +23,11 @@
 #include "postgres.h"
 
 #include "common/hashfn.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "queue/locks.h"
 #include "storage/lock.h"
+#include "utils/snapmgr.h"
 
 /*
  * The fourth key field.  dt_status looks for customer locks in pg_locks, which
@@ -70,6 +72,31 @@ void
 unlock_drain(void)
 {
 	release_queue_lock(0, 0, LOCK_DRAIN, ExclusiveLock);
+}
+
+/*
+ * For a session that finds another one draining: which it is, and since when if the
+ * session's role may see that; "" when it has ended meanwhile.  Needs SPI.  Literals
+ * have quotes, so that no operator of another schema fits them better.
+ */
+char *
+lock_describe_drainer(void)
+{
+	char	   *described;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (SPI_execute(psprintf("SELECT coalesce(pg_catalog.string_agg(pg_catalog.concat(' (PID ', pid,"
+							 " CASE WHEN since IS NULL THEN '' ELSE pg_catalog.concat(', since ', since) END, ')'), ''), '')"
+							 " FROM (SELECT pid, pg_catalog.date_trunc('second',"
+							 " CASE WHEN backend_type = 'client backend' THEN query_start ELSE backend_start END) AS since"
+							 " FROM pg_catalog.pg_locks JOIN pg_catalog.pg_stat_activity USING (pid)"
+							 " WHERE locktype = 'advisory' AND database = '%u' AND classid = '0' AND objid = '0'"
+							 " AND objsubid = '%d' AND granted) AS drainer", MyDatabaseId, LOCK_DRAIN),
+					true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read pg_locks");
+	described = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	PopActiveSnapshot();
+	return described;
 }
 
 /*

@@ -21,6 +21,7 @@ extern CustomerTag customer_tag(const QueueRow *row);
 
 extern bool lock_drain(void);
 extern void unlock_drain(void);
+extern char *lock_describe_drainer(void);
 extern void lock_for_update(void);
 extern bool lock_is_wanted_for_update(void);
 extern bool lock_partition(Oid role, int64 customer);

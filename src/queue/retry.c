@@ -64,8 +64,10 @@ check_sendable(const QueueRow *row)
 	Fault	   *fault = payload_check(cstring_to_text(row->phone), row->tags, row->fields,
 									  row->waba ? cstring_to_text(row->waba) : NULL, &removal);
 
-	if (fault)
-		fault_raise(fault);
+	if (fault == NULL)
+		return;
+	fault_about(fault, row->phone, row->server, row->role);
+	fault_raise(fault);
 }
 
 /*

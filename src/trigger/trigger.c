@@ -15,6 +15,9 @@
 #include "trigger/definition.h"
 #include "trigger/row.h"
 #include "trigger/statement.h"
+#include "utils/rel.h"
+
+static void name_trigger(void *data);
 
 PG_FUNCTION_INFO_V1(dt_remove_tags_custom_fields_trigger);
 
@@ -27,12 +30,27 @@ Datum
 dt_remove_tags_custom_fields_trigger(PG_FUNCTION_ARGS)
 {
 	TriggerData *data = (TriggerData *) fcinfo->context;
-	Definition *definition = definition_get(fcinfo);
+	ErrorContextCallback context = {error_context_stack, name_trigger, data};
+	Definition *definition;
 
+	if (CALLED_AS_TRIGGER(fcinfo))
+		error_context_stack = &context;
+	definition = definition_get(fcinfo);
 	definition->requester.enqueued_by = GetOuterUserId();
 	if (TRIGGER_FIRED_FOR_ROW(data->tg_event))
 		row_fired(definition, data);
 	else
 		statement_fired(definition, data);
+	error_context_stack = context.previous;
 	return PointerGetDatum(NULL);
+}
+
+/* For whoever changed a row, and may know of no trigger. */
+static void
+name_trigger(void *data)
+{
+	const TriggerData *trigger_data = data;
+
+	errcontext("trigger \"%s\" of table \"%s\"", trigger_data->tg_trigger->tgname,
+			   RelationGetRelationName(trigger_data->tg_relation));
 }

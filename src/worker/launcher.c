@@ -4,7 +4,8 @@
  *		Starts a worker for each database whose queue has work.
  *
  * The launcher is connected to no database, so that it keeps none from being
- * dropped; it reads pg_database alone.  It learns from shared memory which
+ * dropped; it reads pg_database alone, which also says the names of databases for
+ * the log.  It learns from shared memory which
  * databases have work: sessions that enqueue say so, and so do workers that leave
  * while rows wait for their time.  When the server starts nobody has said
  * anything yet, and so each database is looked at once.
@@ -55,8 +56,9 @@ static int	count_exploring(void);
 static int64 start_due_workers(void);
 static int64 time_to_start(int i);
 static bool start_worker(int i);
-static void warn_of_slots(int i, Oid database);
-static Oid	find_database(Oid from, bool *is_open);
+static void log_failure(Oid database);
+static void warn_of_slots(int i, const char *database);
+static Oid	find_database(Oid from, NameData *name, bool *is_open);
 
 PGDLLEXPORT void doubletick_launcher_main(Datum arg);
 
@@ -68,7 +70,7 @@ launcher_register(void)
 {
 	BackgroundWorker process;
 
-	process_describe(&process, "launcher", InvalidOid);
+	process_describe(&process, "launcher");
 	process.bgw_restart_time = 1;
 	RegisterBackgroundWorker(&process);
 }
@@ -84,6 +86,10 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	shared->launcher = MyProc;
 	LWLockRelease(shared->lock);
+	ereport(LOG,
+			(errmsg("doubletick launcher has started"),
+			 errdetail("It may start up to %d workers, one for each database; other background processes count among them.",
+					   max_worker_processes - 1)));
 
 	for (;;)
 	{
@@ -93,7 +99,7 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 		reap_workers();
 		explore_databases();
 		next = start_due_workers();
-		process_wait("DoubletickLauncher", (next - clock_now()) / 1000 + 1);
+		process_wait(WAIT_LAUNCHER, (next - clock_now()) / 1000 + 1);
 	}
 }
 
@@ -119,11 +125,22 @@ reap_workers(void)
 		pfree(handles[i]);
 		handles[i] = NULL;
 		if (database->failures == 1)
-			ereport(LOG,
-					(errmsg("doubletick worker of database %u has failed", database->oid),
-					 errdetail("It is started again, after pauses that grow to %d s.",
-							   (int) (PROCESS_LONGEST_PAUSE / USECS_PER_SEC))));
+			log_failure(database->oid);
 	}
+}
+
+/* A database that was dropped meanwhile has no name, and its worker is not missed. */
+static void
+log_failure(Oid database)
+{
+	NameData	name;
+	bool		is_open;
+
+	if (find_database(database, &name, &is_open) == database)
+		ereport(LOG,
+				(errmsg("doubletick worker of database \"%s\" has failed", NameStr(name)),
+				 errdetail("It is started again, after pauses that grow to %d s.",
+						   (int) (PROCESS_LONGEST_PAUSE / USECS_PER_SEC))));
 }
 
 /*
@@ -135,8 +152,9 @@ explore_databases(void)
 {
 	while (shared->explored != LAST_DATABASE && count_exploring() < MAX_EXPLORING)
 	{
+		NameData	name;
 		bool		is_open;
-		Oid			oid = find_database(shared->explored + 1, &is_open);
+		Oid			oid = find_database(shared->explored + 1, &name, &is_open);
 		SharedDatabase *database;
 
 		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
@@ -220,11 +238,12 @@ start_worker(int i)
 	SharedDatabase *database = &shared->databases[i];
 	Oid			oid = database->oid;
 	BackgroundWorker process;
+	NameData	name;
 	bool		is_open;
 	bool		is_dropped;
 	int			nfailures = 0;
 
-	is_dropped = find_database(oid, &is_open) != oid;
+	is_dropped = find_database(oid, &name, &is_open) != oid;
 	if (is_dropped || !is_open)
 	{
 		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
@@ -235,17 +254,21 @@ start_worker(int i)
 		LWLockRelease(shared->lock);
 		if (nfailures == 1)
 			ereport(LOG,
-					(errmsg("queue of database %u waits, since the database takes no connections", oid)));
+					(errmsg("queue of database \"%s\" waits, since the database takes no connections",
+							NameStr(name))));
 		return true;
 	}
 
-	process_describe(&process, "worker", oid);
+	process_describe(&process, "worker");
+	/* 63 bytes of a name leave room for the rest. */
+	snprintf(process.bgw_name, BGW_MAXLEN, "doubletick worker of database \"%s\"", NameStr(name));
+	process.bgw_main_arg = ObjectIdGetDatum(oid);
 	process.bgw_restart_time = BGW_NEVER_RESTART;
 	process.bgw_notify_pid = MyProcPid;
 	if (!RegisterDynamicBackgroundWorker(&process, &handles[i]))
 	{
 		handles[i] = NULL;
-		warn_of_slots(i, oid);
+		warn_of_slots(i, NameStr(name));
 		return false;
 	}
 
@@ -259,7 +282,7 @@ start_worker(int i)
 
 /* Once for each database, and then not until slots have sufficed for a while. */
 static void
-warn_of_slots(int i, Oid database)
+warn_of_slots(int i, const char *database)
 {
 	static int64 lacked_at[SHARED_MAX_DATABASES];
 	int64		now = clock_now();
@@ -269,17 +292,17 @@ warn_of_slots(int i, Oid database)
 	if (is_new)
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("queue of database %u waits, since no background worker is free", database),
+				 errmsg("queue of database \"%s\" waits, since no background worker is free", database),
 				 errhint("Raise \"max_worker_processes\".")));
 }
 
 /*
- * The first database from this OID on, InvalidOid when there is none; and
+ * The first database from this OID on, InvalidOid when there is none; its name, and
  * whether it takes connections.  The table is scanned: without a database of its
  * own, a process cannot always open an index.
  */
 static Oid
-find_database(Oid from, bool *is_open)
+find_database(Oid from, NameData *name, bool *is_open)
 {
 	Oid			found = InvalidOid;
 	Relation	rel;
@@ -297,6 +320,7 @@ find_database(Oid from, bool *is_open)
 		if (database->oid < from || (OidIsValid(found) && found < database->oid))
 			continue;
 		found = database->oid;
+		*name = database->datname;
 		*is_open = database->datallowconn && database->datconnlimit != DATCONNLIMIT_INVALID_DB;
 	}
 	systable_endscan(scan);

@@ -20,7 +20,7 @@
  * Zeroed first, so that fields of later versions have their defaults.
  */
 void
-process_describe(BackgroundWorker *process, const char *kind, Oid database)
+process_describe(BackgroundWorker *process, const char *kind)
 {
 	memset(process, 0, sizeof(BackgroundWorker));
 	process->bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -28,11 +28,7 @@ process_describe(BackgroundWorker *process, const char *kind, Oid database)
 	strlcpy(process->bgw_library_name, "doubletick", BGW_MAXLEN);
 	snprintf(process->bgw_function_name, BGW_MAXLEN, "doubletick_%s_main", kind);
 	snprintf(process->bgw_type, BGW_MAXLEN, "doubletick %s", kind);
-	if (OidIsValid(database))
-		snprintf(process->bgw_name, BGW_MAXLEN, "doubletick %s of database %u", kind, database);
-	else
-		strlcpy(process->bgw_name, process->bgw_type, BGW_MAXLEN);
-	process->bgw_main_arg = ObjectIdGetDatum(database);
+	strlcpy(process->bgw_name, process->bgw_type, BGW_MAXLEN);
 }
 
 /*
@@ -67,14 +63,10 @@ process_reload(void)
  * Waits for so many milliseconds, if any, or until the latch is set.
  */
 void
-process_wait(const char *wait_event_name pg_attribute_unused(), int64 timeout)
+process_wait(WaitReason reason, int64 timeout)
 {
-	static uint32 wait_event = 0;	/* a process has but one */
-
-	if (wait_event == 0)
-		wait_event = new_wait_event(wait_event_name);
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, (long) Max(timeout, 0),
-					 wait_event);
+					 wait_event_number(reason));
 	ResetLatch(MyLatch);
 }
 

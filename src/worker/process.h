@@ -9,16 +9,17 @@
 #define DOUBLETICK_WORKER_PROCESS_H
 
 #include "base/shared.h"
+#include "base/wait_event.h"
 #include "postmaster/bgworker.h"
 
 /* Pause before a worker that failed is started again, in µs: doubled each time. */
 #define PROCESS_FIRST_PAUSE USECS_PER_SEC
 #define PROCESS_LONGEST_PAUSE USECS_PER_MINUTE
 
-extern void process_describe(BackgroundWorker *process, const char *kind, Oid database);
+extern void process_describe(BackgroundWorker *process, const char *kind);
 extern void process_begin(Oid database);
 extern bool process_reload(void);
-extern void process_wait(const char *wait_event_name, int64 timeout);
+extern void process_wait(WaitReason reason, int64 timeout);
 extern int	process_put_off(SharedDatabase *database);
 
 #endif							/* DOUBLETICK_WORKER_PROCESS_H */

@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_db_role_setting.h"
+#include "commands/dbcommands.h"
 #include "compat.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -27,6 +28,7 @@
 #include "settings.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -70,9 +72,10 @@ typedef struct Worker
 	int64		prepared_at;	/* when to look for prepared transactions */
 	bool		none_prepared;	/* were there none, and has none come since? */
 	char		settings[SETTINGS_LENGTH];	/* see read_database_settings() */
-	int64		nexpired;		/* removals given up that were warned of */
 } Worker;
 
+static void name_database(void *name);
+static void read_database_name(NameData *name);
 static void register_worker(Worker *worker);
 static void unregister_worker(int code, Datum oid);
 static void work(Worker *worker);
@@ -86,7 +89,7 @@ static bool find_prepared_transaction(void);
 static bool is_database_wanted(void);
 static void read_database_settings(char *settings, bool apply);
 static void make_way(Worker *worker, const char *why);
-static void warn_of_expired(Worker *worker);
+static void warn_of_unsent(Worker *worker);
 static void begin_transaction(void);
 static void commit_transaction(void);
 
@@ -103,9 +106,14 @@ void
 doubletick_worker_main(Datum oid)
 {
 	Worker		worker = {0};
+	NameData	name;
+	ErrorContextCallback context = {.callback = name_database,.arg = &name};
 
 	before_shmem_exit(unregister_worker, oid);
 	process_begin(DatumGetObjectId(oid));
+	read_database_name(&name);
+	context.previous = error_context_stack;
+	error_context_stack = &context;
 	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
 	lift_timeouts();
 	pgstat_report_appname("doubletick worker");
@@ -120,8 +128,24 @@ doubletick_worker_main(Datum oid)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	warn_of_expired(&worker);
+	warn_of_unsent(&worker);
 	proc_exit(0);
+}
+
+/* Called for all that the worker logs from then on, which its CONTEXT shows. */
+static void
+name_database(void *name)
+{
+	errcontext("doubletick worker of database \"%s\"", NameStr(*(NameData *) name));
+}
+
+/* It stays: whoever renames the database waits until the worker has left. */
+static void
+read_database_name(NameData *name)
+{
+	begin_transaction();
+	namestrcpy(name, get_database_name(MyDatabaseId));
+	commit_transaction();
 }
 
 /*
@@ -272,7 +296,7 @@ do_chores(Worker *worker)
 	if (clock_now() >= worker->prune_at && !drain_prune(worker->drain))
 	{
 		worker->prune_at = clock_now() + PRUNE_INTERVAL;
-		warn_of_expired(worker);
+		warn_of_unsent(worker);
 	}
 }
 
@@ -287,7 +311,7 @@ wait_for_work(Worker *worker)
 		longest = drain_idle_time(worker->drain, LONGEST_SLEEP);
 	}
 	pgstat_report_activity(STATE_IDLE, NULL);
-	process_wait("DoubletickWorker", longest);
+	process_wait(WAIT_WORKER, longest);
 }
 
 /*
@@ -441,7 +465,7 @@ make_way(Worker *worker, const char *why)
 	while (why && worker->drain && clock_now() < until &&
 		   drain_finish(worker->drain) == DRAIN_BUSY)
 		CHECK_FOR_INTERRUPTS();
-	warn_of_expired(worker);
+	warn_of_unsent(worker);
 
 	/* The next one could only wait until the database is dropped, say. */
 	is_wanted = is_database_wanted();
@@ -454,14 +478,11 @@ make_way(Worker *worker, const char *why)
 	proc_exit(0);
 }
 
-/* Removals that have been given up for their age since the last call. */
 static void
-warn_of_expired(Worker *worker)
+warn_of_unsent(Worker *worker)
 {
-	int64		nexpired = worker->drain ? drain_tally(worker->drain)->expired : 0;
-
-	drain_warn_of_expired(nexpired - worker->nexpired);
-	worker->nexpired = nexpired;
+	if (worker->drain)
+		drain_warn_of_unsent(worker->drain);
 }
 
 static void

@@ -35,6 +35,7 @@
 #define DEFAULT_KEY		"key_sandbox"
 
 static void read_arguments(int argc, char **argv);
+static int	port_of(const char *text);
 static void usage(FILE *to);
 static void make_directory(void);
 static void open_listener(Listener *listener, int port);
@@ -69,6 +70,7 @@ static char *ca_path;
 static char *summary_path;
 static bool until_eof;
 static int	https_port;
+static int	http_port;
 
 /* A signal handler's way to wake the main loop. */
 static int	stop_pipe[2];
@@ -84,7 +86,7 @@ main(int argc, char **argv)
 	make_directory();
 	tls_setup(settings.listeners, ca_path);
 	for (i = 0; i < NUM_LISTENERS; i++)
-		open_listener(&settings.listeners[i], i == LISTEN_HTTPS ? https_port : 0);
+		open_listener(&settings.listeners[i], i == LISTEN_HTTPS ? https_port : i == LISTEN_HTTP ? http_port : 0);
 	write_summary();
 	announce();
 	accept_until_told();
@@ -103,12 +105,12 @@ read_arguments(int argc, char **argv)
 		{"no-journal", no_argument, NULL, 'n'},
 		{"until-eof", no_argument, NULL, 'e'},
 		{"port", required_argument, NULL, 'p'},
+		{"http-port", required_argument, NULL, 'P'},
 		{"any-key", no_argument, NULL, 'a'},
 		{"help", no_argument, NULL, 'h'},
 		{NULL, 0, NULL, 0}
 	};
 	int			c;
-	char	   *end;
 
 	settings.keys = checked(json_array());
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
@@ -128,11 +130,11 @@ read_arguments(int argc, char **argv)
 				until_eof = true;
 				break;
 			case 'p':
-				https_port = (int) strtol(optarg, &end, 10);
-				if (*end == '\0' && https_port > 0 && https_port <= 65535)
-					break;
-				fprintf(stderr, "sandbox: invalid port \"%s\"\n", optarg);
-				exit(2);
+				https_port = port_of(optarg);
+				break;
+			case 'P':
+				http_port = port_of(optarg);
+				break;
 			case 'a':
 				settings.any_key = true;
 				break;
@@ -154,6 +156,18 @@ read_arguments(int argc, char **argv)
 		json_array_append_new(settings.keys, json_string(DEFAULT_KEY));
 }
 
+static int
+port_of(const char *text)
+{
+	char	   *end;
+	long		port = strtol(text, &end, 10);
+
+	if (*end == '\0' && port > 0 && port <= 65535)
+		return (int) port;
+	fprintf(stderr, "sandbox: invalid port \"%s\"\n", text);
+	exit(2);
+}
+
 static void
 usage(FILE *to)
 {
@@ -163,6 +177,7 @@ usage(FILE *to)
 		  "  --key KEY     accept this API key (may be repeated; default " DEFAULT_KEY ")\n"
 		  "  --any-key     accept any API key that is not empty\n"
 		  "  --port N      the https port (default: one that is free)\n"
+		  "  --http-port N the http port (default: one that is free)\n"
 		  "  --no-journal  do not keep the requests\n"
 		  "  --until-eof   exit when standard input ends\n"
 		  "  --help        show this help\n", to);
@@ -285,7 +300,10 @@ write_summary(void)
 	json_decref(summary);
 }
 
-/* Says where everything is, for people. */
+/*
+ * Says where everything is, for people.  The server has a name of its own, since one
+ * called doubletick may be the real one; the one of an earlier sandbox is replaced.
+ */
 static void
 announce(void)
 {
@@ -297,10 +315,12 @@ announce(void)
 		   "http     http://127.0.0.1:%d\n"
 		   "CA file  %s\n\n"
 		   "CREATE EXTENSION IF NOT EXISTS doubletick;\n"
-		   "CREATE SERVER doubletick FOREIGN DATA WRAPPER doubletick"
+		   "DROP SERVER IF EXISTS sandbox CASCADE;\n"
+		   "CREATE SERVER sandbox FOREIGN DATA WRAPPER doubletick"
 		   " OPTIONS (base_url 'https://localhost:%d', ca_file %s);\n"
-		   "CREATE USER MAPPING FOR CURRENT_USER SERVER doubletick"
-		   " OPTIONS (api_key %s);\n\n"
+		   "CREATE USER MAPPING FOR CURRENT_USER SERVER sandbox"
+		   " OPTIONS (api_key %s);\n"
+		   "SET doubletick.server = 'sandbox';  -- a trigger names it as its last argument\n\n"
 		   "ready\n",
 		   https, settings.listeners[LISTEN_HTTP].port, ca_path, https, ca, key);
 	fflush(stdout);

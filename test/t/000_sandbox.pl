@@ -613,7 +613,7 @@ subtest 'the program' => sub {
 	my $dir = File::Temp->newdir(TMPDIR => 1);
 	my $said = `$program --until-eof --dir $dir/it\\'s --key "a'b" </dev/null`;
 	like($said,
-		qr{^CREATE SERVER doubletick .*\(base_url 'https://localhost:\d+', ca_file '.*it''s/ca\.pem'\);$}m,
+		qr{^CREATE SERVER sandbox .*\(base_url 'https://localhost:\d+', ca_file '.*it''s/ca\.pem'\);$}m,
 		'what to paste');
 	like($said, qr/^CREATE USER MAPPING .* \(api_key 'a''b'\);$/m, 'with the key');
 	like($said, qr/^ready\n\z/m, 'ready');

@@ -215,7 +215,11 @@ sub interrupted
 
 	# A second CALL says so, and does nothing.
 	my $said = drain();
-	like($said, qr/NOTICE:  another session drains the queue of this database/, 'a second CALL says why it does nothing');
+	like($said, qr/NOTICE:  another session drains the queue of this database \(PID \d+, since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d/, 'a second CALL says why it does nothing');
+	$calls->sql('CREATE ROLE looker; GRANT EXECUTE ON PROCEDURE dt_process_queue TO looker');
+	(undef, undef, my $seen) = $node->psql('postgres', 'SET ROLE looker; CALL dt_process_queue()');
+	like($seen, qr/NOTICE:  another session drains the queue of this database \(PID \d+\)$/m, 'and not since when to whom that is not shown');
+	$calls->sql('DROP OWNED BY looker; DROP ROLE looker');
 	unlike($said, qr/queue: /, 'and nothing else');
 	is(scalar @{ $sb->journal }, scalar @$committed, 'and sends nothing');
 

@@ -34,7 +34,9 @@ foreach my $case (
 	my @ids = map { enqueue($_, ['lead']) } $bad, "${bad}1";
 	my $other = enqueue($good, ['lead'], undef, server => 'second');
 
-	like(drain(), qr/^WARNING:  requests of role "[^"]+" to server "doubletick" are held: .*\Q$reason\E/m, "$name: the hold says why");
+	my $messages = drain();
+	like($messages, qr/^WARNING:  requests of role "[^"]+" to server "doubletick" are held: .*\Q$reason\E/m, "$name: the hold says why");
+	unlike($messages, qr/CONTEXT:  row/, "$name: and names no row, since it is not about one");
 	is(states($other), 'done', "$name: the other server goes on");
 	is(states(@ids), 'waiting waiting', "$name: its own removals wait");
 	like(status('doubletick')->{held}, qr/\Q$reason\E/, "$name: dt_status says why");
@@ -48,13 +50,16 @@ foreach my $case (
 # that are in flight are not sent a second time.
 SKIP:
 {
-	skip 'built without TESTING=1', 6 unless is_testing_build($node);
+	skip 'built without TESTING=1', 7 unless is_testing_build($node);
 	fresh();
 	my @phones = map { sprintf '1415555%04d', $_ } 1 .. 40;
 	my @ids = map { enqueue($_, ['lead']) } @phones;
+	my $log = -s $node->logfile;
 	my $drain = start_drain(before => "SET doubletick.fault_point = 'error:settling'");
 
 	eventually(sub { (status('doubletick')->{held} // '') =~ /fault point "settling"/ }, 'an error in settling holds the server and role');
+	like(slurp_file($node->logfile, $log), qr/WARNING:  requests of role "[^"]+" to server "doubletick" are held: error [^\n]*fault point "settling"[^\n]*\n(?:[^\n]*\n){0,3}[^\n]*CONTEXT:  row (?:${\ join '|', @ids}) of dt_waiting, or another one of its customer$/m,
+		'the log says which row was worked on');
 	my $sent = () = requests(@phones);
 	eventually(sub { $calls->sql("SELECT count(*) FROM dt_hold WHERE probe_at > now()") eq '1' }, 'and is remembered');
 	ok($sent <= 16, "no more than max_connections requests have left: $sent");

@@ -115,7 +115,7 @@ sub extension_dropped
 	$calls->server('doubletick', database_of => 'served');
 	$calls->sql('SET search_path = elsewhere_too; ' . enqueue('replaced'), database => 'served');
 	eventually(sub { $calls->has_sent('replaced') }, 'so is one that is replaced in one transaction');
-	unlike(slurp_file($node->logfile, $log), qr/ERROR|worker of database \d+ has failed/, 'no worker has met an error');
+	unlike(slurp_file($node->logfile, $log), qr/ERROR|worker of database "postgres" has failed/, 'no worker has met an error');
 
 	$calls->sql('DROP EXTENSION doubletick CASCADE', database => 'served');
 	eventually(sub { !$calls->workers('served') }, 'the worker leaves a database that lacks the extension');
@@ -192,7 +192,7 @@ sub failing
 	  slurp_file($node->logfile, $log) =~ /^\S+ (\d+:\d+:[\d.]+).*exited with exit code 1/mg;
 	cmp_ok($at[1] - $at[0], '>=', 0.9, 'after a pause');
 	cmp_ok($at[2] - $at[1], '>=', 1.9, 'which grows');
-	is(scalar(() = slurp_file($node->logfile, $log) =~ /worker of database \d+ has failed/g), 1, 'the log tells of it once');
+	is(scalar(() = slurp_file($node->logfile, $log) =~ /worker of database "postgres" has failed/g), 1, 'the log tells of it once');
 	like($calls->sql('CREATE ROLE reader; SET ROLE reader; SELECT last_error FROM dt_worker()'),
 		qr/^table "%s" is not as extension "doubletick" needs it \(SQLSTATE 55000\)$/, 'everybody can read the error, without what it names');
 	$calls->sql('DROP INDEX failing');
@@ -212,7 +212,7 @@ sub no_start
 	my $session = $node->background_psql('closed');
 	$calls->sql('ALTER DATABASE closed ALLOW_CONNECTIONS false');
 	$session->query_safe(enqueue('closed'));
-	eventually(sub { slurp_file($node->logfile, $log) =~ /LOG:  queue of database \d+ waits, since the database takes no connections/ },
+	eventually(sub { slurp_file($node->logfile, $log) =~ /LOG:  queue of database "closed" waits, since the database takes no connections/ },
 		'the log tells of a database that takes no connections');
 	is($calls->has_sent('closed'), 0, 'its row is not sent');
 	$calls->sql('ALTER DATABASE closed ALLOW_CONNECTIONS true');
@@ -226,8 +226,7 @@ sub no_start
 	$node->restart;
 	$calls->sql('CREATE DATABASE second');
 	$calls->set_up('second');
-	my $second = $calls->sql("SELECT oid FROM pg_database WHERE datname = 'second'");
-	my $none_free = qr/WARNING:  queue of database $second waits, since no background worker is free/;
+	my $none_free = qr/WARNING:  queue of database "second" waits, since no background worker is free/;
 	$calls->sql(enqueue('first'));
 	eventually(sub { $calls->has_sent('first') }, 'one worker can start');
 	$calls->sql(enqueue('second'), database => 'second');

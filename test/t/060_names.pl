@@ -209,7 +209,7 @@ sub interrupted
 		my $pid = $session->query("SET doubletick.server = $server; SELECT pg_backend_pid()");
 
 		$session->query_until(qr/on its way/, "\\echo on its way\n$waits{$who};\n");
-		eventually(sub { $calls->sql("SELECT wait_event FROM pg_stat_activity WHERE pid = $pid") =~ /^(?:Extension|DoubletickHttp)$/ && $reached->() },
+		eventually(sub { $calls->sql("SELECT wait_event FROM pg_stat_activity WHERE pid = $pid") =~ /^(?:Extension|Doubletick(?:Answer|Drain))$/ && $reached->() },
 			"$what: $who waits for it");
 		my $begin = time;
 		$calls->sql("SELECT pg_cancel_backend($pid)");
