@@ -58,8 +58,12 @@ sub preloaded
 	is(counts('doubletick'), '7|4|4|2|1|0|2|2|1|1', 'so are requests of the queue, and what came of removals');
 	is(counts('quiet'), '0|0|0|0|0|0|0|0|0|0', 'each server for itself');
 	cmp_ok($calls->sql("SELECT rate FROM dt_status WHERE server = 'doubletick'"), '>', 0, 'a rate is shown');
-	is($calls->sql("SELECT last_error FROM dt_status WHERE server = 'doubletick'"), 'some names could not be removed',
-		'names that could not be removed are the last error');
+	is($calls->sql("SELECT last_error FROM dt_status WHERE server = 'doubletick'"), 'request was refused with HTTP status 422',
+		'the last error is that of what failed');
+	$calls->sql("SET doubletick.server = quiet; SELECT dt_enqueue_remove_tags_custom_fields('$phone', '{no such tag}')");
+	drain();
+	is($calls->sql("SELECT last_error FROM dt_status WHERE server = 'quiet'"), 'some names could not be removed',
+		'where nothing failed, names that could not be removed are');
 
 	# Removals whose names have all come back do not wait any more.
 	enqueue($phone, [ 'e', 'f' ]);

@@ -25,7 +25,7 @@ my ($libcurl) = contents('README.md') =~ /libcurl (\d+\.\d+) or newer/;
 
 # PGXN.
 is($meta->{release_status}, $date eq 'unreleased' ? 'unstable' : 'stable', 'META.json says whether the version is released');
-is($meta->{prereqs}{runtime}{requires}{PostgreSQL}, "$oldest.0.0", 'META.json needs the oldest PostgreSQL that compiles');
+like($meta->{prereqs}{runtime}{requires}{PostgreSQL}, qr{^(?:>= )?$oldest\.0\.0\b}, 'META.json needs the oldest PostgreSQL that compiles');
 like($meta->{version}, qr/^\d+\.\d+\.\d+$/, 'the version is a semantic one');
 like($meta->{resources}{homepage}, qr{^https://}, 'META.json has a home page');
 is_deeply([ grep { !/^[^\s\/\\,]{1,}( [^\s\/\\,]+)*$/ } @{ $meta->{tags} } ], [], 'its tags are as PGXN wants them');
