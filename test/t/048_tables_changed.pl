@@ -86,7 +86,7 @@ refused_and_mended('sequence, not logged', 'ALTER SEQUENCE dt_waiting_id_seq SET
 foreach my $change ('ALTER TABLE dt_waiting RENAME COLUMN due_at TO due', 'ALTER TABLE dt_waiting DROP COLUMN last_error',
 	'ALTER TABLE dt_settled ALTER COLUMN attempts TYPE bigint')
 {
-	my $drops = join '', map { "ALTER EXTENSION doubletick DROP VIEW $_; DROP VIEW $_;" } qw(dt_status dt_history dt_queue);
+	my $drops = join '', map { "ALTER EXTENSION doubletick DROP VIEW $_; DROP VIEW $_;" } qw(dt_status dt_history dt_queue dt_removals);
 	$calls->sql('CREATE DATABASE changed');
 	$calls->sql("CREATE EXTENSION doubletick; $drops $change", database => 'changed');
 	my ($stdout, $stderr);
