@@ -215,7 +215,7 @@ foreach my $case (
 	is("@again", "$ids[0] $ids[1]", 'again: the ids are the same');
 	drain() for 1 .. 2;
 	is(scalar(() = requests($_)), 1, "again: $_ is sent once") foreach @phones;
-	is($calls->sql("SELECT string_agg(state, ' ' ORDER BY settled_at) FROM dt_history WHERE id IN ($ids[0], $ids[1])"), 'done done done failed', 'again: both are in the history');
+	is($calls->sql("SELECT string_agg(state, ' ' ORDER BY id, settled_at) FROM dt_history WHERE id IN ($ids[0], $ids[1])"), 'done done done failed', 'again: both are in the history');
 	$sb->clear_rules;
 	is($calls->sql("SELECT dt_retry($ids[0])"), 'f', 'again: what was done twice is not retried');
 	is($calls->sql("SELECT dt_retry($ids[1])"), 't', 'again: the one of both that failed is');
