@@ -251,7 +251,7 @@ sub given_up
 	enqueue_alone('aged', 'aged');
 	$node->start;
 	eventually(sub { $calls->sql('SELECT state FROM dt_history', database => 'aged') eq 'failed' }, 'it is given up for its age');
-	eventually(sub { slurp_file($node->logfile, $log) =~ /WARNING:  gave up 1 removal of role "[^"]+" for server "doubletick", for its age\nDETAIL: [^\n]+\n[^\n]+HINT: [^\n]+\n[^\n]+CONTEXT:  doubletick worker of database "aged"/ }, 'the log says so');
+	eventually(sub { slurp_file($node->logfile, $log) =~ /WARNING:  gave up 1 removal of role "[^"]+" for server "doubletick", for its age\n[^\n]+DETAIL: [^\n]+\n[^\n]+HINT: [^\n]+\n[^\n]+CONTEXT:  doubletick worker of database "aged"/ }, 'the log says so');
 	is($calls->has_sent('aged'), 0, 'it is not sent');
 	return;
 }
