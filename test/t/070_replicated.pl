@@ -256,16 +256,17 @@ sub own_rows
 	is($sql->('SELECT count(*) FROM dt_settled'), '0', 'own rows: and no history of the publisher');
 
 	# Both hold the same lane, each for its own reason.
-	$sb->rule('*', { status => 401 });
+	$sb->rule(Worker::phone($_), { status => 401 }) foreach 305, 306;
 	switch_off($subscriber, 0);
 	$sql->(enqueue('refused', 305));
 	$calls->sql(enqueue('refused', 306), database => $publisher);
 	eventually(sub { $calls->sql('SELECT count(*) FROM dt_hold', database => $_) eq '1' }, "own rows: $_ has a hold") foreach $publisher, $subscriber;
 	$calls->sql("ALTER SERVER doubletick OPTIONS (ADD timeout '9s')", database => $publisher);
-	$sb->clear_rules;
+	$sb->clear_rules(Worker::phone(306));
 	eventually(sub { $calls->sql('SELECT count(*) FROM dt_hold', database => $publisher) eq '0' }, 'own rows: that of the publisher ends');
 	caught_up($publisher, $subscriber);
 	is($sql->('SELECT count(*) FROM dt_hold'), '1', 'own rows: that of the subscriber does not');
+	$sb->clear_rules(Worker::phone(305));
 	$sql->("ALTER SERVER doubletick OPTIONS (ADD timeout '9s'); " . enqueue('wakes', 307));
 	eventually(sub { $sql->('SELECT count(*) FROM dt_waiting WHERE NOT replicated') eq '0' }, 'own rows: what it held goes on');
 	end_replication($publisher, $subscriber);
