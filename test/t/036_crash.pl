@@ -72,9 +72,13 @@ sub killed
 	$sb->clear_rules;
 	$sb->rule('*', $with{rule}) if $with{rule};
 	$sb->clear_journal;
+	my $log = -s $node->logfile;
 	my $said = drain(before => "SET doubletick.fault_point = '$place'; SET doubletick.fault_point_skip = $skip", fails => 1);
 	like($said, qr/server closed the connection|terminating connection/, "$name: killed") or return;
-	eventually(sub { $node->psql('postgres', 'SELECT 1') == 0 }, "$name: the cluster is up again");
+
+	# For a moment it takes connections although it is about to restart.
+	eventually(sub { slurp_file($node->logfile, $log) =~ /ready to accept connections/ && $node->psql('postgres', 'SELECT 1') == 0 },
+		"$name: the cluster is up again");
 
 	# Requests that were received, but not settled, will be sent again.
 	eventually(sub { $sb->stats->{in_flight} == 0 }, "$name: its connections are closed");
