@@ -52,6 +52,7 @@ OBJS = \
 	src/drain/split_answer.o \
 	src/queue/cancel.o \
 	src/queue/enqueue.o \
+	src/queue/enqueue_functions.o \
 	src/queue/history.o \
 	src/queue/ids.o \
 	src/queue/locks.o \
