@@ -35,13 +35,14 @@
 /* libcurl may end a request by this much before its timeout, in µs. */
 #define TIMER_SLACK 2000
 
-static Jsonb *run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **),
-					   bool raise);
-static Fault *build_payload(const Removal *removal, Jsonb **result);
-static Fault *call_api(const Removal *removal, Jsonb **result);
+typedef Fault *Call(const Removal *removal, const char *server, Jsonb **result);
+
+static Jsonb *run_call(FunctionCallInfo fcinfo, Call *call, bool raise);
+static Call build_payload,
+			call_api;
 static void send_once(const Removal *removal, const Account *account, int64 claimed_at,
 					  int64 deadline, Answer *answer, int64 *retry_after);
-static Fault *wait_for_pause(const Account *account, int64 deadline);
+static Fault *wait_for_pause(const Account *account, const char *server, int64 deadline);
 static int64 pause_before_retry(int tries);
 static bool hits_every_row(const Fault *fault);
 static Jsonb *without_status(Jsonb *body);
@@ -61,7 +62,7 @@ dt_payload(PG_FUNCTION_ARGS)
 
 /*
  * dt_remove_tags_custom_fields(phone text, tags text[], fields text[],
- * waba text) returns jsonb
+ * waba text, server text) returns jsonb
  */
 Datum
 dt_remove_tags_custom_fields(PG_FUNCTION_ARGS)
@@ -71,7 +72,7 @@ dt_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 
 /*
  * dt_try_remove_tags_custom_fields(phone text, tags text[], fields text[],
- * waba text) returns jsonb
+ * waba text, server text) returns jsonb
  */
 Datum
 dt_try_remove_tags_custom_fields(PG_FUNCTION_ARGS)
@@ -80,31 +81,38 @@ dt_try_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 }
 
 /*
- * Checks the four arguments, and makes the call in a memory context of its own.
- * "raise" says whether a fault is raised or returned.
+ * Checks the arguments, and makes the call in a memory context of its own.  dt_payload()
+ * has no fifth argument, the server.  "raise" says whether a fault is raised or returned.
  */
 static Jsonb *
-run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **), bool raise)
+run_call(FunctionCallInfo fcinfo, Call *call, bool raise)
 {
 #define ARGUMENT(n, get) (PG_ARGISNULL(n) ? NULL : get(n))
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext context = AllocSetContextCreate(caller, "doubletick call",
 												  ALLOCSET_DEFAULT_SIZES);
+	const char *argument = NULL;
+	const char *server;
 	Removal		removal;
 	Jsonb	   *result;
 	Fault	   *fault;
 
 	MemoryContextSwitchTo(context);
+	if (PG_NARGS() > 4 && !PG_ARGISNULL(4))
+		argument = text_to_cstring(PG_GETARG_TEXT_PP(4));
+	server = argument ? argument : setting_server;
 	fault = payload_check(ARGUMENT(0, PG_GETARG_TEXT_PP),
 						  ARGUMENT(1, PG_GETARG_ARRAYTYPE_P),
 						  ARGUMENT(2, PG_GETARG_ARRAYTYPE_P),
 						  ARGUMENT(3, PG_GETARG_TEXT_PP), &removal);
 	if (fault == NULL)
-		fault = call(&removal, &result);
+		fault = call(&removal, server, &result);
 	if (fault && (raise || hits_every_row(fault)))
 	{
+		if (argument)
+			account_hint_argument(fault, argument);
 		fault_about(fault, PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0)),
-					call == call_api ? setting_server : NULL, GetUserId());
+					call == call_api ? server : NULL, GetUserId());
 		fault_raise(fault);
 	}
 	if (fault)
@@ -121,7 +129,7 @@ run_call(FunctionCallInfo fcinfo, Fault *(*call) (const Removal *, Jsonb **), bo
 
 /* For dt_payload(): lacks the server's waba_number, which only a request gets. */
 static Fault *
-build_payload(const Removal *removal, Jsonb **result)
+build_payload(const Removal *removal, const char *server pg_attribute_unused(), Jsonb **result)
 {
 	*result = payload_jsonb(removal, NULL);
 	return NULL;
@@ -132,7 +140,7 @@ build_payload(const Removal *removal, Jsonb **result)
  * server's option "timeout" lasts; waiting for "rate_limit" does not count.
  */
 static Fault *
-call_api(const Removal *removal, Jsonb **result)
+call_api(const Removal *removal, const char *server, Jsonb **result)
 {
 	Account		account;
 	Fault	   *fault;
@@ -141,7 +149,7 @@ call_api(const Removal *removal, Jsonb **result)
 
 	fault = extension_version_fault();
 	if (fault == NULL)
-		fault = account_get(setting_server, GetUserId(), &account);
+		fault = account_get(server, GetUserId(), &account);
 	if (fault)
 		return fault;
 
@@ -157,7 +165,7 @@ call_api(const Removal *removal, Jsonb **result)
 		/* Another session may get a 429 while this one waits for its turn. */
 		do
 		{
-			fault = wait_for_pause(&account, deadline + waited);
+			fault = wait_for_pause(&account, server, deadline + waited);
 			if (fault)
 				return fault;
 			waited += pace_wait(account.serverid, account.rate_limit);
@@ -169,7 +177,7 @@ call_api(const Removal *removal, Jsonb **result)
 
 		/* The definition may have changed during a wait. */
 		if (waited > 0 || tries > 1)
-			fault = account_get(setting_server, GetUserId(), &account);
+			fault = account_get(server, GetUserId(), &account);
 		if (fault)
 		{
 			pace_return(account.serverid, account.rate_limit, claimed_at);
@@ -183,7 +191,7 @@ call_api(const Removal *removal, Jsonb **result)
 			return NULL;
 		}
 		if (answer.status == 401 || answer.status == 403)
-			answer.fault->hint = account_key_command(setting_server, GetUserId());
+			answer.fault->hint = account_key_command(server, GetUserId());
 
 		/* If too little time was left, the fault of the try before says more. */
 		if (previous && answer.again && answer.fault->status == 0 &&
@@ -239,7 +247,7 @@ send_once(const Removal *removal, const Account *account, int64 claimed_at,
  * the pause outlasts the call.
  */
 static Fault *
-wait_for_pause(const Account *account, int64 deadline)
+wait_for_pause(const Account *account, const char *server, int64 deadline)
 {
 	int64		pause = pace_paused(account->serverid);
 
@@ -247,7 +255,7 @@ wait_for_pause(const Account *account, int64 deadline)
 	{
 		Fault	   *fault = fault_make(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
 									   "server \"%s\" is paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429",
-									   setting_server, (pause + USECS_PER_SEC - 1) / USECS_PER_SEC);
+									   server, (pause + USECS_PER_SEC - 1) / USECS_PER_SEC);
 
 		/* The 429 is the API's, although another request got it. */
 		fault->status = 429;
