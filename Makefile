@@ -26,6 +26,7 @@ OBJS = \
 	src/api/pace.o \
 	src/api/payload.o \
 	src/api/sockets.o \
+	src/api/transfer_clock.o \
 	src/base/clock.o \
 	src/base/extension.o \
 	src/base/fault.o \
@@ -34,6 +35,7 @@ OBJS = \
 	src/base/phone.o \
 	src/base/shared.o \
 	src/base/wait_event.o \
+	src/call/call.o \
 	src/call/remove.o \
 	src/check/check.o \
 	src/check/connection.o \
