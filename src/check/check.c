@@ -16,6 +16,7 @@
 
 #include "access/relation.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "account/account.h"
 #include "account/enabled.h"
 #include "base/extension.h"
@@ -122,7 +123,9 @@ dt_check(PG_FUNCTION_ARGS)
 	check_triggers(&check);
 	if (check.tables_are_good)
 		check_what_waits(&check);
-	check_worker(&check);
+	/* The queue of a standby is sent by its primary. */
+	if (!RecoveryInProgress())
+		check_worker(&check);
 	SPI_finish();
 	PG_RETURN_NULL();
 }
