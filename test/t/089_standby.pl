@@ -13,7 +13,7 @@ use Test::More;
 use lib dirname(__FILE__);
 use Worker;
 
-my $calls = Worker->new(conf => "wal_level = replica\nmax_wal_senders = 4\n");
+my $calls = Worker->new(idle => '1s', conf => "wal_level = replica\nmax_wal_senders = 4\n");
 my $sb = $calls->sandbox;
 my $primary = $calls->node;
 
