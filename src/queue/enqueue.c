@@ -108,7 +108,11 @@ void
 queue_check_writable(const char *command)
 {
 	extension_check_version();
-	/* On a standby each transaction is read-only, too: say what it comes from. */
+
+	/*
+	 * On a standby each transaction is read-only, too: say what it comes
+	 * from.
+	 */
 	PreventCommandDuringRecovery(command);
 	PreventCommandIfReadOnly(command);
 	PreventCommandIfParallelMode(command);

@@ -168,6 +168,15 @@ sub replica_identity
 	at('north', "ALTER TABLE guests REPLICA IDENTITY FULL; UPDATE guests SET tags = '{a}'");
 	sent_all('replica identity');
 	sent_is('replica identity', $phone => 'b');
+
+	# A trigger of one's own can enqueue what arrives, in a process without a client.
+	$calls->sql("CREATE FUNCTION guest_left() RETURNS trigger LANGUAGE plpgsql AS \$\$ BEGIN
+			PERFORM public.dt_enqueue_remove_tags_custom_fields(old.phone, '{guest}'); RETURN NULL; END \$\$;
+		CREATE TRIGGER guest_left AFTER DELETE ON guests FOR EACH ROW EXECUTE FUNCTION guest_left();
+		ALTER TABLE guests ENABLE ALWAYS TRIGGER guest_left");
+	at('north', 'DELETE FROM guests');
+	sent_all('own trigger');
+	sent_is('own trigger', $phone => 'a,guest');
 	at('north', 'ALTER PUBLICATION doubletick DROP TABLE guests');
 	$calls->sql('ALTER SUBSCRIPTION north REFRESH PUBLICATION; DROP TABLE guests');
 	return;

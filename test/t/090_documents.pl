@@ -9,11 +9,11 @@
 #
 # An HTML comment before a block says what is special about it, any of these:
 #
-#   <!-- test: as ROLE; in DATABASE; elsewhere; error SQLSTATE; numbers differ; eventually; preloaded; at end; every page -->
+#   <!-- test: as ROLE; in DATABASE; elsewhere; error SQLSTATE; numbers differ; eventually; preloaded; at end; every page; citus -->
 #
 # "in" creates the database if it does not exist; "in A and B" runs the block in both.
 # "elsewhere" is in another cluster, which can publish. "eventually" repeats the block
-# until it prints what it must.  "error" is a block that must raise
+# until it prints what it must. What is for Citus is left to 087_citus.pl.  "error" is a block that must raise
 # that, "at end" one that is run after all others of its page, and "every page" one that
 # is run before all others of every page.  "numbers differ" lets the output have other
 # numbers.  "preloaded" is a block for a server that has preloaded the library: after it
@@ -71,7 +71,7 @@ my %blocks;
 
 foreach my $page (@pages)
 {
-	$blocks{$page} = [ eval { read_blocks($page) } ];
+	$blocks{$page} = [ grep { !$_->{citus} } eval { read_blocks($page) } ];
 	is($@, '', "$page can be read");
 }
 my @first = grep { $_->{first} } @{ $blocks{'README.md'} };
@@ -146,7 +146,7 @@ foreach my $message (@messages)
 
 my $pages = join "\n", map { $text{$_} } @pages;
 ok(-e "$top/$_", "$_ is there")
-  foreach uniq($pages =~ m{(?<![\w/])(test/(?:demo|check|package|release|bench|fuzz|torture|sandbox|t)\b(?:[\w./]*\w)?)}g);
+  foreach uniq($pages =~ m{(?<![\w/])(test/(?:citus|demo|check|package|release|bench|fuzz|torture|sandbox|t)\b(?:[\w./]*\w)?)}g);
 cmp_ok(scalar(split /\n/, $text{'README.md'}), '<=', 250, 'README.md is for one sitting');
 
 # Every link leads to a file of the tree and, after a #, to a heading of it.
@@ -385,6 +385,7 @@ sub obey
 
 	foreach (split /; /, $directive)
 	{
+		if (/^citus$/) { $block->{citus} = 1; last; }
 		if (/^as (\w+)$/) { $block->{role} = $1; }
 		elsif (/^in (\w+)(?: and (\w+))?$/) { @$block{qw(db too)} = ($1, $2); }
 		elsif (/^elsewhere$/) { $block->{node} = $elsewhere; }
