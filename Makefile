@@ -53,6 +53,7 @@ OBJS = \
 	src/drain/settle.o \
 	src/drain/split_answer.o \
 	src/queue/cancel.o \
+	src/queue/citus.o \
 	src/queue/enqueue.o \
 	src/queue/enqueue_functions.o \
 	src/queue/history.o \

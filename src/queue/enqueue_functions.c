@@ -15,6 +15,7 @@
 #include "compat.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "queue/citus.h"
 #include "queue/enqueue.h"
 #include "settings.h"
 #include "utils/builtins.h"
@@ -43,6 +44,7 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 	Fault	   *fault;
 
 	queue_check_writable("dt_enqueue_remove_tags_custom_fields()");
+	citus_check_transaction("dt_enqueue_remove_tags_custom_fields()");
 	fault = read_arguments(fcinfo, &removal);
 	if (fault)
 		raise_fault(fcinfo, fault);
@@ -65,6 +67,7 @@ dt_try_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 	Fault	   *fault;
 
 	queue_check_writable("dt_try_enqueue_remove_tags_custom_fields()");
+	citus_check_transaction("dt_try_enqueue_remove_tags_custom_fields()");
 	fault = read_arguments(fcinfo, &removal);
 	get_requester(fcinfo, &requester);
 	if (fault == NULL)
@@ -93,6 +96,7 @@ dt_keep(PG_FUNCTION_ARGS)
 	Queue	   *queue;
 
 	queue_check_writable("dt_keep()");
+	citus_check_transaction("dt_keep()");
 	fault = read_arguments(fcinfo, &names);
 	if (fault && !has_no_names(fcinfo))
 		raise_fault(fcinfo, fault);
