@@ -585,7 +585,7 @@ AS 'MODULE_PATHNAME', 'dt_retry'
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_retry(bigint) IS
-'Puts a failed removal back into the queue, as if it were new.';
+'Puts a failed removal back into the queue; false if it cannot.';
 
 CREATE FUNCTION @extschema@.dt_send_replicated()
 RETURNS bigint
