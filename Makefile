@@ -2,7 +2,7 @@
 #
 #   make && make install        build and install (PG_CONFIG=… for another server)
 #   make installcheck           run every test in throwaway clusters, not as root
-#   make sandbox                build the local stand-in of the API
+#   make sandbox                build the local stand-in for the API
 #   make dist                   make the zip for PGXN
 #   make pictures               draw doc/flow.svg anew (Debian: graphviz)
 #   make indent                 bring src/ into pgindent's shape (Debian: pg-bsd-indent)

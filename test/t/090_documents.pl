@@ -85,6 +85,7 @@ foreach my $page (@pages)
 	run_block($_) foreach @first, (grep { !$_->{last} } @own), (grep { $_->{last} } @own);
 }
 cmp_ok($nservers, '>', 0, 'README.md creates a server');
+try_with_sandbox();
 ok($stood_in{$_}, "a page has $_, which the test replaces") foreach sort keys %stand_in;
 
 # The reference, against what is installed.
@@ -435,13 +436,32 @@ sub run_block
 	ok($node->poll_query_until($block->{db}, 'SELECT count(*) = 0 FROM dt_waiting'), "$name: the worker sends")
 	  if $block->{preloaded};
 
-	foreach my $server ($sql =~ /^\s*CREATE SERVER (\w+) FOREIGN DATA WRAPPER doubletick\b/mg)
+	foreach my $server ($sql =~ /^\s*CREATE SERVER (\w+) FOREIGN DATA WRAPPER doubletick\b(?![^\n]*\bbase_url)/mg)
 	{
 		$nservers++;
 		$node->safe_psql($block->{db}, "ALTER SERVER $server OPTIONS (ADD base_url '"
 			  . $sb->https . "', ADD ca_file '" . $sb->ca_file . "')");
 	}
 	run_block({ %$block, db => $block->{too}, too => undef }) if $block->{too};
+	return;
+}
+
+# README.md once more, as somebody without an account reads it: the sandbox that it starts
+# prints what stands in for its CREATE SERVER.
+sub try_with_sandbox
+{
+	my ($options) = $text{'README.md'} =~ m{^test/sandbox/run (.+)$}m;
+	my $readers = Sandbox->start(split / /, $options // '');
+	my ($connects) = sort { ($b->{sql} =~ /^CREATE SERVER/m) <=> ($a->{sql} =~ /^CREATE SERVER/m) } @first;
+	my @own = grep { !$_->{first} } @{ $blocks{'README.md'} };
+
+	start_page();
+	foreach my $block (@first, (grep { !$_->{last} } @own), (grep { $_->{last} } @own))
+	{
+		run_block({ %{$block}, $block == $connects ? (sql => $readers->sql) : () });
+	}
+	cmp_ok(scalar @{ $readers->journal }, '>=', 3, 'README.md: its requests have gone to the sandbox that it starts');
+	is($readers->stop, 0, 'which ends');
 	return;
 }
 
