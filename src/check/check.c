@@ -24,6 +24,7 @@
 #include "catalog/pg_trigger.h"
 #include "check/connection.h"
 #include "commands/dbcommands.h"
+#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -296,15 +297,18 @@ static void
 check_triggers_of_table(Check *check, Oid table, Oid function, bool is_subscribed)
 {
 	Relation	rel = try_relation_open(table, AccessShareLock);
+	const TriggerDesc *triggers;
 	bool		on_insert = false;
 	bool		on_update = false;
 	bool		on_delete = false;
 
 	if (rel == NULL)
 		return;					/* dropped since */
-	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
+	/* a copy, since look-ups may have PostgreSQL free the relation's own */
+	triggers = CopyTriggerDesc(rel->trigdesc);
+	for (int i = 0; triggers && i < triggers->numtriggers; i++)
 	{
-		const Trigger *trigger = &rel->trigdesc->triggers[i];
+		const Trigger *trigger = &triggers->triggers[i];
 
 		if (trigger->tgfoid != function || trigger->tgisclone)
 			continue;
