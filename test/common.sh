@@ -31,7 +31,14 @@ is_installed=			# has the extension been installed?
 passed=0			# tests, counted by run_tests
 failed=0
 
-say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+# A heading, bold on a terminal.
+say() {
+	if [ -t 1 ]; then
+		printf '\n\033[1m== %s\033[0m\n' "$*"
+	else
+		printf '\n== %s\n' "$*"
+	fi
+}
 
 die() { printf '%s: %s\n' "$0" "$*" >&2; exit 1; }
 
