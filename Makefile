@@ -26,6 +26,7 @@ OBJS = \
 	src/api/pace.o \
 	src/api/payload.o \
 	src/api/sockets.o \
+	src/api/transfer_clock.o \
 	src/base/clock.o \
 	src/base/extension.o \
 	src/base/fault.o \
@@ -34,7 +35,12 @@ OBJS = \
 	src/base/phone.o \
 	src/base/shared.o \
 	src/base/wait_event.o \
+	src/call/call.o \
+	src/call/call_scan.o \
+	src/call/executor.o \
+	src/call/function.o \
 	src/call/remove.o \
+	src/call/rewrite.o \
 	src/check/check.o \
 	src/check/connection.o \
 	src/doubletick.o \
@@ -51,6 +57,7 @@ OBJS = \
 	src/drain/settle.o \
 	src/drain/split_answer.o \
 	src/queue/cancel.o \
+	src/queue/citus.o \
 	src/queue/enqueue.o \
 	src/queue/enqueue_functions.o \
 	src/queue/history.o \

@@ -37,28 +37,40 @@ LANGUAGE C IMMUTABLE PARALLEL SAFE COST 10;
 COMMENT ON FUNCTION @extschema@.dt_payload(text, text[], text[], text) IS
 'Returns the request body for these arguments; sends nothing.';
 
+CREATE FUNCTION @extschema@.dt_call_support(internal)
+RETURNS internal
+AS 'MODULE_PATHNAME', 'dt_call_support'
+LANGUAGE C STRICT IMMUTABLE PARALLEL SAFE;
+
+COMMENT ON FUNCTION @extschema@.dt_call_support(internal) IS
+'For the planner: a statement that calls DoubleTick may have many requests in flight.';
+
 CREATE FUNCTION @extschema@.dt_remove_tags_custom_fields(
 	phone text,
 	tags text[] DEFAULT NULL,
 	fields text[] DEFAULT NULL,
-	waba text DEFAULT NULL)
+	waba text DEFAULT NULL,
+	server text DEFAULT NULL)
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'dt_remove_tags_custom_fields'
-LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000
+SUPPORT @extschema@.dt_call_support;
 
-COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields(text, text[], text[], text) IS
+COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields(text, text[], text[], text, text) IS
 'Removes tags and custom fields from a DoubleTick customer, and returns the answer.';
 
 CREATE FUNCTION @extschema@.dt_try_remove_tags_custom_fields(
 	phone text,
 	tags text[] DEFAULT NULL,
 	fields text[] DEFAULT NULL,
-	waba text DEFAULT NULL)
+	waba text DEFAULT NULL,
+	server text DEFAULT NULL)
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'dt_try_remove_tags_custom_fields'
-LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000
+SUPPORT @extschema@.dt_call_support;
 
-COMMENT ON FUNCTION @extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text) IS
+COMMENT ON FUNCTION @extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text, text) IS
 'The same, but returns what goes wrong with one row instead of raising it.';
 
 -- The queue: removals that wait, removals that are settled, and holds
@@ -545,36 +557,39 @@ CREATE FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(
 	phone text,
 	tags text[] DEFAULT NULL,
 	fields text[] DEFAULT NULL,
-	waba text DEFAULT NULL)
+	waba text DEFAULT NULL,
+	server text DEFAULT NULL)
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'dt_enqueue_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
-COMMENT ON FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
+COMMENT ON FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text, text) IS
 'Stores a removal, which is sent after commit, and returns its id.';
 
 CREATE FUNCTION @extschema@.dt_try_enqueue_remove_tags_custom_fields(
 	phone text,
 	tags text[] DEFAULT NULL,
 	fields text[] DEFAULT NULL,
-	waba text DEFAULT NULL)
+	waba text DEFAULT NULL,
+	server text DEFAULT NULL)
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'dt_try_enqueue_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
-COMMENT ON FUNCTION @extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
+COMMENT ON FUNCTION @extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text, text) IS
 'The same, but a removal with a bad argument goes to dt_history as failed.';
 
 CREATE FUNCTION @extschema@.dt_keep(
 	phone text,
 	tags text[] DEFAULT NULL,
 	fields text[] DEFAULT NULL,
-	waba text DEFAULT NULL)
+	waba text DEFAULT NULL,
+	server text DEFAULT NULL)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'dt_keep'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
-COMMENT ON FUNCTION @extschema@.dt_keep(text, text[], text[], text) IS
+COMMENT ON FUNCTION @extschema@.dt_keep(text, text[], text[], text, text) IS
 'Takes names that a customer has again out of the waiting removals.';
 
 CREATE FUNCTION @extschema@.dt_cancel(id bigint)
@@ -630,11 +645,11 @@ COMMENT ON FUNCTION @extschema@.dt_check(boolean) IS
 'Returns what is wrong in this database, and what mends it; no row when all is well.';
 
 REVOKE EXECUTE ON FUNCTION
-	@extschema@.dt_remove_tags_custom_fields(text, text[], text[], text),
-	@extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text),
-	@extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text),
-	@extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text),
-	@extschema@.dt_keep(text, text[], text[], text),
+	@extschema@.dt_remove_tags_custom_fields(text, text[], text[], text, text),
+	@extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text, text),
+	@extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text, text),
+	@extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text, text),
+	@extschema@.dt_keep(text, text[], text[], text, text),
 	@extschema@.dt_check(boolean),
 	@extschema@.dt_cancel(bigint),
 	@extschema@.dt_retry(bigint),

@@ -1,3 +1,4 @@
+# shellcheck disable=SC2034
 # Sourced by test/assert, test/valgrind and test/sanitize, after common.sh: a server
 # with assertions, built from PostgreSQL's sources as Debian has them, but without
 # Debian's patches, whose library directory is the system's.
@@ -9,8 +10,9 @@
 # Environment:
 #   DOUBLETICK_CACHE   where built servers are kept (default: root's in /var/cache,
 #                      anybody else's in ~/.cache)
-#   DEBIAN_MIRROR      where the sources come from (default: the mirror in apt's own
-#                      configuration)
+#   DEBIAN_MIRROR      see test/debian.sh
+
+. "$top/test/debian.sh"
 
 server_contrib="amcheck citext hstore postgres_fdw"	# what tests create
 
@@ -32,18 +34,6 @@ cache_dir() {
 	(cd "$cache" && pwd)
 }
 
-# The first mirror of Debian among apt's sources.
-debian_mirror() {
-	if [ -n "${DEBIAN_MIRROR:-}" ]; then
-		echo "$DEBIAN_MIRROR"
-		return
-	fi
-	# Not all of these files are there everywhere.
-	{ cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources || true; } 2>/dev/null |
-		sed -nE 's,^(URIs:|deb(-src)?( \[[^]]*\])?) +([a-z+]+:[^ ]*/debian)/?( .*)?$,\4,p' |
-		sed -n 1p
-}
-
 # Downloads the original tarball of a major version, as the user who builds.
 download_source() {
 	local version=$1 dir=$2 suite mirror option
@@ -59,8 +49,7 @@ download_source() {
 		*) die "Debian has no sources of PostgreSQL $version" ;;
 	esac
 	mirror=$(debian_mirror)
-	[ -n "$mirror" ] || die "apt has no mirror of Debian: set DEBIAN_MIRROR"
-	option='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
+	option="[signed-by=$keyring]"
 	as_postgres mkdir -p "$dir/state/lists/partial" "$dir/cache/archives/partial"
 	echo "deb-src $option $mirror $suite main" | as_postgres tee "$dir/sources.list" >/dev/null
 	as_postgres "${apt[@]}" update
@@ -107,12 +96,15 @@ use_server() {
 }
 
 # Has that server started by a command, with its environment: wrap_server COMMAND...
-# But initdb runs postgres as it is: what matters has not begun yet.
+# But initdb runs postgres as it is: what matters has not begun yet.  And "pg_ctl restart"
+# would start what is running, which is not the wrapper.
 wrap_server() {
 	as_postgres mv "$bin/postgres" "$bin/postgres.real"
 	printf '#!/bin/sh\ncase $1 in\n-D) exec %s "$0.real" "$@" ;;\n*) exec "$0.real" "$@" ;;\nesac\n' "$*" |
 		as_postgres tee "$bin/postgres" >/dev/null
-	as_postgres chmod 755 "$bin/postgres"
+	as_postgres mv "$bin/pg_ctl" "$bin/pg_ctl.real"
+	printf '#!/bin/sh\nexec "$0.real" -p %s "$@"\n' "$bin/postgres" | as_postgres tee "$bin/pg_ctl" >/dev/null
+	as_postgres chmod 755 "$bin/postgres" "$bin/pg_ctl"
 }
 
 # Builds in a clean $tree, and installs into that server.
@@ -121,4 +113,51 @@ build_for_server() {
 	as_postgres make -s -j"$(nproc)" -C "$tree" PG_CONFIG="$PG_CONFIG" TESTING=1 "$@"
 	as_postgres make -s --no-print-directory -C "$tree/test/sandbox"
 	as_postgres make -s -C "$tree" PG_CONFIG="$PG_CONFIG" TESTING=1 "$@" install
+}
+
+# Settings for the servers that the tests start from now on, one a line.
+settings() {
+	printf '%s\n' "$@" | as_postgres tee "$work/settings.conf" >/dev/null
+	export TEMP_CONFIG=$work/settings.conf
+	regress_settings="EXTRA_REGRESS_OPTS=--temp-config=$work/settings.conf"
+}
+
+# Adds functions with a fault each to the copy of the library that is tested, before it
+# is built: standard input has lines FAULT(name, statements).  Only call_fault() calls
+# them, to show that what is to find faults is at work.
+plant_faults() {
+	{
+		cat <<-'C'
+
+			#include "fmgr.h"
+
+			#define FAULT(name, ...) \
+				PG_FUNCTION_INFO_V1(fault_##name); \
+				Datum fault_##name(PG_FUNCTION_ARGS) \
+				{ \
+					volatile int zero = PG_NARGS(); \
+					volatile int result = zero; \
+					__VA_ARGS__; \
+					PG_RETURN_INT32(result); \
+				}
+
+		C
+		cat
+	} | as_postgres tee -a "$tree/src/testing.c" >/dev/null
+}
+
+call_fault() {
+	sql -At -c "CREATE FUNCTION pg_temp.fault() RETURNS int AS '\$libdir/doubletick', 'fault_$1' LANGUAGE C" \
+		-c "SELECT 'it has returned ' || pg_temp.fault()" 2>&1 || true
+}
+
+# Has it been found?  found FAULT yes|no WHAT-WAS-SAID
+found() {
+	if [ "$2" = yes ]; then
+		passed=$((passed + 1))
+		echo "ok - $1"
+	else
+		failed=$((failed + 1))
+		echo "not ok - $1: $3"
+	fi
 }

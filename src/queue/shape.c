@@ -228,17 +228,21 @@ check_constraints(Relation rel)
 /*
  * We fire no triggers, so there must be none but ours for what arrives by logical
  * replication.  Without that, the subscriber would send what the publisher sends.
+ *
+ * We look at a copy: the relation's own triggers are freed whenever PostgreSQL builds
+ * its entry anew, which an ANALYZE of the table by another session is enough for.
  */
 static void
 check_triggers(Relation rel)
 {
 	const char *table = table_name(RelationGetRelid(rel));
 	char	   *name = psprintf("%s_replicated", RelationGetRelationName(rel));
+	const TriggerDesc *triggers = CopyTriggerDesc(rel->trigdesc);
 	const Trigger *own = NULL;
 
-	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
+	for (int i = 0; triggers && i < triggers->numtriggers; i++)
 	{
-		const Trigger *trigger = &rel->trigdesc->triggers[i];
+		const Trigger *trigger = &triggers->triggers[i];
 
 		if (!is_own_trigger(trigger, name))
 			refuse_trigger(rel, trigger);

@@ -2,7 +2,8 @@
 # Every part of the library once, and nothing that depends on the clock: calls and
 # their errors, the queue and its worker, both triggers, a CALL.  It is short, for it
 # is run where everything is slow: without caches (test/assert), in valgrind
-# (test/valgrind), with sanitizers (test/sanitize).
+# (test/valgrind), with sanitizers (test/sanitize).  What is slow there is a new session
+# above all, so one does many things.
 
 use strict;
 use warnings;
@@ -29,52 +30,57 @@ sub enqueueing { return removal(@_) =~ s/dt_remove/dt_enqueue_remove/r; }
 # perhaps before it has a connection.
 sub calls
 {
-	my @faults = (
-		[ { status => 200, body => 'not JSON' } => 'HV00[MN]' ],
+	my @refusals = (
 		[ { status => 422 } => '22023' ],
 		[ { status => 400, body => { message => [ 'one', 'two' ], error => 'Bad Request', statusCode => 400 } } => '22023' ],
 		[ { status => 401 } => '28000' ],
-		[ { status => 429, retry_after => '0' } => '53400|HV00[MN]' ],
-		[ { status => 404 } => '22023' ],
-		(map { [ { fault => $_ } => 'HV00[MN]' ] } qw(redirect reset truncate bad_gzip not_http header_flood endless hang)));
+		[ { status => 404 } => '22023' ]);
+	my @faults = (
+		[ { status => 200, body => 'not JSON' } => 'HV00[MN]' ],
+		(map { [ { fault => $_ } => 'HV00[MN]' ] } qw(redirect reset truncate bad_gzip not_http header_flood endless hang)),
+		[ { status => 429, retry_after => '0' } => '53400|HV00[MN]' ]);
 	my @well = map { { fault => $_ } } qw(gzip chunked interim close);
 
 	$calls->server('brief', timeout => '1s');
-	foreach my $fault (@faults)
+	foreach my $list ([ 'doubletick', @refusals ], [ 'brief', @faults ])
 	{
-		my ($rule, $sqlstate) = @$fault;
-		my $name = $rule->{fault} || "status $rule->{status}";
-		my $phone = phone();
+		my ($server, @rules) = @$list;
+		my @phones = map { phone() } @rules;
 
-		$sb->rule($phone, $rule);
-		my ($raised, $returned) = $calls->session(($sqlstate =~ /HV/ ? 'SET doubletick.server = brief' : ()),
-			removal($phone, ['lead'], ['plan']), attempt($phone, ['lead'], ['plan']));
-		like($raised->{sqlstate}, qr/^(?:$sqlstate)$/, "$name: it is raised");
-		like(encode_json($returned), qr/statusCode/, "$name: it is returned");
-	}
-	foreach my $rule (@well)
-	{
-		my $phone = phone();
+		$sb->rule($phones[$_], $rules[$_][0]) foreach 0 .. $#rules;
+		my @outcomes = $calls->session("SET doubletick.server = $server",
+			map { (removal($_, ['lead'], ['plan']), attempt($_, ['lead'], ['plan'])) } @phones);
+		foreach my $rule (@rules)
+		{
+			my ($answer, $sqlstate) = @$rule;
+			my $name = $answer->{fault} || "status $answer->{status}";
+			my ($raised, $returned) = splice @outcomes, 0, 2;
 
-		$sb->customer($phone, [ 'lead', 'vip' ], ['plan']);
-		$sb->rule($phone, $rule);
-		my ($got) = $calls->session(removal($phone, ['lead'], ['plan']));
-		is_deeply($got->{value}{tags}, { removed => ['lead'], errored => [] }, "$rule->{fault}: the answer");
+			like($raised->{sqlstate}, qr/^(?:$sqlstate)$/, "$name: it is raised");
+			like(encode_json($returned), qr/statusCode/, "$name: it is returned");
+		}
 	}
 
-	my $phone = phone();
-	$sb->rule($phone, { status => 503, times => 1 });
-	is(($calls->session(removal($phone, ['lead'])))[0]{sqlstate}, undef, 'an outage: the second try succeeds');
-	my @outcomes = $calls->session(
+	my @phones = map { phone() } @well, 'outage';
+	$sb->customer($_, [ 'lead', 'vip' ], ['plan']) foreach @phones;
+	$sb->rule($phones[$_], $well[$_]) foreach 0 .. $#well;
+	$sb->rule($phones[-1], { status => 503, times => 1 });
+	my @outcomes = $calls->session((map { removal($_, ['lead'], ['plan']) } @phones),
 		removal('12', ['lead']), removal(phone()), removal(phone(), [undef]), attempt(phone(), [ '', 'lead' ]),
-		removal($phone, ['lead'], undef, 'x'), 'SET doubletick.server = missing', removal($phone, ['lead']));
+		removal(phone(), ['lead'], undef, 'x'), 'SET doubletick.server = missing', removal(phone(), ['lead']));
+	foreach my $name ((map { $_->{fault} } @well), 'an outage, after which the second try succeeds')
+	{
+		is_deeply((shift @outcomes)->{value}{tags}, { removed => ['lead'], errored => [] }, "$name: the answer");
+	}
 	is(join(' ', map { $_->{sqlstate} // $_->{value}{error} } @outcomes), '22023 22023 22004 invalid_parameter_value 22023 42704',
 		'arguments that are wrong, and a server that does not exist');
-	my $many = $calls->sql("SELECT count(dt_try_remove_tags_custom_fields(p, '{lead}')) FROM unnest('{${\phone()},x,${\phone()}}'::text[]) AS p");
-	is($many, '3', 'several rows, one of which is wrong');
 
-	$sb->hold($phone);
-	$calls->node->psql('postgres', 'SET statement_timeout = 500; ' . removal($phone, ['lead']), stderr => \my $stderr);
+	my $held = phone();
+	$sb->hold($held);
+	$calls->node->psql('postgres',
+		"SELECT count(dt_try_remove_tags_custom_fields(p, '{lead}')) FROM unnest('{${\phone()},x,${\phone()}}'::text[]) AS p;"
+		  . 'SET statement_timeout = 500; ' . removal($held, ['lead']), stdout => \my $many, stderr => \my $stderr);
+	is($many, '3', 'several rows, one of which is wrong');
 	like($stderr, qr/canceling statement due to statement timeout/, 'a call that is cancelled');
 	$sb->clear_rules;
 	return;
@@ -84,7 +90,7 @@ sub queue
 {
 	my %phone = map { $_ => phone() } qw(done refused outage parts silent unknown cancelled held dropped);
 	my $states = sub {
-		return $calls->sql("SELECT string_agg(state, ' ' ORDER BY id) FROM dt_history WHERE phone = '$phone{$_[0]}'");
+		return { split /[|\n]/, $calls->sql("SELECT phone, string_agg(state, ' ' ORDER BY id) FROM dt_history GROUP BY phone") };
 	};
 
 	$sb->customer($phone{$_}, [ 'lead', 'vip' ], ['plan']) foreach qw(done outage parts);
@@ -93,47 +99,54 @@ sub queue
 	$sb->rule($phone{parts}, { status => 400, times => 1 });
 	$sb->rule($phone{silent}, { status => 200, body => {} });
 	$sb->hold($phone{cancelled});
-	$calls->sql('CREATE SERVER keyless FOREIGN DATA WRAPPER doubletick OPTIONS (' . $sb->server_options . ');'
-		  . 'CREATE SERVER dropped FOREIGN DATA WRAPPER doubletick');
-	$calls->sql(join ';', 'BEGIN', enqueueing($phone{done}, ['lead'], ['plan']), 'SAVEPOINT s',
-		enqueueing($phone{done}, ['vip']), 'ROLLBACK TO s', 'COMMIT');
-	$calls->sql(join ';', map { enqueueing($phone{$_}, [ 'lead', 'x' ], undef, '+919812345679') } qw(refused outage silent unknown));
-	$calls->sql(join ';', 'BEGIN', (map { enqueueing($phone{parts}, [$_]) } qw(lead vip other)), 'COMMIT');
-	my $held = $calls->sql('SET doubletick.server = keyless; ' . enqueueing($phone{held}, ['lead']));
-	my $dropped = $calls->sql('SET doubletick.server = dropped; ' . enqueueing($phone{dropped}, ['lead']));
-	$calls->sql('DROP SERVER dropped');
+	my @ids = split /\n/, $calls->sql(join ';',
+		'CREATE SERVER keyless FOREIGN DATA WRAPPER doubletick OPTIONS (' . $sb->server_options . ')',
+		'CREATE SERVER dropped FOREIGN DATA WRAPPER doubletick',
+		'BEGIN', enqueueing($phone{done}, ['lead'], ['plan']), 'SAVEPOINT s', enqueueing($phone{done}, ['vip']), 'ROLLBACK TO s', 'COMMIT',
+		(map { enqueueing($phone{$_}, [ 'lead', 'x' ], undef, '+919812345679') } qw(refused outage silent unknown)),
+		'BEGIN', (map { enqueueing($phone{parts}, [$_]) } qw(lead vip other)), 'COMMIT',
+		'SET doubletick.server = dropped', enqueueing($phone{dropped}, ['lead']),
+		'SET doubletick.server = keyless', enqueueing($phone{held}, ['lead']),
+		'DROP SERVER dropped');
+	my ($dropped, $held) = @ids[ -2, -1 ];
 
 	eventually(sub { $calls->sql("SELECT held FROM dt_status WHERE server = 'keyless'") }, 'there is no mapping: a hold');
-	is($calls->sql("SELECT dt_cancel($held)"), 't', 'what is held is cancelled');
-	$calls->sql('SET doubletick.server = keyless; ' . enqueueing($phone{held}, ['lead']));
-	$calls->sql("CREATE USER MAPPING FOR CURRENT_USER SERVER keyless OPTIONS (api_key '${\$sb->key}')");
+	my ($is_cancelled, $again, $cancelled) = split /\n/, $calls->sql(join ';',
+		"SELECT dt_cancel($held)",
+		'SET doubletick.server = keyless', enqueueing($phone{held}, ['lead']),
+		"CREATE USER MAPPING FOR CURRENT_USER SERVER keyless OPTIONS (api_key '${\$sb->key}')",
+		'RESET doubletick.server', enqueueing($phone{cancelled}, ['lead']));
+	is($is_cancelled, 't', 'what is held is cancelled');
 
-	my $cancelled = $calls->sql(enqueueing($phone{cancelled}, ['lead']));
 	$sb->await_held(1, $phone{cancelled});
-	is($calls->sql("SELECT dt_cancel($cancelled)"), 'f', 'what is in flight is not cancelled');
-	my $second = $calls->sql(enqueueing($phone{cancelled}, ['lead']));
-	is($calls->sql("SELECT count(*) FROM dt_queue WHERE phone = '$phone{cancelled}'"), '2', 'both are shown');
+	my @said = split /\n/, $calls->sql(join ';',
+		"SELECT dt_cancel($cancelled)", enqueueing($phone{cancelled}, ['lead']),
+		"SELECT count(*) FROM dt_queue WHERE phone = '$phone{cancelled}'", "SELECT dt_cancel($dropped)");
+	is($said[0], 'f', 'what is in flight is not cancelled');
+	is($said[2], '2', 'both are shown');
+	is($said[3], 't', 'what waits for a server that is dropped is cancelled');
 	$calls->node->psql('postgres', 'CALL dt_process_queue()', stderr => \my $stderr);
 	like($stderr, qr/another session drains the queue/, 'a CALL leaves it to the worker');
 	$sb->clear_rules($phone{cancelled});
 
-	is($calls->sql("SELECT dt_cancel($dropped)"), 't', 'what waits for a server that is dropped is cancelled');
 	eventually(sub { $calls->waiting eq '0' }, 'the worker sends and settles everything');
-	is($states->('done'), 'done', 'a removal');
-	is($states->('refused'), 'failed', 'one that is refused');
-	is($states->('outage'), 'done', 'an outage');
-	is($states->('parts'), 'done done done', 'a request that is refused and repeated in parts');
-	is($states->('silent'), 'done', 'an answer that says nothing');
-	is($states->('unknown'), 'done', 'an unknown customer');
-	is($states->('held'), 'cancelled done', 'a hold that is lifted');
-	is($states->('cancelled'), 'done done', 'two that wait for each other');
+	my %expected = (
+		done => 'done',
+		refused => 'failed',
+		outage => 'done',
+		parts => 'done done done',
+		silent => 'done',
+		unknown => 'done',
+		held => 'cancelled done',
+		cancelled => 'done done',
+		dropped => 'cancelled');
+	is_deeply($states->(), { map { $phone{$_} => $expected{$_} } keys %expected }, 'how each of them ends');
 	is_deeply($sb->customer_now($phone{$_})->{tags}, $_ eq 'outage' ? ['vip'] : $_ eq 'done' ? ['vip'] : [], "$_: the customer")
 	  foreach qw(done outage parts);
 
 	$sb->clear_rules($phone{refused});
-	my ($failed) = $calls->sql("SELECT id FROM dt_history WHERE phone = '$phone{refused}'");
-	is($calls->sql("SELECT dt_retry($failed)"), 't', 'a failed one is put back');
-	eventually(sub { ($states->('refused') // '') eq 'done' }, 'and done');
+	is($calls->sql("SELECT dt_retry(id) FROM dt_history WHERE phone = '$phone{refused}'"), 't', 'a failed one is put back');
+	eventually(sub { ($states->()->{ $phone{refused} } // '') eq 'done' }, 'and done');
 	return;
 }
 
@@ -141,8 +154,21 @@ sub queue
 sub triggers
 {
 	my $function = "EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', %s)";
+	my @triggers = ('CREATE TRIGGER doubletick AFTER INSERT OR UPDATE OR DELETE ON by_row FOR EACH ROW '
+		  . sprintf $function, "'tags', 'fields', 'waba'");
 
-	$calls->sql(<<'SQL');
+	foreach my $table ([ by_statement => "'tags', 'fields', 'waba'" ], [ parted => "'tags', 'fields', 'waba'" ],
+		[ only_tags => "'tags'" ], [ only_fields => "'', 'fields'" ])
+	{
+		my ($name, $columns) = @$table;
+
+		push @triggers, map {
+			"CREATE TRIGGER $_ AFTER $_ ON $name REFERENCING "
+			  . ($_ eq 'INSERT' ? '' : 'OLD TABLE AS old ') . ($_ eq 'DELETE' ? '' : 'NEW TABLE AS new ')
+			  . 'FOR EACH STATEMENT ' . sprintf $function, $columns
+		} qw(INSERT UPDATE DELETE);
+	}
+	$calls->sql(join ";\n", <<'SQL', @triggers);
 CREATE TABLE by_row (id int PRIMARY KEY, phone text, tags text[], fields jsonb, waba text);
 CREATE TABLE by_statement (LIKE by_row INCLUDING ALL);
 CREATE TABLE parted (LIKE by_row INCLUDING ALL) PARTITION BY RANGE (id);
@@ -151,17 +177,6 @@ CREATE TABLE parted2 PARTITION OF parted DEFAULT;
 CREATE TABLE only_tags (phone text, tags text[]);
 CREATE TABLE only_fields (phone text, fields jsonb);
 SQL
-	$calls->sql("CREATE TRIGGER doubletick AFTER INSERT OR UPDATE OR DELETE ON by_row FOR EACH ROW "
-		  . sprintf $function, "'tags', 'fields', 'waba'");
-	foreach my $table ([ by_statement => "'tags', 'fields', 'waba'" ], [ parted => "'tags', 'fields', 'waba'" ],
-		[ only_tags => "'tags'" ], [ only_fields => "'', 'fields'" ])
-	{
-		my ($name, $columns) = @$table;
-
-		$calls->sql("CREATE TRIGGER $_ AFTER $_ ON $name REFERENCING "
-			  . ($_ eq 'INSERT' ? '' : 'OLD TABLE AS old ') . ($_ eq 'DELETE' ? '' : 'NEW TABLE AS new ')
-			  . 'FOR EACH STATEMENT ' . sprintf $function, $columns) foreach qw(INSERT UPDATE DELETE);
-	}
 	foreach my $table (qw(by_row by_statement parted))
 	{
 		my ($a, $b, $c) = (phone(), phone(), phone());
@@ -205,6 +220,7 @@ SQL
 	eventually(sub { $calls->waiting eq '0' }, 'tables with only tags or only fields: everything is sent');
 	my $now = $sb->customer_now($phone);
 	is_deeply([ @$now{qw(tags customFields)} ], [ ['x'], ['g'] ], 'and what they lost is removed');
+	is($calls->sql("SELECT object || ': ' || problem FROM dt_check(true)"), '', 'what dt_check() says');
 	return;
 }
 
@@ -213,16 +229,14 @@ sub ends
 {
 	my ($worker) = $calls->workers('postgres');
 
-	$calls->configure('doubletick.history_retention' => '0');
-	$calls->configure('doubletick.enabled' => 'off');
+	$calls->configure('doubletick.history_retention' => '0', 'doubletick.enabled' => 'off');
 	$calls->sql("SELECT pg_terminate_backend($worker)");
 	eventually(sub { is_gone($worker) }, 'the worker ends');
 	$calls->sql(enqueueing(phone(), ['lead']));
 	eventually(sub { $calls->sql('SELECT held FROM dt_status WHERE held IS NOT NULL LIMIT 1') }, 'another one finds that nothing may be sent');
 	$calls->configure('doubletick.enabled' => 'on');
 	eventually(sub { $calls->waiting eq '0' }, 'until it may');
-	$calls->sql('DROP EXTENSION doubletick CASCADE');
-	$calls->sql('CREATE EXTENSION doubletick');
+	$calls->sql('DROP EXTENSION doubletick CASCADE; CREATE EXTENSION doubletick');
 	$calls->server('doubletick');
 	my $phone = phone();
 	$calls->sql(enqueueing($phone, ['again']));
