@@ -259,11 +259,12 @@ end_group() {
 say_what_stays() {
 	[ -z "$installed$is_installed" ] || say "what stays on this machine"
 	if [ -n "$is_installed" ]; then
-		echo "the extension; to remove it: make -C $top PG_CONFIG=$PG_CONFIG uninstall (as root)"
+		echo "The extension.  To remove it, as root:"
+		echo "   make -C $top PG_CONFIG=$PG_CONFIG uninstall"
 	fi
 	if [ -n "$installed" ]; then
-		echo "packages; to remove them: apt-get purge --autoremove $asked_for (as root),"
-		echo "without those that you need.  With what these need, $(wc -w <<<"$installed") were installed."
+		echo "Packages: $(wc -w <<<"$installed") with what they need.  To remove those that you do not need, as root:"
+		echo "   apt-get purge --autoremove $asked_for"
 		case " $installed" in
 			*" postgresql-1"[5-9]" "*) echo "With PostgreSQL came a cluster \"main\", which goes with it: see pg_lsclusters." ;;
 		esac
