@@ -36,7 +36,11 @@ OBJS = \
 	src/base/shared.o \
 	src/base/wait_event.o \
 	src/call/call.o \
+	src/call/call_scan.o \
+	src/call/executor.o \
+	src/call/function.o \
 	src/call/remove.o \
+	src/call/rewrite.o \
 	src/check/check.o \
 	src/check/connection.o \
 	src/doubletick.o \

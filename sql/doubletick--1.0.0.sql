@@ -37,6 +37,14 @@ LANGUAGE C IMMUTABLE PARALLEL SAFE COST 10;
 COMMENT ON FUNCTION @extschema@.dt_payload(text, text[], text[], text) IS
 'Returns the request body for these arguments; sends nothing.';
 
+CREATE FUNCTION @extschema@.dt_call_support(internal)
+RETURNS internal
+AS 'MODULE_PATHNAME', 'dt_call_support'
+LANGUAGE C STRICT IMMUTABLE PARALLEL SAFE;
+
+COMMENT ON FUNCTION @extschema@.dt_call_support(internal) IS
+'For the planner: a statement that calls DoubleTick may have many requests in flight.';
+
 CREATE FUNCTION @extschema@.dt_remove_tags_custom_fields(
 	phone text,
 	tags text[] DEFAULT NULL,
@@ -45,7 +53,8 @@ CREATE FUNCTION @extschema@.dt_remove_tags_custom_fields(
 	server text DEFAULT NULL)
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'dt_remove_tags_custom_fields'
-LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000
+SUPPORT @extschema@.dt_call_support;
 
 COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields(text, text[], text[], text, text) IS
 'Removes tags and custom fields from a DoubleTick customer, and returns the answer.';
@@ -58,7 +67,8 @@ CREATE FUNCTION @extschema@.dt_try_remove_tags_custom_fields(
 	server text DEFAULT NULL)
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'dt_try_remove_tags_custom_fields'
-LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
+LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000
+SUPPORT @extschema@.dt_call_support;
 
 COMMENT ON FUNCTION @extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text, text) IS
 'The same, but returns what goes wrong with one row instead of raising it.';

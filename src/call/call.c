@@ -12,7 +12,8 @@
  *
  * - no call that was made before it is open for the same phone, so that requests of
  *	 one customer leave in order, one after the other;
- * - fewer requests are in flight than the server's option "max_connections" allows;
+ * - fewer requests are in flight than "doubletick.max_in_flight" and the server's option
+ *	 "max_connections" allow;
  * - the server is not paused, and it is the call's turn of the pace.
  *
  * Calls get their turns in the order in which they were made.
@@ -68,8 +69,9 @@ struct Call
 	bool		has_waited;		/* since then? */
 
 	/*
-	 * What was left of the server's option "timeout" when time began to count.
-	 * To wait for a turn of the pace, or for other calls, does not count.
+	 * What was left of the server's option "timeout" when time began to
+	 * count. To wait for a turn of the pace, or for other calls, does not
+	 * count.
 	 */
 	int64		budget;
 	int64		counted_from;	/* NOT_COUNTED while it does not count */
@@ -92,7 +94,8 @@ typedef struct Wait
 {
 	int64		longest;		/* µs */
 	WaitReason	reason;
-	Oid			paced;			/* a server for which a call waits for its turn */
+	Oid			paced;			/* a server for which a call waits for its
+								 * turn */
 } Wait;
 
 static dlist_head open_calls = DLIST_STATIC_INIT(open_calls);
@@ -133,9 +136,9 @@ call_read_arguments(FunctionCallInfo fcinfo, Removal *removal)
 
 /*
  * Makes a call of the current role, with the arguments of a function, of which the fifth,
- * if there is one, is the server.  With a bad
- * argument it is over at once.  "raise" says whether a fault is raised or returned.
- * The call ends when "context" is reset or deleted, and so does its request.
+ * if there is one, is the server.  With a bad argument it is over at once.  "raise" says
+ * whether a fault is raised or returned.  The call ends when "context" is reset or
+ * deleted, and so does its request.
  */
 Call *
 call_make(MemoryContext context, FunctionCallInfo fcinfo, bool raise)
@@ -198,6 +201,34 @@ bool
 call_is_over(const Call *call)
 {
 	return !call->is_open;
+}
+
+/*
+ * Is a request on its way that has not been sent yet, since its connection is still
+ * being made?
+ */
+bool
+call_is_leaving(const Call *call)
+{
+	return call->transfer != NULL && http_sent_at(call->transfer) == 0;
+}
+
+/*
+ * How many requests were made, those included that were tried again.
+ */
+int
+call_requests(const Call *call)
+{
+	return call->ntries;
+}
+
+/*
+ * How many requests all open calls of the process have in flight.
+ */
+int
+calls_in_flight(void)
+{
+	return nin_flight;
 }
 
 /*
@@ -293,7 +324,7 @@ may_leave(Call *call, Wait *wait)
 
 	serverid = call->account.serverid;
 	if (wait->paced == serverid ||
-		nin_flight >= Min(call->account.max_connections, http_capacity()))
+		nin_flight >= Min(Min(setting_max_in_flight, http_capacity()), call->account.max_connections))
 	{
 		count_time(call, false);
 		return false;
