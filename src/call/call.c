@@ -136,9 +136,9 @@ call_read_arguments(FunctionCallInfo fcinfo, Removal *removal)
 
 /*
  * Makes a call of the current role, with the arguments of a function, of which the fifth,
- * if there is one, is the server.  With a bad
- * argument it is over at once.  "raise" says whether a fault is raised or returned.
- * The call ends when "context" is reset or deleted, and so does its request.
+ * if there is one, is the server.  With a bad argument it is over at once.  "raise" says
+ * whether a fault is raised or returned.  The call ends when "context" is reset or
+ * deleted, and so does its request.
  */
 Call *
 call_make(MemoryContext context, FunctionCallInfo fcinfo, bool raise)
