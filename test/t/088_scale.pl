@@ -347,7 +347,7 @@ sub lost_slot
 			return at('north', "SELECT string_agg(wal_status, ' ') FROM pg_replication_slots") eq 'lost lost';
 		}, 'lost slot: the slots end when max_slot_wal_keep_size is passed');
 	$calls->node->start;
-	eventually(sub { slurp_file($calls->node->logfile) =~ /can(?:not|n't| no longer) (?:read from|get changes from|be accessed).*"(?:north|south)"/ }, 'lost slot: the log of the sender says so');
+	eventually(sub { slurp_file($calls->node->logfile) =~ /can(?:not|n't| no longer) (?:read from|get changes from|access|be accessed).*"(?:north|south)"/ }, 'lost slot: the log of the sender says so');
 	foreach my $source ('north', 'south')
 	{
 		$calls->sql("DROP SUBSCRIPTION $source");
