@@ -2,7 +2,7 @@
 #
 #   make && make install        build and install (PG_CONFIG=… for another server)
 #   make installcheck           run every test in throwaway clusters, not as root
-#   make sandbox                build the local stand-in of the API
+#   make sandbox                build the local stand-in for the API
 #   make dist                   make the zip for PGXN
 #   make pictures               draw doc/flow.svg anew (Debian: graphviz)
 #   make indent                 bring src/ into pgindent's shape (Debian: pg-bsd-indent)
@@ -26,6 +26,7 @@ OBJS = \
 	src/api/pace.o \
 	src/api/payload.o \
 	src/api/sockets.o \
+	src/api/transfer_clock.o \
 	src/base/clock.o \
 	src/base/extension.o \
 	src/base/fault.o \
@@ -34,6 +35,7 @@ OBJS = \
 	src/base/phone.o \
 	src/base/shared.o \
 	src/base/wait_event.o \
+	src/call/call.o \
 	src/call/remove.o \
 	src/check/check.o \
 	src/check/connection.o \
@@ -51,6 +53,7 @@ OBJS = \
 	src/drain/settle.o \
 	src/drain/split_answer.o \
 	src/queue/cancel.o \
+	src/queue/citus.o \
 	src/queue/enqueue.o \
 	src/queue/enqueue_functions.o \
 	src/queue/history.o \

@@ -41,24 +41,26 @@ CREATE FUNCTION @extschema@.dt_remove_tags_custom_fields(
 	phone text,
 	tags text[] DEFAULT NULL,
 	fields text[] DEFAULT NULL,
-	waba text DEFAULT NULL)
+	waba text DEFAULT NULL,
+	server text DEFAULT NULL)
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'dt_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
-COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields(text, text[], text[], text) IS
+COMMENT ON FUNCTION @extschema@.dt_remove_tags_custom_fields(text, text[], text[], text, text) IS
 'Removes tags and custom fields from a DoubleTick customer, and returns the answer.';
 
 CREATE FUNCTION @extschema@.dt_try_remove_tags_custom_fields(
 	phone text,
 	tags text[] DEFAULT NULL,
 	fields text[] DEFAULT NULL,
-	waba text DEFAULT NULL)
+	waba text DEFAULT NULL,
+	server text DEFAULT NULL)
 RETURNS jsonb
 AS 'MODULE_PATHNAME', 'dt_try_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000;
 
-COMMENT ON FUNCTION @extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text) IS
+COMMENT ON FUNCTION @extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text, text) IS
 'The same, but returns what goes wrong with one row instead of raising it.';
 
 -- The queue: removals that wait, removals that are settled, and holds
@@ -223,6 +225,7 @@ CREATE FUNCTION @extschema@.dt_counters(
 	OUT no_answer bigint,
 	OUT status_2xx bigint,
 	OUT status_4xx bigint,
+	OUT status_429 bigint,
 	OUT status_5xx bigint,
 	OUT other_status bigint,
 	OUT rate double precision)
@@ -406,7 +409,10 @@ WITH definition AS (
 	ORDER BY w.server, w.due_at DESC
 ), taken_back AS (
 	SELECT r.server, count(*) AS waiting, count(*) FILTER (WHERE r.due_at <= now()) AS due
-	FROM (SELECT DISTINCT k.customer FROM @extschema@.dt_waiting AS k WHERE k.keep) AS kept
+	FROM (
+		SELECT DISTINCT k.customer FROM @extschema@.dt_waiting AS k
+		WHERE k.keep AND (k.tags <> '{}' OR k.fields <> '{}')
+	) AS kept
 	JOIN @extschema@.dt_removals AS r USING (customer)
 	WHERE r.tags_left = '{}' AND r.fields_left = '{}'
 		AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(r.role, 'USAGE') AND NOT r.replicated)
@@ -446,7 +452,7 @@ SELECT server, coalesce(waiting.waiting - coalesce(taken_back.waiting, 0), 0) AS
 	coalesce(requests.in_flight, 0) AS in_flight,
 	coalesce(settled.done, 0) AS done, coalesce(settled.errored, 0) AS errored,
 	coalesce(settled.failed, 0) AS failed,
-	now() - waiting.oldest AS oldest_age,
+	now() - CASE WHEN waiting.waiting > coalesce(taken_back.waiting, 0) THEN waiting.oldest END AS oldest_age,
 	round(coalesce(counters.rate, 0)::numeric, 1) AS rate,
 	regexp_replace(coalesce(unsent.last_error, settled.last_error), '(HTTP status \d+).*|: ".*', '\1') AS last_error,
 	held.held,
@@ -455,8 +461,8 @@ SELECT server, coalesce(waiting.waiting - coalesce(taken_back.waiting, 0), 0) AS
 	make_interval(secs => round((waiting.due - coalesce(taken_back.due, 0)) / nullif(counters.rate, 0))) AS time_left,
 	coalesce(counters.requests, 0) AS requests_total, coalesce(counters.calls, 0) AS calls_total,
 	coalesce(counters.no_answer, 0) AS no_answer_total, coalesce(counters.status_2xx, 0) AS status_2xx_total,
-	coalesce(counters.status_4xx, 0) AS status_4xx_total, coalesce(counters.status_5xx, 0) AS status_5xx_total,
-	coalesce(counters.other_status, 0) AS other_status_total,
+	coalesce(counters.status_4xx, 0) AS status_4xx_total, coalesce(counters.status_429, 0) AS status_429_total,
+	coalesce(counters.status_5xx, 0) AS status_5xx_total, coalesce(counters.other_status, 0) AS other_status_total,
 	coalesce(counters.done, 0) AS done_total, coalesce(counters.errored, 0) AS errored_total,
 	coalesce(counters.failed, 0) AS failed_total, coalesce(counters.cancelled, 0) AS cancelled_total,
 	counters.since AS counted_since,
@@ -484,7 +490,7 @@ COMMENT ON COLUMN @extschema@.dt_status.errored IS
 COMMENT ON COLUMN @extschema@.dt_status.failed IS
 'Removals failed in the last hour.';
 COMMENT ON COLUMN @extschema@.dt_status.oldest_age IS
-'How long the oldest removal has waited.';
+'How long the oldest removal has waited; null if none waits. While others wait, it may be one whose names have all come back.';
 COMMENT ON COLUMN @extschema@.dt_status.rate IS
 'Requests sent per second, over the last 10 seconds or since the first of them; calls are counted, too.';
 COMMENT ON COLUMN @extschema@.dt_status.last_error IS
@@ -516,6 +522,8 @@ COMMENT ON COLUMN @extschema@.dt_status.status_2xx_total IS
 'Requests that were answered with an HTTP status from 200 to 299.';
 COMMENT ON COLUMN @extschema@.dt_status.status_4xx_total IS
 'Requests that were answered with an HTTP status from 400 to 499.';
+COMMENT ON COLUMN @extschema@.dt_status.status_429_total IS
+'How many of these were answered with 429: they came too fast for DoubleTick.';
 COMMENT ON COLUMN @extschema@.dt_status.status_5xx_total IS
 'Requests that were answered with an HTTP status from 500 to 599.';
 COMMENT ON COLUMN @extschema@.dt_status.other_status_total IS
@@ -539,36 +547,39 @@ CREATE FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(
 	phone text,
 	tags text[] DEFAULT NULL,
 	fields text[] DEFAULT NULL,
-	waba text DEFAULT NULL)
+	waba text DEFAULT NULL,
+	server text DEFAULT NULL)
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'dt_enqueue_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
-COMMENT ON FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
+COMMENT ON FUNCTION @extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text, text) IS
 'Stores a removal, which is sent after commit, and returns its id.';
 
 CREATE FUNCTION @extschema@.dt_try_enqueue_remove_tags_custom_fields(
 	phone text,
 	tags text[] DEFAULT NULL,
 	fields text[] DEFAULT NULL,
-	waba text DEFAULT NULL)
+	waba text DEFAULT NULL,
+	server text DEFAULT NULL)
 RETURNS bigint
 AS 'MODULE_PATHNAME', 'dt_try_enqueue_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
-COMMENT ON FUNCTION @extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text) IS
+COMMENT ON FUNCTION @extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text, text) IS
 'The same, but a removal with a bad argument goes to dt_history as failed.';
 
 CREATE FUNCTION @extschema@.dt_keep(
 	phone text,
 	tags text[] DEFAULT NULL,
 	fields text[] DEFAULT NULL,
-	waba text DEFAULT NULL)
+	waba text DEFAULT NULL,
+	server text DEFAULT NULL)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'dt_keep'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
-COMMENT ON FUNCTION @extschema@.dt_keep(text, text[], text[], text) IS
+COMMENT ON FUNCTION @extschema@.dt_keep(text, text[], text[], text, text) IS
 'Takes names that a customer has again out of the waiting removals.';
 
 CREATE FUNCTION @extschema@.dt_cancel(id bigint)
@@ -585,7 +596,7 @@ AS 'MODULE_PATHNAME', 'dt_retry'
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_retry(bigint) IS
-'Puts a failed removal back into the queue, as if it were new.';
+'Puts a failed removal back into the queue; false if it cannot.';
 
 CREATE FUNCTION @extschema@.dt_send_replicated()
 RETURNS bigint
@@ -624,11 +635,11 @@ COMMENT ON FUNCTION @extschema@.dt_check(boolean) IS
 'Returns what is wrong in this database, and what mends it; no row when all is well.';
 
 REVOKE EXECUTE ON FUNCTION
-	@extschema@.dt_remove_tags_custom_fields(text, text[], text[], text),
-	@extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text),
-	@extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text),
-	@extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text),
-	@extschema@.dt_keep(text, text[], text[], text),
+	@extschema@.dt_remove_tags_custom_fields(text, text[], text[], text, text),
+	@extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text, text),
+	@extschema@.dt_enqueue_remove_tags_custom_fields(text, text[], text[], text, text),
+	@extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text, text),
+	@extschema@.dt_keep(text, text[], text[], text, text),
 	@extschema@.dt_check(boolean),
 	@extschema@.dt_cancel(bigint),
 	@extschema@.dt_retry(bigint),

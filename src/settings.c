@@ -28,7 +28,7 @@ settings_init(void)
 {
 	DefineCustomStringVariable("doubletick.server",
 							   "Names the foreign server that requests go to.",
-							   "In a pooled session, use SET LOCAL: SET would reach those who use the session next.",
+							   "In a pooled session, use the argument \"server\": SET would reach those who use the session next.",
 							   &setting_server,
 							   "doubletick",
 							   PGC_USERSET,

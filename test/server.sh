@@ -10,8 +10,9 @@
 # Environment:
 #   DOUBLETICK_CACHE   where built servers are kept (default: root's in /var/cache,
 #                      anybody else's in ~/.cache)
-#   DEBIAN_MIRROR      where the sources come from (default: the mirror in apt's own
-#                      configuration)
+#   DEBIAN_MIRROR      see test/debian.sh
+
+. "$top/test/debian.sh"
 
 server_contrib="amcheck citext hstore postgres_fdw"	# what tests create
 
@@ -33,18 +34,6 @@ cache_dir() {
 	(cd "$cache" && pwd)
 }
 
-# The first mirror of Debian among apt's sources.
-debian_mirror() {
-	if [ -n "${DEBIAN_MIRROR:-}" ]; then
-		echo "$DEBIAN_MIRROR"
-		return
-	fi
-	# Not all of these files are there everywhere.
-	{ cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources || true; } 2>/dev/null |
-		sed -nE 's,^(URIs:|deb(-src)?( \[[^]]*\])?) +([a-z+]+:[^ ]*/debian)/?( .*)?$,\4,p' |
-		sed -n 1p
-}
-
 # Downloads the original tarball of a major version, as the user who builds.
 download_source() {
 	local version=$1 dir=$2 suite mirror option
@@ -60,8 +49,7 @@ download_source() {
 		*) die "Debian has no sources of PostgreSQL $version" ;;
 	esac
 	mirror=$(debian_mirror)
-	[ -n "$mirror" ] || die "apt has no mirror of Debian: set DEBIAN_MIRROR"
-	option='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
+	option="[signed-by=$keyring]"
 	as_postgres mkdir -p "$dir/state/lists/partial" "$dir/cache/archives/partial"
 	echo "deb-src $option $mirror $suite main" | as_postgres tee "$dir/sources.list" >/dev/null
 	as_postgres "${apt[@]}" update

@@ -55,7 +55,7 @@ static Fault *look_up_account(const char *servername, Oid roleid, Account *accou
 static void watch_catalogs(void);
 static Fault *check_server(const char *servername, int64 *delay);
 static char *list_servers(void);
-static Fault *find_server(const char *servername, ForeignServer **server);
+static Fault *find_server(const char *servername, bool by_argument, ForeignServer **server);
 static Fault *read_options(const char *servername, Account *account, List *of_server,
 						   List *of_mapping);
 static TransactionId xmin_of(SyscacheId cache, Oid oid);
@@ -154,7 +154,7 @@ look_up_account(const char *servername, Oid roleid, Account *account)
 	Fault	   *fault;
 
 	*account = option_defaults;
-	fault = find_server(servername, &server);
+	fault = find_server(servername, false, &server);
 	if (fault)
 		return fault;
 	account->serverid = server->serverid;
@@ -200,11 +200,14 @@ look_up_account(const char *servername, Oid roleid, Account *account)
 	return NULL;
 }
 
-/* Finds a server of ours; a Fault when there is none of that name. */
+/*
+ * Finds a server of ours; a Fault when there is none of that name.  "by_argument" says
+ * that the argument "server" of a function has named it.
+ */
 static Fault *
-find_server(const char *servername, ForeignServer **server)
+find_server(const char *servername, bool by_argument, ForeignServer **server)
 {
-	*server = GetForeignServerByName(servername, true);
+	*server = strlen(servername) < NAMEDATALEN ? GetForeignServerByName(servername, true) : NULL;
 	if (*server == NULL)
 	{
 		char	   *others = list_servers();
@@ -214,13 +217,15 @@ find_server(const char *servername, ForeignServer **server)
 		if (others[0] == '\0')
 			return fault_hint(fault, "Create it: CREATE SERVER %s FOREIGN DATA WRAPPER " WRAPPER ";",
 							  quote_identifier(servername));
-		return fault_hint(fault, "\"doubletick.server\", or the last argument of a trigger, names it; "
-						  "this database has %s.", others);
+		return fault_hint(fault, "%s names it; this database has %s.",
+						  by_argument ? "The argument \"server\"" :
+						  "\"doubletick.server\", or the last argument of a trigger,", others);
 	}
 	if (strcmp(GetForeignDataWrapper((*server)->fdwid)->fdwname, WRAPPER) != 0)
 		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT,
 									 "server \"%s\" is not a DoubleTick server", servername),
-						  "Set \"doubletick.server\" to the name of a server of the foreign-data wrapper \"%s\". In a pooled session, use SET LOCAL.",
+						  by_argument ? "In the argument \"server\", name a server of the foreign-data wrapper \"%s\"." :
+						  "Set \"doubletick.server\" to the name of a server of the foreign-data wrapper \"%s\". In a pooled session, name it in the argument \"server\".",
 						  WRAPPER);
 	return NULL;
 }
@@ -290,6 +295,20 @@ account_check_server(const char *servername)
 }
 
 /*
+ * Called before the fault of a function is raised whose argument "server" has named the
+ * server: if the fault is that it names none, the hint speaks of the argument.
+ */
+void
+account_hint_argument(Fault *fault, const char *servername)
+{
+	ForeignServer *server;
+	Fault	   *same = find_server(servername, true, &server);
+
+	if (same && same->sqlstate == fault->sqlstate)
+		fault->hint = same->hint;
+}
+
+/*
  * Called when a removal is enqueued: its server's option "delay", in µs; 0 without
  * such a server, and when its options cannot be used.
  */
@@ -316,7 +335,7 @@ check_server(const char *servername, int64 *delay)
 	if (checked_at != ninvalidations || strcmp(checked_name, servername) != 0)
 	{
 		now = ninvalidations;
-		fault = find_server(servername, &server);
+		fault = find_server(servername, false, &server);
 		if (fault)
 			return fault;
 		if (read_options(servername, &account, server->options, NIL) != NULL)

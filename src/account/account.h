@@ -14,6 +14,7 @@
 
 extern Fault *account_get(const char *servername, Oid roleid, Account *account);
 extern Fault *account_check_server(const char *servername);
+extern void account_hint_argument(Fault *fault, const char *servername);
 extern int64 account_delay(const char *servername);
 extern char *account_key_command(const char *servername, Oid roleid);
 extern bool account_find_waba(const char *servername, const char **waba);

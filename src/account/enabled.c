@@ -48,6 +48,10 @@ enabled_command(void)
 		return psprintf("ALTER DATABASE %s RESET " SETTING ";", database);
 	if (strcmp(source, "global") == 0)
 		return pstrdup("ALTER ROLE ALL RESET " SETTING ";");
+	/* What the command line says counts more than what ALTER SYSTEM writes. */
+	if (strcmp(source, "command line") == 0)
+		return psprintf("ALTER DATABASE %s SET " SETTING " = on; "
+						"-- or start PostgreSQL without this setting on its command line", database);
 	return pstrdup("ALTER SYSTEM SET " SETTING " = on; SELECT pg_reload_conf();");
 }
 

@@ -63,6 +63,7 @@ counters_add_answer(Oid serverid, int status)
 	CountersEntry *entry = lock_counters(serverid);
 
 	entry->answers[status / 100 < COUNTERS_NCLASSES ? status / 100 : 0]++;
+	entry->too_fast += status == 429;
 	unlock_counters();
 }
 
@@ -134,7 +135,7 @@ find_counters(CountersEntry *entries, Oid serverid, bool create)
  * dt_counters(server oid) returns record (of_all_sessions bool, since timestamptz,
  * requests bigint, calls bigint, done bigint, errored bigint, failed bigint,
  * cancelled bigint, no_answer bigint, status_2xx bigint, status_4xx bigint,
- * status_5xx bigint, other_status bigint, rate float8)
+ * status_429 bigint, status_5xx bigint, other_status bigint, rate float8)
  */
 Datum
 dt_counters(PG_FUNCTION_ARGS)
@@ -143,8 +144,8 @@ dt_counters(PG_FUNCTION_ARGS)
 	CountersEntry entry = {0};
 	const CountersEntry *found;
 	TupleDesc	tupdesc;
-	Datum		values[14];
-	bool		nulls[14] = {false};
+	Datum		values[15];
+	bool		nulls[15] = {false};
 
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -167,9 +168,10 @@ dt_counters(PG_FUNCTION_ARGS)
 	values[8] = Int64GetDatum(entry.answers[0]);
 	values[9] = Int64GetDatum(entry.answers[2]);
 	values[10] = Int64GetDatum(entry.answers[4]);
-	values[11] = Int64GetDatum(entry.answers[5]);
-	values[12] = Int64GetDatum(entry.answers[1] + entry.answers[3]);
-	values[13] = Float8GetDatum(pace_of(&entry));
+	values[11] = Int64GetDatum(entry.too_fast);
+	values[12] = Int64GetDatum(entry.answers[5]);
+	values[13] = Int64GetDatum(entry.answers[1] + entry.answers[3]);
+	values[14] = Float8GetDatum(pace_of(&entry));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls)));
 }
 

@@ -28,6 +28,7 @@
 #include "api/http.h"
 #include "api/inbox.h"
 #include "api/sockets.h"
+#include "api/transfer_clock.h"
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "compat.h"
@@ -91,6 +92,7 @@ struct HttpTransfer
 	struct curl_slist *headers; /* the first is Authorization */
 	char	   *target;			/* malloc'd, see target_text() */
 
+	TransferTimer timer;		/* runs while it is on the multi handle */
 	bool		connect_only;	/* is nothing to be sent? */
 	bool		not_silent;		/* see note_sending() */
 	bool		afresh;			/* is it sent over a new connection for that? */
@@ -128,6 +130,7 @@ static void free_easy(HttpTransfer *transfer);
 static void wait_for_sockets(int timeout, WaitReason reason);
 static void collect_finished(void);
 static CURLMcode send_afresh(HttpTransfer *transfer);
+static void end_overdue(HttpTransfer *transfer);
 static void read_outcome(HttpTransfer *transfer, CURLcode code);
 static HttpResult classify_outcome(const HttpTransfer *transfer, CURLcode code);
 static bool is_handshake_broken_off(const HttpTransfer *transfer);
@@ -144,9 +147,9 @@ static void check_multi(CURLMcode code, const char *what);
 	check_easy(curl_easy_setopt((easy), (option), (value)), #option)
 
 /*
- * Starts a POST, or only connects; this ends after "timeout" milliseconds at the latest.  "body" must
- * stay where it is until the transfer is released, or is aborted when the current
- * memory context is reset.
+ * Starts a POST, or only connects; this ends after "timeout" milliseconds of the
+ * transfer clock at the latest.  "body" must stay where it is until the transfer is
+ * released, or is aborted when the current memory context is reset.
  */
 HttpTransfer *
 http_start(const HttpTarget *target, const char *body, size_t length, int timeout)
@@ -163,7 +166,6 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) length);
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDS, body);
-	SET_OPTION(transfer->easy, CURLOPT_TIMEOUT_MS, (long) Max(timeout, 1));
 	SET_OPTION(transfer->easy, CURLOPT_FRESH_CONNECT, (long) target->connect_only);
 	SET_OPTION(transfer->easy, CURLOPT_CONNECT_ONLY, (long) target->connect_only);
 	transfer->connect_only = target->connect_only;
@@ -178,6 +180,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	code = curl_multi_add_handle(multi, transfer->easy);
 	transfer->running = (code == CURLM_OK);
 	check_multi(code, "curl_multi_add_handle");
+	transfer_timer_start(&transfer->timer, transfer, Max(timeout, 1));
 	added = true;
 	return transfer;
 }
@@ -185,11 +188,14 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 /*
  * Waits until a socket is ready or a signal comes, at most "timeout" milliseconds
  * (a negative one counts as 0) and no longer than POLL_SLICE, and lets libcurl do
- * what there is to do.  Callers serve interrupts between turns.
+ * what there is to do.  Transfers whose time is up end after that, so that an answer
+ * that is there counts.  Callers serve interrupts between turns.
  */
 void
 http_turn(int timeout, WaitReason reason)
 {
+	int64		start = clock_now();
+	HttpTransfer *overdue;
 	int			nrunning;
 	sigset_t	saved;
 	CURLMcode	code;
@@ -200,12 +206,15 @@ http_turn(int timeout, WaitReason reason)
 				 errmsg("terminating connection due to unexpected postmaster exit")));
 
 	if (!added)
-		wait_for_sockets(Max(Min(timeout, POLL_SLICE), 0), reason);
+		wait_for_sockets(transfer_timer_limit(Min(timeout, POLL_SLICE)), reason);
 	added = false;
 
 	block_signals(&saved);
 	code = curl_multi_perform(multi, &nrunning);
 	collect_finished();
+	transfer_clock_advance(clock_now() - start);
+	while ((overdue = transfer_timer_next_overdue()) != NULL)
+		end_overdue(overdue);
 	restore_signals(&saved);
 	check_multi(code, "curl_multi_perform");
 }
@@ -247,6 +256,7 @@ http_release(HttpTransfer *transfer)
 		restore_signals(&saved);
 		transfer->running = false;
 	}
+	transfer_timer_stop(&transfer->timer);
 	inbox_clear(&transfer->inbox);
 	/* A connection that was only made ends with its handle. */
 	if (!is_easy_reusable() || transfer->connect_only)
@@ -582,6 +592,7 @@ collect_finished(void)
 		if (transfer->not_silent && !transfer->afresh && send_afresh(transfer) == CURLM_OK)
 			continue;
 		transfer->running = false;
+		transfer_timer_stop(&transfer->timer);
 		read_outcome(transfer, code);
 	}
 }
@@ -595,6 +606,19 @@ send_afresh(HttpTransfer *transfer)
 	added = true;
 	(void) curl_easy_setopt(transfer->easy, CURLOPT_FRESH_CONNECT, 1L);
 	return curl_multi_add_handle(multi, transfer->easy);
+}
+
+/* Ends a transfer whose time is up.  Called with signals blocked: must not throw. */
+static void
+end_overdue(HttpTransfer *transfer)
+{
+	(void) curl_multi_remove_handle(multi, transfer->easy);
+	transfer->running = false;
+	snprintf(transfer->error, CURL_ERROR_SIZE, "%s within %d ms",
+			 transfer->sent_at == 0 ? "no connection" :
+			 transfer->inbox.header_bytes == 0 ? "no answer" : "no whole answer",
+			 transfer->timer.timeout);
+	read_outcome(transfer, CURLE_OPERATION_TIMEDOUT);
 }
 
 static void

@@ -70,7 +70,7 @@ pace_claim(Oid serverid, double per_second)
 }
 
 /*
- * Called by the drainer when it sends no request after all: gives back the turn that
+ * Called when no request is sent after all: gives back the turn that
  * it claimed at "claimed_at", unless another one may have been claimed since.
  */
 void
@@ -116,22 +116,6 @@ interval_of(double per_second)
 {
 	return (int64) ceil(Max(USECS_PER_SEC / per_second,
 							(USECS_PER_SEC + EARLY + LATE) / (floor(per_second) + 1)));
-}
-
-/*
- * For calls: sleeps until the next request may be sent to the server, and claims its
- * turn.  Returns how long it waited, in microseconds.  An interrupt ends it by an
- * error, and then no turn is claimed.
- */
-int64
-pace_wait(Oid serverid, double per_second)
-{
-	int64		start = clock_now();
-	int64		left;
-
-	while ((left = pace_claim(serverid, per_second)) > 0)
-		clock_sleep(left, WAIT_PACE);
-	return clock_now() - start;
 }
 
 /*

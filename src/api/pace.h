@@ -13,7 +13,6 @@
 extern int64 pace_claim(Oid serverid, double per_second);
 extern void pace_return(Oid serverid, double per_second, int64 claimed_at);
 extern void pace_note_sent(Oid serverid, double per_second, int64 claimed_at, int64 sent_at);
-extern int64 pace_wait(Oid serverid, double per_second);
 extern void pace_pause(Oid serverid, int64 microseconds);
 extern int64 pace_paused(Oid serverid);
 

@@ -52,6 +52,7 @@ typedef struct CountersEntry
 	int64		requests;
 	int64		calls;			/* of the requests: a session waited */
 	int64		answers[COUNTERS_NCLASSES];
+	int64		too_fast;		/* of the answers: HTTP status 429 */
 
 	/* Removals that the queue has settled. */
 	int64		done;

@@ -16,6 +16,7 @@
 
 #include "access/relation.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "account/account.h"
 #include "account/enabled.h"
 #include "base/extension.h"
@@ -46,6 +47,18 @@ typedef struct AccountKey
 	const char *server;
 	Oid			role;
 } AccountKey;
+
+/* The triggers "t" that call our function; for select_rows(), with the quoted schema. */
+#define OUR_TRIGGERS \
+	"pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid" \
+	" AND p.proname = 'dt_remove_tags_custom_fields_trigger'" \
+	" AND p.pronamespace = '%s'::pg_catalog.regnamespace"
+
+/* Does a subscription change the table of "t", as such, in a partition, or as one? */
+#define IS_SUBSCRIBED \
+	"EXISTS (SELECT FROM pg_catalog.pg_subscription_rel AS r WHERE r.srrelid = t.tgrelid" \
+	" OR r.srrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(t.tgrelid))" \
+	" OR r.srrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(t.tgrelid)))"
 
 /* What dt_check() has looked at so far, and where it reports. */
 typedef struct Check
@@ -78,6 +91,9 @@ static void check_triggers(Check *check);
 static void check_triggers_of_table(Check *check, Oid table, Oid function, bool is_subscribed);
 static void check_trigger(Check *check, Relation rel, const Trigger *trigger, bool is_subscribed);
 static void read_trigger(Subject *subject);
+static void check_mode(Check *check, Oid table, const char *name, char mode, bool is_subscribed);
+static void check_partitions(Check *check);
+static void check_first_copies(Check *check);
 static void check_what_waits(Check *check);
 static void check_account(Check *check, const char *server, Oid role);
 static bool has_account(const List *accounts, const char *server, Oid role);
@@ -121,9 +137,13 @@ dt_check(PG_FUNCTION_ARGS)
 	check_settings(&check);
 	check_servers(&check);
 	check_triggers(&check);
+	check_partitions(&check);
+	check_first_copies(&check);
 	if (check.tables_are_good)
 		check_what_waits(&check);
-	check_worker(&check);
+	/* The queue of a standby is sent by its primary. */
+	if (!RecoveryInProgress())
+		check_worker(&check);
 	SPI_finish();
 	PG_RETURN_NULL();
 }
@@ -262,12 +282,8 @@ check_server(Check *check, const char *server, Oid owner, const char *ca_file)
 static void
 check_triggers(Check *check)
 {
-	uint64		ntables = select_rows("SELECT DISTINCT t.tgrelid, p.oid,"
-									  " EXISTS (SELECT FROM pg_catalog.pg_subscription_rel AS r WHERE r.srrelid = t.tgrelid)"
-									  " FROM pg_catalog.pg_trigger AS t"
-									  " JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid"
-									  " WHERE t.tgparentid = 0 AND p.proname = 'dt_remove_tags_custom_fields_trigger'"
-									  " AND p.pronamespace = '%s'::pg_catalog.regnamespace ORDER BY 1", check->schema);
+	uint64		ntables = select_rows("SELECT DISTINCT t.tgrelid, p.oid, " IS_SUBSCRIBED
+									  " FROM " OUR_TRIGGERS " AND t.tgparentid = 0 ORDER BY 1", check->schema);
 	SPITupleTable *tables = SPI_tuptable;
 
 	for (uint64 i = 0; i < ntables; i++)
@@ -313,9 +329,8 @@ static void
 check_trigger(Check *check, Relation rel, const Trigger *trigger, bool is_subscribed)
 {
 	Subject		subject = {.rel = rel,.trigger = trigger};
-	const char *table = table_name(RelationGetRelid(rel));
-	const char *name = quote_identifier(trigger->tgname);
-	const char *object = psprintf("trigger %s on table %s", name, table);
+	const char *object = psprintf("trigger %s on table %s", quote_identifier(trigger->tgname),
+								  table_name(RelationGetRelid(rel)));
 	bool		is_row = TRIGGER_FOR_ROW(trigger->tgtype);
 	Fault	   *fault = catch_fault(read_trigger, &subject);
 
@@ -323,15 +338,8 @@ check_trigger(Check *check, Relation rel, const Trigger *trigger, bool is_subscr
 		report_problem(check, object, fault->hint, "%s", fault->message);
 	else
 		check_account(check, subject.requester.server, subject.requester.role);
-	if (trigger->tgenabled == TRIGGER_DISABLED)
-		report_problem(check, object, psprintf("ALTER TABLE %s ENABLE TRIGGER %s;", table, name),
-					   "it is disabled");
-	else if (trigger->tgenabled == TRIGGER_FIRES_ON_REPLICA)
-		report_problem(check, object, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s;", table, name),
-					   "it fires for replicated changes alone");
-	else if (is_subscribed && is_row && trigger->tgenabled != TRIGGER_FIRES_ALWAYS)
-		report_problem(check, object, psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s;", table, name),
-					   "a subscription changes the table, and the trigger does not fire for that");
+	check_mode(check, RelationGetRelid(rel), trigger->tgname, trigger->tgenabled,
+			   is_subscribed && is_row);
 	if (is_subscribed && !is_row)
 		report_problem(check, object, "Create one trigger AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, and ENABLE ALWAYS TRIGGER.",
 					   "a subscription changes the table, and triggers FOR EACH STATEMENT do not fire for that");
@@ -341,6 +349,62 @@ static void
 read_trigger(Subject *subject)
 {
 	subject->requester = definition_check(subject->rel, subject->trigger);
+}
+
+/* Does a trigger FOR EACH ROW fire for all changes that come? */
+static void
+check_mode(Check *check, Oid table, const char *name, char mode, bool is_subscribed)
+{
+	const char *on_table = table_name(table);
+	const char *trigger = quote_identifier(name);
+	const char *object = psprintf("trigger %s on table %s", trigger, on_table);
+	const char *always = psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s;", on_table, trigger);
+
+	if (mode == TRIGGER_DISABLED)
+		report_problem(check, object, is_subscribed ? always :
+					   psprintf("ALTER TABLE %s ENABLE TRIGGER %s;", on_table, trigger),
+					   "it is disabled");
+	else if (mode == TRIGGER_FIRES_ON_REPLICA)
+		report_problem(check, object, always, "it fires for replicated changes alone");
+	else if (is_subscribed && mode != TRIGGER_FIRES_ALWAYS)
+		report_problem(check, object, always,
+					   "a subscription changes the table, and the trigger does not fire for that");
+}
+
+/* It is the partition's clone of a trigger that fires for its rows. */
+static void
+check_partitions(Check *check)
+{
+	uint64		nclones = select_rows("SELECT t.tgrelid, t.tgname, t.tgenabled, " IS_SUBSCRIBED
+									  " FROM " OUR_TRIGGERS
+									  " AND t.tgenabled <> (SELECT parent.tgenabled FROM pg_catalog.pg_trigger AS parent"
+									  " WHERE parent.oid = t.tgparentid) ORDER BY 1", check->schema);
+	SPITupleTable *clones = SPI_tuptable;
+
+	for (uint64 i = 0; i < nclones; i++)
+	{
+		SPI_tuptable = clones;
+		check_mode(check, get_oid(i, 1), get_text(i, 2), get_text(i, 3)[0], get_bool(i, 4));
+	}
+}
+
+/* Tables with our trigger that a subscription has not copied yet. */
+static void
+check_first_copies(Check *check)
+{
+	uint64		ntables = select_rows("SELECT DISTINCT t.tgrelid, s.subname FROM " OUR_TRIGGERS
+									  " JOIN pg_catalog.pg_subscription_rel AS r ON r.srrelid = t.tgrelid"
+									  " JOIN pg_catalog.pg_subscription AS s ON s.oid = r.srsubid"
+									  " AND r.srsubstate NOT IN ('s', 'r') ORDER BY 1, 2", check->schema);
+	SPITupleTable *tables = SPI_tuptable;
+
+	for (uint64 i = 0; i < ntables; i++)
+	{
+		SPI_tuptable = tables;
+		report_problem(check, psprintf("table %s", table_name(get_oid(i, 1))),
+					   "Changes arrive when the copy is complete. If it does not get on, see the server's log.",
+					   "subscription \"%s\" has not copied the table yet", get_text(i, 2));
+	}
 }
 
 /* Roles that have removals waiting, and what their requests are held for. */

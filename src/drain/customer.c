@@ -34,7 +34,7 @@ static bool have_other_customer(List *rows, const QueueRow *customer);
 static void take_back_names(DueRow *removal, List *keeps);
 static void decide_when_to_send(List *live, TimestampTz now, Due *due);
 static bool is_too_old(const QueueRow *row, TimestampTz now, TimestampTz sending_since,
-					   double retry_for);
+					   const Account *account);
 static int64 time_until_due(const QueueRow *row, TimestampTz now);
 static void choose_rows_to_send(List *rows, Due *due);
 static size_t json_length(const DueRow *row);
@@ -42,11 +42,11 @@ static size_t json_length(const DueRow *row);
 /*
  * Called by send.c: reads what waits for the customer of the row "id", and decides
  * what to do with it now.  False when that row is gone.  "sending_since" is the
- * lane's, "retry_for" is in ms.  Allocates in the current memory context.
+ * lane's.  Allocates in the current memory context.
  */
 bool
 customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now,
-			  TimestampTz sending_since, double retry_for, Due *due)
+			  TimestampTz sending_since, const Account *account, Due *due)
 {
 	List	   *removals;
 	List	   *keeps;
@@ -68,7 +68,7 @@ customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now,
 		take_back_names(removal, keeps);
 		if (removal->ntags == 0 && removal->nfields == 0)
 			due->kept = lappend(due->kept, removal);
-		else if (is_too_old(&removal->row, now, sending_since, retry_for))
+		else if (is_too_old(&removal->row, now, sending_since, account))
 			due->expired = lappend(due->expired, removal);
 		else
 			live = lappend(live, removal);
@@ -217,16 +217,24 @@ take_back_names(DueRow *removal, List *keeps)
 }
 
 /*
- * A removal that was tried is given up at an age of "retry_for".  One that was not
- * has only stood in line since its lane began to send or since it was due; this time
- * does not count.
+ * A removal that was tried is given up at an age of "retry_for", which includes the
+ * server's present delay.  One that was not has only stood in line since its lane began
+ * to send; this time does not count.  Nor does what its own delay has in excess of the
+ * present one.
  */
 static bool
-is_too_old(const QueueRow *row, TimestampTz now, TimestampTz sending_since, double retry_for)
+is_too_old(const QueueRow *row, TimestampTz now, TimestampTz sending_since,
+		   const Account *account)
 {
-	if (row->attempts > 0)
-		return (double) (now - row->enqueued_at) / 1000 >= retry_for;
-	return (double) (sending_since - row->due_at) / 1000 >= retry_for;
+	TimestampTz since = row->enqueued_at;
+	TimestampTz until = now;
+
+	if (row->attempts == 0)
+	{
+		since = Max(since, row->due_at - (int64) (account->delay * 1000));
+		until = sending_since;
+	}
+	return (double) (until - since) / 1000 >= account->retry_for;
 }
 
 /*

@@ -8,6 +8,7 @@
 #ifndef DOUBLETICK_DRAIN_CUSTOMER_H
 #define DOUBLETICK_DRAIN_CUSTOMER_H
 
+#include "account/option.h"
 #include "nodes/pg_list.h"
 #include "queue/store.h"
 
@@ -41,7 +42,7 @@ typedef struct Due
 } Due;
 
 extern bool customer_read(Store *waiting, int64 id, int64 customer, TimestampTz now,
-						  TimestampTz sending_since, double retry_for, Due *due);
+						  TimestampTz sending_since, const Account *account, Due *due);
 extern int64 customer_delete_keeps(Store *waiting, const QueueRow *customer);
 
 #endif							/* DOUBLETICK_DRAIN_CUSTOMER_H */

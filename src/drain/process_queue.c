@@ -85,8 +85,8 @@ check_callable(FunctionCallInfo fcinfo)
 				 errmsg("dt_process_queue() cannot run inside a transaction block"),
 				 errhint("It commits as it goes: CALL it by itself.")));
 	extension_check_version();
-	PreventCommandIfReadOnly("dt_process_queue()");
 	PreventCommandDuringRecovery("dt_process_queue()");
+	PreventCommandIfReadOnly("dt_process_queue()");
 }
 
 /*

@@ -231,7 +231,7 @@ send_customer(Service *service, Position position)
 	MemoryContextSwitchTo(context);
 	is_ready = customer_read(&turn->waiting, position.id, position.customer, turn->now,
 							 lane->sending_since ? lane->sending_since : turn->now,
-							 service->account.retry_for, &due) &&
+							 &service->account, &due) &&
 		make_due_request(service, position, &due);
 	MemoryContextSwitchTo(turn->context);
 	if (!is_ready)

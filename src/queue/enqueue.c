@@ -108,8 +108,13 @@ void
 queue_check_writable(const char *command)
 {
 	extension_check_version();
-	PreventCommandIfReadOnly(command);
+
+	/*
+	 * On a standby each transaction is read-only, too: say what it comes
+	 * from.
+	 */
 	PreventCommandDuringRecovery(command);
+	PreventCommandIfReadOnly(command);
 	PreventCommandIfParallelMode(command);
 }
 

@@ -15,6 +15,7 @@
 #include "compat.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "queue/citus.h"
 #include "queue/enqueue.h"
 #include "settings.h"
 #include "utils/builtins.h"
@@ -23,7 +24,8 @@ pg_noreturn static void raise_fault(FunctionCallInfo fcinfo, Fault *fault);
 static Fault *read_arguments(FunctionCallInfo fcinfo, Removal *removal);
 static bool has_no_names(FunctionCallInfo fcinfo);
 static const char **read_names_leniently(FunctionCallInfo fcinfo, int argument, int *nnames);
-static void get_requester(Requester *requester);
+static const char *get_server(FunctionCallInfo fcinfo);
+static void get_requester(FunctionCallInfo fcinfo, Requester *requester);
 static int64 enqueue_one(const Requester *requester, const Removal *removal);
 
 PG_FUNCTION_INFO_V1(dt_enqueue_remove_tags_custom_fields);
@@ -32,7 +34,7 @@ PG_FUNCTION_INFO_V1(dt_keep);
 
 /*
  * dt_enqueue_remove_tags_custom_fields(phone text, tags text[], fields text[],
- * waba text) returns bigint
+ * waba text, server text) returns bigint
  */
 Datum
 dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
@@ -42,16 +44,17 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 	Fault	   *fault;
 
 	queue_check_writable("dt_enqueue_remove_tags_custom_fields()");
+	citus_check_transaction("dt_enqueue_remove_tags_custom_fields()");
 	fault = read_arguments(fcinfo, &removal);
 	if (fault)
 		raise_fault(fcinfo, fault);
-	get_requester(&requester);
+	get_requester(fcinfo, &requester);
 	PG_RETURN_INT64(enqueue_one(&requester, &removal));
 }
 
 /*
  * dt_try_enqueue_remove_tags_custom_fields(phone text, tags text[], fields text[],
- * waba text) returns bigint
+ * waba text, server text) returns bigint
  *
  * Like its sibling, but inserts a removal with bad arguments into the history, as
  * failed.
@@ -64,8 +67,9 @@ dt_try_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 	Fault	   *fault;
 
 	queue_check_writable("dt_try_enqueue_remove_tags_custom_fields()");
+	citus_check_transaction("dt_try_enqueue_remove_tags_custom_fields()");
 	fault = read_arguments(fcinfo, &removal);
-	get_requester(&requester);
+	get_requester(fcinfo, &requester);
 	if (fault == NULL)
 		PG_RETURN_INT64(enqueue_one(&requester, &removal));
 
@@ -78,7 +82,7 @@ dt_try_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 }
 
 /*
- * dt_keep(phone text, tags text[], fields text[], waba text) returns boolean
+ * dt_keep(phone text, tags text[], fields text[], waba text, server text) returns boolean
  *
  * For triggers that people write themselves: the customer has these names again, so
  * no removal that waits may take them.  True when one would have.
@@ -92,10 +96,11 @@ dt_keep(PG_FUNCTION_ARGS)
 	Queue	   *queue;
 
 	queue_check_writable("dt_keep()");
+	citus_check_transaction("dt_keep()");
 	fault = read_arguments(fcinfo, &names);
 	if (fault && !has_no_names(fcinfo))
 		raise_fault(fcinfo, fault);
-	get_requester(&requester);
+	get_requester(fcinfo, &requester);
 	if (fault)
 		PG_RETURN_BOOL(false);
 	queue = queue_open(1);
@@ -121,11 +126,11 @@ static void
 raise_fault(FunctionCallInfo fcinfo, Fault *fault)
 {
 	fault_about(fault, PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0)),
-				setting_server, GetUserId());
+				get_server(fcinfo), GetUserId());
 	fault_raise(fault);
 }
 
-/* The four arguments that calls have, too. */
+/* The arguments that make a removal; calls have them, too. */
 static Fault *
 read_arguments(FunctionCallInfo fcinfo, Removal *removal)
 {
@@ -160,18 +165,28 @@ read_names_leniently(FunctionCallInfo fcinfo, int argument, int *nnames)
 	return names;
 }
 
-/* The current role, and the server of the session.  Raises an error without one. */
-static void
-get_requester(Requester *requester)
+/* The server that the fifth argument names, or else the setting. */
+static const char *
+get_server(FunctionCallInfo fcinfo)
 {
-	Fault	   *fault = account_check_server(setting_server);
+	return PG_ARGISNULL(4) ? setting_server : text_to_cstring(PG_GETARG_TEXT_PP(4));
+}
 
+/* The current role, and the server.  Raises an error if there is no such server. */
+static void
+get_requester(FunctionCallInfo fcinfo, Requester *requester)
+{
+	const char *server = get_server(fcinfo);
+	Fault	   *fault = account_check_server(server);
+
+	if (fault && !PG_ARGISNULL(4))
+		account_hint_argument(fault, server);
 	if (fault)
 		fault_raise(fault);
-	requester->server = setting_server;
+	requester->server = server;
 	requester->role = GetUserId();
 	requester->enqueued_by = GetOuterUserId();
-	requester->delay = account_delay(setting_server);
+	requester->delay = account_delay(server);
 	requester->origin = 0;
 }
 

@@ -18,13 +18,17 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 
-static void check_sendable(const QueueRow *row);
+static Fault *find_why_unsendable(const QueueRow *row);
+static void say_not_put_back(const QueueRow *row, Fault *fault);
 static void enqueue_again(Store *waiting, QueueRow *row);
 
 PG_FUNCTION_INFO_V1(dt_retry);
 
 /*
  * dt_retry(id bigint) returns boolean
+ *
+ * A removal that can never be sent stays in the history, and a NOTICE says why: one such
+ * row must not undo a statement that puts many back.
  */
 Datum
 dt_retry(PG_FUNCTION_ARGS)
@@ -34,6 +38,7 @@ dt_retry(PG_FUNCTION_ARGS)
 	Store		settled;
 	QueueRow	row;
 	bool		is_found;
+	Fault	   *fault;
 
 	queue_check_writable("dt_retry()");
 
@@ -43,9 +48,10 @@ dt_retry(PG_FUNCTION_ARGS)
 	store_open(&settled, RELATION_SETTLED);
 	is_found = history_find_failed(&settled, id, &row) &&
 		has_privs_of_role(GetUserId(), row.role);
-	if (is_found)
-		check_sendable(&row);
-	is_found = is_found && store_delete(&settled, &row.tid, true);
+	fault = is_found ? find_why_unsendable(&row) : NULL;
+	if (fault)
+		say_not_put_back(&row, fault);
+	is_found = is_found && fault == NULL && store_delete(&settled, &row.tid, true);
 	if (is_found)
 		enqueue_again(&waiting, &row);
 	store_close(&settled);
@@ -54,20 +60,29 @@ dt_retry(PG_FUNCTION_ARGS)
 }
 
 /*
- * Raises an error if the row cannot be sent: what the trigger has put into the
- * history as failed may hold a bad phone or bad names.
+ * NULL if the row can be sent.  What the trigger has put into the history as failed may
+ * hold a bad phone or bad names, and a role may have been dropped.
  */
-static void
-check_sendable(const QueueRow *row)
+static Fault *
+find_why_unsendable(const QueueRow *row)
 {
 	Removal		removal;
-	Fault	   *fault = payload_check(cstring_to_text(row->phone), row->tags, row->fields,
-									  row->waba ? cstring_to_text(row->waba) : NULL, &removal);
 
-	if (fault == NULL)
-		return;
+	if (GetUserNameFromId(row->role, true) == NULL)
+		return fault_hint(fault_make(ERRCODE_UNDEFINED_OBJECT, "role does not exist any more"),
+						  "Enqueue it again as another role.");
+	return payload_check(cstring_to_text(row->phone), row->tags, row->fields,
+						 row->waba ? cstring_to_text(row->waba) : NULL, &removal);
+}
+
+static void
+say_not_put_back(const QueueRow *row, Fault *fault)
+{
 	fault_about(fault, row->phone, row->server, row->role);
-	fault_raise(fault);
+	ereport(NOTICE,
+			(errmsg("removal " INT64_FORMAT " is not put back: %s", row->id, fault->message),
+			 fault->hint ? errhint("%s", fault->hint) : 0,
+			 errcontext("%s", fault->context)));
 }
 
 /*

@@ -94,13 +94,14 @@ remove_names(json_t *customer, const char *kind, const json_t *names,
 		size_t		at = find_name(have, name);
 
 		if (at < json_array_size(have))
-		{
 			json_array_remove(have, at);
-			json_array_append(removed, name);
-		}
-		else
+		else if (!settings.any_name)
+		{
 			json_array_append_new(errored,
 								  json_pack("{sO ss}", key, name, "error", missing));
+			continue;
+		}
+		json_array_append(removed, name);
 	}
 	return json_pack("{so so}", "removed", removed, "errored", errored);
 }

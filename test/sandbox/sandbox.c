@@ -33,9 +33,11 @@
 #define ACCEPT_PAUSE_MS	10
 
 #define DEFAULT_KEY		"key_sandbox"
+#define DEFAULT_SERVER	"sandbox"
 
 static void read_arguments(int argc, char **argv);
 static int	port_of(const char *text);
+static const char *server_of(const char *text);
 static void usage(FILE *to);
 static void make_directory(void);
 static void open_listener(Listener *listener, int port);
@@ -71,6 +73,7 @@ static char *summary_path;
 static bool until_eof;
 static int	https_port;
 static int	http_port;
+static const char *server = DEFAULT_SERVER; /* that the printed SQL creates */
 
 /* A signal handler's way to wake the main loop. */
 static int	stop_pipe[2];
@@ -107,6 +110,8 @@ read_arguments(int argc, char **argv)
 		{"port", required_argument, NULL, 'p'},
 		{"http-port", required_argument, NULL, 'P'},
 		{"any-key", no_argument, NULL, 'a'},
+		{"any-name", no_argument, NULL, 'A'},
+		{"server", required_argument, NULL, 's'},
 		{"help", no_argument, NULL, 'h'},
 		{NULL, 0, NULL, 0}
 	};
@@ -138,6 +143,12 @@ read_arguments(int argc, char **argv)
 			case 'a':
 				settings.any_key = true;
 				break;
+			case 'A':
+				settings.any_name = true;
+				break;
+			case 's':
+				server = server_of(optarg);
+				break;
 			case 'h':
 				usage(stdout);
 				exit(0);
@@ -168,16 +179,28 @@ port_of(const char *text)
 	exit(2);
 }
 
+/* Only names that SQL takes without quotation marks. */
+static const char *
+server_of(const char *text)
+{
+	if (*text != '\0' && strspn(text, "abcdefghijklmnopqrstuvwxyz_") == strlen(text))
+		return text;
+	fprintf(stderr, "sandbox: invalid server name \"%s\"\n", text);
+	exit(2);
+}
+
 static void
 usage(FILE *to)
 {
-	fputs("A local stand-in of the DoubleTick API.\n\n"
+	fputs("A local stand-in for the DoubleTick API.\n\n"
 		  "Usage: sandbox [OPTION]...\n\n"
 		  "  --dir DIR     put ca.pem and sandbox.json there, not in a temporary directory\n"
 		  "  --key KEY     accept this API key (may be repeated; default " DEFAULT_KEY ")\n"
 		  "  --any-key     accept any API key that is not empty\n"
+		  "  --any-name    let every customer have every tag and custom field\n"
 		  "  --port N      the https port (default: one that is free)\n"
 		  "  --http-port N the http port (default: one that is free)\n"
+		  "  --server NAME the server that the printed SQL creates (default " DEFAULT_SERVER ")\n"
 		  "  --no-journal  do not keep the requests\n"
 		  "  --until-eof   exit when standard input ends\n"
 		  "  --help        show this help\n", to);
@@ -302,7 +325,8 @@ write_summary(void)
 
 /*
  * Says where everything is, for people.  The server has a name of its own, since one
- * called doubletick may be the real one; the one of an earlier sandbox is replaced.
+ * called doubletick may be the real one; the one of an earlier sandbox is replaced.  A
+ * server with another name is not, nor need a session choose "doubletick".
  */
 static void
 announce(void)
@@ -313,16 +337,19 @@ announce(void)
 
 	printf("https    https://localhost:%d\n"
 		   "http     http://127.0.0.1:%d\n"
-		   "CA file  %s\n\n"
-		   "CREATE EXTENSION IF NOT EXISTS doubletick;\n"
-		   "DROP SERVER IF EXISTS sandbox CASCADE;\n"
-		   "CREATE SERVER sandbox FOREIGN DATA WRAPPER doubletick"
+		   "CA file  %s\n\n",
+		   https, settings.listeners[LISTEN_HTTP].port, ca_path);
+	printf("CREATE EXTENSION IF NOT EXISTS doubletick;\n");
+	if (strcmp(server, DEFAULT_SERVER) == 0)
+		printf("DROP SERVER IF EXISTS %s CASCADE;\n", server);
+	printf("CREATE SERVER %s FOREIGN DATA WRAPPER doubletick"
 		   " OPTIONS (base_url 'https://localhost:%d', ca_file %s);\n"
-		   "CREATE USER MAPPING FOR CURRENT_USER SERVER sandbox"
-		   " OPTIONS (api_key %s);\n"
-		   "SET doubletick.server = 'sandbox';  -- a trigger names it as its last argument\n\n"
-		   "ready\n",
-		   https, settings.listeners[LISTEN_HTTP].port, ca_path, https, ca, key);
+		   "CREATE USER MAPPING FOR CURRENT_USER SERVER %s"
+		   " OPTIONS (api_key %s);\n",
+		   server, https, ca, server, key);
+	if (strcmp(server, "doubletick") != 0)
+		printf("SET doubletick.server = '%s';  -- a trigger names it as its last argument\n", server);
+	printf("\nready\n");
 	fflush(stdout);
 	free(ca);
 	free(key);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * sandbox.h
- *		A local stand-in of the DoubleTick HTTP API, for the tests and for
+ *		A local stand-in for the DoubleTick HTTP API, for the tests and for
  *		trying things out.
  *
  * It answers as the real service does (api.c, customer.c), unless a rule for
@@ -168,6 +168,7 @@ typedef struct Settings
 {
 	json_t	   *keys;			/* array of accepted API keys */
 	bool		any_key;
+	bool		any_name;		/* has every customer every name? */
 	bool		journal;
 	Listener	listeners[NUM_LISTENERS];
 } Settings;

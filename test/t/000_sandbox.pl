@@ -618,10 +618,19 @@ subtest 'the program' => sub {
 	like($said, qr/^CREATE USER MAPPING .* \(api_key 'a''b'\);$/m, 'with the key');
 	like($said, qr/^ready\n\z/m, 'ready');
 	ok(!-e "$dir/it's", 'a directory it made is gone with it');
+	like($said, qr/^DROP SERVER IF EXISTS sandbox CASCADE;\nCREATE SERVER sandbox /m, 'the server of an earlier sandbox is replaced');
+	like($said, qr/^CREATE USER MAPPING FOR CURRENT_USER SERVER sandbox .*\nSET doubletick\.server = 'sandbox';/m, 'and is the one that the session uses');
+	$said = `$program --until-eof --server doubletick </dev/null`;
+	like($said, qr/^CREATE EXTENSION IF NOT EXISTS doubletick;\nCREATE SERVER doubletick .*\nCREATE USER MAPPING FOR CURRENT_USER SERVER doubletick .*;\n\nready$/m,
+		'another server: no such server is dropped, and none has to be chosen');
+	$said = `$program --until-eof --server mine </dev/null`;
+	like($said, qr/^CREATE SERVER mine .*\n.*\nSET doubletick\.server = 'mine';/m, 'one that has to be chosen');
+	like(`$program --server "$_" 2>&1 </dev/null`, qr/^sandbox: invalid server name "\Q$_\E"$/m, "not '$_'") foreach '', 'a;b', 'Mine';
 
-	my $other = Sandbox->start('--any-key', '--no-journal');
+	my $other = Sandbox->start('--any-key', '--any-name', '--no-journal');
 	my @command = ($other->https . $path, '-H', 'Authorization: whatever', '--cacert', $other->ca_file);
 	like((curl(@command))[1], qr/^\{"customFields"/, 'any key');
+	unlike((curl(@command))[1], qr/not found/, 'any name');
 	is_deeply($other->journal, [], 'no journal');
 	is($other->stop, 0, 'told to stop, it exits with 0');
 	is($sb->stop, 0, 'and so does the one that has seen it all');

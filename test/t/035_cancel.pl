@@ -184,6 +184,33 @@ sub retried
 	return;
 }
 
+# A removal that can never be sent does not undo the retry of the others.
+sub retried_in_bulk
+{
+	my ($bad, $roleless, $refused) = ('0988', new_phone(), new_phone());
+
+	$calls->sql('CREATE ROLE gone LOGIN; GRANT EXECUTE ON FUNCTION dt_enqueue_remove_tags_custom_fields TO gone');
+	$sb->rule($refused, { status => 422, times => 1 });
+	my @ids = ($calls->sql("SELECT dt_try_enqueue_remove_tags_custom_fields('$bad', '{lead}')"),
+		as('gone', enqueueing($roleless, ['lead'])), enqueue($refused, ['lead']));
+	$calls->sql('DROP OWNED BY gone; DROP ROLE gone');
+	drain();
+	is(states(@ids), 'failed failed failed', 'retry in bulk: three have failed');
+
+	my ($result, $said) = ('', '');
+	my $in = join ',', @ids;
+	$node->psql('postgres', "SELECT string_agg(dt_retry(id)::text, ' ' ORDER BY id) FROM (SELECT id FROM dt_history WHERE id IN ($in) ORDER BY id) AS failed",
+		stdout => \$result, stderr => \$said, on_error_stop => 0);
+	is($result, 'false false true', 'retry in bulk: the one that can be sent is put back');
+	like($said, qr/NOTICE:  removal $ids[0] is not put back: phone is not a number in international format: "$bad"$/m, 'retry in bulk: a bad phone is named');
+	like($said, qr/NOTICE:  removal $ids[1] is not put back: role does not exist any more\n.*HINT:  Enqueue it again as another role\.$/m,
+		'retry in bulk: a dropped role is named');
+	unlike($said, qr/removal $ids[2]/, 'retry in bulk: the good one is not');
+	drain();
+	is(states(@ids), 'failed failed done', 'retry in bulk: it is sent; the bad ones stay in the history');
+	return;
+}
+
 sub nkeeps { return $calls->sql('SELECT count(*) FROM dt_waiting WHERE keep'); }
 
 sub kept
@@ -378,6 +405,7 @@ cancelled_while_others_wait();
 cancel_undecided();
 cancel_in_bulk();
 retried();
+retried_in_bulk();
 kept();
 one_number();
 done_testing;

@@ -147,7 +147,9 @@ sub settings_changed
 	cmp_ok(time - $begin, '<', 5, 'soon');
 	eventually(sub { $calls->waiting eq '0' }, 'the next one sends the request again');
 	is($calls->has_sent('settings'), 2, 'once');
+	($old) = $calls->workers('postgres');
 	$calls->sql('ALTER DATABASE postgres RESET work_mem');
+	eventually(sub { !grep { $_ == $old } $calls->workers('postgres') }, 'and that one leaves, too, after ALTER DATABASE RESET');
 	$sb->clear_rules;
 	return;
 }

@@ -107,6 +107,20 @@ drain();
 is(states($id), 'failed', 'retry_for: it is given up a minute after it was due');
 $sb->clear_rules;
 
+# The same if it was never tried, since nobody drained the queue.
+$id = $calls->sql("SET doubletick.server = short; SELECT dt_enqueue_remove_tags_custom_fields('$other', '{i}')");
+time_passes('3665 seconds');
+drain();
+is($calls->sql("SELECT state, attempts FROM dt_history WHERE id = $id"), 'failed|0', 'retry_for: what was not tried is given up at the same time');
+
+# A removal that was put off for longer than the server says now is given up no sooner.
+my @put_off = map { $calls->sql("SET doubletick.server = short; SELECT dt_enqueue_remove_tags_custom_fields('$_', '{j}')") } $other, $phone;
+$calls->sql('ALTER SERVER short OPTIONS (SET delay $$0$$)');
+time_passes('3605 seconds');
+time_passes('60 seconds', $put_off[1]);
+drain();
+is(states(@put_off), 'done failed', 'retry_for: counts from when it was due, although the delay is shorter now');
+
 # A changed delay holds for what is enqueued later.
 $id = enqueue($phone, ['old']);
 $calls->sql('ALTER SERVER doubletick OPTIONS (SET delay $$0$$)');

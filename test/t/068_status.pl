@@ -13,7 +13,7 @@ use lib dirname(__FILE__);
 use Calls;
 use Queue;
 
-my $counters = 'requests_total, calls_total, status_2xx_total, status_4xx_total, status_5xx_total, no_answer_total,'
+my $counters = 'requests_total, calls_total, status_2xx_total, status_4xx_total, status_429_total, status_5xx_total, no_answer_total,'
   . ' done_total, errored_total, failed_total, cancelled_total';
 
 sub counts
@@ -33,7 +33,7 @@ sub preloaded
 	$calls->server('quiet', timeout => '1min');
 	is($calls->sql("SELECT waiting, due, in_flight, done, oldest_age IS NULL, rate, held IS NULL, time_left IS NULL, counted_since IS NULL
 			FROM dt_status WHERE server = 'quiet'"), '0|0|0|0|t|0.0|t|t|t', 'a quiet server has a row');
-	is(counts('quiet'), '0|0|0|0|0|0|0|0|0|0', 'which counts nothing');
+	is(counts('quiet'), '0|0|0|0|0|0|0|0|0|0|0', 'which counts nothing');
 	is($calls->sql('SELECT DISTINCT counted_in FROM dt_status'), 'all sessions', 'preloaded: all sessions are counted');
 
 	# Calls.
@@ -42,7 +42,10 @@ sub preloaded
 	$calls->sql(attempt($phone, ['a']));
 	$sb->rule($phone, { status => 503, times => 1 });
 	$calls->sql(attempt($phone, ['a']));
-	is(counts('doubletick'), '4|4|2|1|1|0|0|0|0|0', 'calls are counted, a repetition, too');
+	is(counts('doubletick'), '4|4|2|1|0|1|0|0|0|0|0', 'calls are counted, a repetition, too');
+	$sb->rule($phone, { status => 429, retry_after => '0', times => 1 });
+	$calls->sql(attempt($phone, ['a']));
+	is(counts('doubletick'), '6|6|3|2|1|1|0|0|0|0|0', 'HTTP status 429 is counted among 4xx, and by itself');
 
 	# The queue: done, with errors, failed, taken back.
 	enqueue($phone, ['a']);
@@ -55,8 +58,8 @@ sub preloaded
 	enqueue($phone, ['d']);
 	$calls->sql("SELECT dt_keep('$phone', '{d}')");
 	drain();
-	is(counts('doubletick'), '7|4|4|2|1|0|2|2|1|1', 'so are requests of the queue, and what came of removals');
-	is(counts('quiet'), '0|0|0|0|0|0|0|0|0|0', 'each server for itself');
+	is(counts('doubletick'), '9|6|5|3|1|1|0|2|2|1|1', 'so are requests of the queue, and what came of removals');
+	is(counts('quiet'), '0|0|0|0|0|0|0|0|0|0|0', 'each server for itself');
 	cmp_ok($calls->sql("SELECT rate FROM dt_status WHERE server = 'doubletick'"), '>', 0, 'a rate is shown');
 	is($calls->sql("SELECT last_error FROM dt_status WHERE server = 'doubletick'"), 'request was refused with HTTP status 422',
 		'the last error is that of what failed');
@@ -75,6 +78,11 @@ sub preloaded
 	$calls->sql("SELECT dt_keep('$phone', '{g}')");
 	is($calls->sql("SELECT waiting, due FROM dt_status WHERE server = 'doubletick'"), '2|2', 'the only name came back');
 	is($calls->sql("SELECT count(*) FROM dt_queue"), '2', 'dt_queue shows as many');
+
+	# Where nothing else waits, there is no oldest.
+	is($calls->sql("SELECT oldest_age IS NULL FROM dt_status WHERE server = 'doubletick'"), 'f', 'the oldest has an age');
+	$calls->sql("SELECT dt_keep(phone, tags) FROM dt_queue");
+	is($calls->sql("SELECT waiting, due, oldest_age IS NULL FROM dt_status WHERE server = 'doubletick'"), '0|0|t', 'when all names came back, nothing waits, and nothing has an age');
 	$calls->sql("SELECT count(dt_cancel(id)) FROM dt_queue");
 	drain();
 

@@ -157,8 +157,44 @@ $calls->sql("DROP TRIGGER t ON subscribed;
 	CREATE TRIGGER u AFTER UPDATE ON subscribed REFERENCING OLD TABLE AS old NEW TABLE AS new FOR EACH STATEMENT $fires('phone', 'tags');
 	CREATE TRIGGER d AFTER DELETE ON subscribed REFERENCING OLD TABLE AS old FOR EACH STATEMENT $fires('phone', 'tags')");
 like(check(), qr/^(?:trigger \w on table public.subscribed: .*FOR EACH STATEMENT do not fire for that\n?){3}$/, 'trigger: a subscription at statement level');
-$calls->sql("DELETE FROM pg_subscription_rel; ALTER SUBSCRIPTION s SET (slot_name = NONE); DROP SUBSCRIPTION s");
+$calls->sql("DELETE FROM pg_subscription_rel");
 is(check(), '', 'trigger: all three at statement level are good');
+$calls->sql("DROP TABLE subscribed");
+
+# Subscribed partitions: a trigger of a partitioned table fires by the clones that its
+# partitions have.
+$calls->sql("CREATE TABLE parts (phone text PRIMARY KEY, tags text[]) PARTITION BY HASH (phone);
+	CREATE TABLE part PARTITION OF parts FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+	CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON parts FOR EACH ROW $fires('phone', 'tags')");
+foreach my $table ('parts', 'part')
+{
+	$calls->sql("INSERT INTO pg_subscription_rel SELECT oid, '$table'::regclass, 'r', NULL FROM pg_subscription");
+	mended_ok("trigger: a subscription of $table", 'trigger t on table public.parts: a subscription changes the table, and the trigger does not fire for that');
+	is($calls->sql("SELECT string_agg(tgenabled::text, '') FROM pg_trigger WHERE tgname = 't' AND tgrelid IN ('parts'::regclass, 'part'::regclass)"),
+		'AA', "trigger: a subscription of $table: the partition's clone fires always, too");
+	$calls->sql('ALTER TABLE part ENABLE TRIGGER t');
+	mended_ok("trigger: a clone of a subscribed $table", 'trigger t on table public.part: a subscription changes the table, and the trigger does not fire for that');
+	$calls->sql('ALTER TABLE part DISABLE TRIGGER t');
+	mended_ok("trigger: a disabled clone of a subscribed $table", 'trigger t on table public.part: it is disabled');
+	$calls->sql('DELETE FROM pg_subscription_rel; ALTER TABLE parts ENABLE TRIGGER t');
+}
+$calls->sql('ALTER TABLE part DISABLE TRIGGER t');
+mended_ok('trigger: a disabled clone', 'trigger t on table public.part: it is disabled');
+
+# A first copy that is not complete. Nobody can tell from the catalog of another database.
+foreach my $state ('i', 'd', 'f')
+{
+	$calls->sql("INSERT INTO pg_subscription_rel SELECT oid, 'parts'::regclass, '$state', NULL FROM pg_subscription;
+		ALTER TABLE parts ENABLE ALWAYS TRIGGER t");
+	is(check(), 'table public.parts: subscription "s" has not copied the table yet', "first copy: state $state is reported");
+	$calls->sql('DELETE FROM pg_subscription_rel');
+}
+$calls->sql('CREATE DATABASE other');
+$calls->set_up('other');
+$calls->sql("CREATE TABLE parts (phone text PRIMARY KEY, tags text[]);
+	CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON parts FOR EACH ROW $fires('phone', 'tags')", database => 'other');
+is($calls->sql('SELECT object, problem FROM dt_check()', database => 'other'), '', 'trigger: a subscription of another database is not this one\'s');
+$calls->sql("DROP DATABASE other; DROP TABLE parts; ALTER SUBSCRIPTION s SET (slot_name = NONE); DROP SUBSCRIPTION s");
 
 # Our tables.
 $calls->sql('ALTER TABLE dt_settled ADD COLUMN note text');

@@ -170,6 +170,8 @@ sub do_something
 	$calls->sql(removal($phone, ['lead']));
 	$sb->rule($phone, { status => 503, times => 1 });
 	$calls->sql(attempt($phone, ['lead']));
+	$sb->rule($phone, { status => 429, retry_after => '0', times => 1 });
+	$calls->sql(attempt($phone, ['lead']));
 	$sb->customer($phone, ['lead']);
 	enqueue($phone, ['lead']);
 	drain();
@@ -190,8 +192,8 @@ sub do_something
 my %expected = (
 	datname => 'postgres', foreign_server => 'doubletick', waiting => 3, due => 3, in_flight => 0, held => 1,
 	done_last_hour => 2, errored_last_hour => 1, failed_last_hour => 1, worker_running => 0, worker_error => 0,
-	counters_of_all_sessions => 1, requests_total => 6, calls_total => 3, status_2xx_total => 4,
-	status_4xx_total => 1, status_5xx_total => 1, other_status_total => 0, no_answer_total => 0,
+	counters_of_all_sessions => 1, requests_total => 8, calls_total => 5, status_2xx_total => 5,
+	status_4xx_total => 2, status_429_total => 1, status_5xx_total => 1, other_status_total => 0, no_answer_total => 0,
 	done_total => 2, errored_total => 1, failed_total => 1, cancelled_total => 1);
 
 sub values_are_right

@@ -72,7 +72,9 @@ sub command_of
 			EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags');
 		INSERT INTO lost VALUES ('0988', '{lead}')});
 	$calls->sql('DELETE FROM lost');
-	like(said("SELECT dt_retry(id) FROM dt_history"), qr/^CONTEXT:  removal for phone 0988, server "doubletick", role "app"$/m, 'dt_retry: which row');
+	like(said("\\set SHOW_CONTEXT always\nSELECT dt_retry(id) FROM dt_history"),
+		qr/^NOTICE:  removal \d+ is not put back: phone is not [^\n]*: "0988"\nHINT:  Write [^\n]*\nCONTEXT:  removal for phone 0988, server "doubletick", role "app"$/m,
+		'dt_retry: which row');
 	$calls->sql('DROP TABLE lost');
 }
 
@@ -173,6 +175,26 @@ sub command_of
 		eventually(sub { said($switched_off) eq '' }, "off for $name: it switches requests on");
 	}
 	$calls->sql('ALTER DATABASE postgres RESET work_mem');
+	off_on_the_command_line();
+}
+
+# ALTER SYSTEM would not help where the server's command line has the setting.
+sub off_on_the_command_line
+{
+	my @pg_ctl = ('pg_ctl', '-s', '-w', '-D', $node->data_dir, '-l', $node->logfile);
+	my $said;
+
+	$node->stop;
+	system_or_bail(@pg_ctl, '-o', '-c doubletick.enabled=off', 'start');
+	$said = said($switched_off);
+	my ($command) = $said =~ /^HINT:  Switch them on again: (ALTER DATABASE postgres SET doubletick\.enabled = on; -- .*command line)$/m;
+	ok($command, 'off on the command line: nothing is sent, and the hint says what helps') or diag($said);
+	is(said($command // ''), '', 'off on the command line: the command can be pasted');
+	is(said($switched_off), '', 'off on the command line: it switches requests on');
+	said('ALTER DATABASE postgres RESET doubletick.enabled');
+	system_or_bail(@pg_ctl, '-m', 'fast', 'stop');
+	$node->start;
+	return;
 }
 
 # A server that does not exist: those that do, at most five.

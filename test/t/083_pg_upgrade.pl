@@ -1,6 +1,7 @@
 
 # pg_upgrade while removals wait: nothing in the queue or the history is lost, and the
-# new server sends what has waited, once.
+# new server sends what has waited, once. And pg_dump and pg_restore, which carry the
+# definitions to the new server, and leave the queue where it is.
 #
 # From the server under test to itself; and to it from each older one under
 # /usr/lib/postgresql that has the extension. Or between two others that have it: their
@@ -111,19 +112,49 @@ sub contents
 		'SELECT server, role FROM dt_hold', 'SELECT last_value FROM dt_waiting_id_seq');
 }
 
+# What pg_dump and pg_restore carry.
+sub definitions
+{
+	my ($cluster, $database) = @_;
+
+	return join "\n--\n", map { $cluster->safe_psql($database, $_) } (
+		"SELECT extversion FROM pg_extension WHERE extname = 'doubletick'",
+		'SELECT srvname, srvoptions, srvacl FROM pg_foreign_server ORDER BY 1',
+		'SELECT srvname, usename, umoptions FROM pg_user_mappings ORDER BY 1, 2',
+		'SELECT * FROM came_back',
+		q{SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid = 'came_back'::regclass ORDER BY 1},
+		q{SELECT proname, proacl FROM pg_proc WHERE proname LIKE 'dt\_%' ORDER BY 1});
+}
+
+sub restored
+{
+	my ($cluster, $dump, $phone, $name) = @_;
+
+	$cluster->safe_psql('postgres', 'CREATE DATABASE restored');
+	command_ok([ "$new_bindir/pg_restore", '--exit-on-error', '-d', $cluster->connstr('restored'), $dump ],
+		"$name: pg_restore succeeds");
+	is(definitions($cluster, 'restored'), definitions($cluster, 'postgres'), "$name: what is restored is what was upgraded");
+	is($cluster->safe_psql('restored', 'SELECT count(*) FROM dt_waiting'), '0', "$name: but nothing waits there");
+	$cluster->safe_psql('restored', "INSERT INTO came_back VALUES ('$phone', '{lead}'); DELETE FROM came_back WHERE phone = '$phone'");
+	is($cluster->safe_psql('restored', 'SELECT phone, tags FROM dt_queue'), "$phone|{lead}", "$name: the restored trigger fires");
+	return;
+}
+
 sub sent { return map { join ',', @{ $_->{body}{tags} }, map { "=$_" } @{ $_->{body}{customFields} } } grep { $_->{body}{phone} eq $_[0] } @{ $sb->journal }; }
 
 sub upgraded
 {
 	my ($old_bindir) = @_;
 	my $name = sprintf 'from %d to %d', server_version($old_bindir), $new_version;
-	my %phones = map { $_ => new_phone() } qw(done failed again of_app kept after);
+	my %phones = map { $_ => new_phone() } qw(done failed again of_app kept after restored);
+	my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump';
 	my $old = new_cluster($old_bindir);
 	my $new = new_cluster($new_bindir);
 
 	$old->start;
 	fill($old, %phones);
 	my $before = contents($old);
+	command_ok([ "$new_bindir/pg_dump", '-Fc', '-d', $old->connstr('postgres'), '-f', $dump ], "$name: pg_dump succeeds");
 	$old->stop;
 	command_ok([ 'sh', '-c', 'cd "$1" && shift && exec "$@"', 'sh', PostgreSQL::Test::Utils::tempdir(),
 			"$new_bindir/pg_upgrade", '--no-sync', '-d', $old->data_dir, '-D', $new->data_dir,
@@ -132,6 +163,7 @@ sub upgraded
 	$new->start;
 	is(contents($new), $before, "$name: the queue and the history are as they were");
 	$new->safe_psql('postgres', 'ALTER EXTENSION doubletick UPDATE');
+	restored($new, $dump, $phones{restored}, $name);
 	is(scalar(() = sent($phones{of_app})), 0, "$name: nothing was sent so far");
 	switch($new, 'on');
 	my $id = $new->safe_psql('postgres', enqueueing($phones{after}, ['lead']));
@@ -143,6 +175,7 @@ sub upgraded
 	is($new->safe_psql('postgres', "SELECT role, state FROM dt_history WHERE phone = '$phones{of_app}'"), 'app|done', "$name: it belongs to the same role");
 	$new->safe_psql('postgres', "DELETE FROM came_back WHERE phone = '$phones{kept}'");
 	eventually(sub { join(' ', sent($phones{kept})) eq 'lead vip' }, "$name: the trigger fires");
+	eventually(sub { join(' ', sent($phones{restored})) eq 'lead' }, "$name: what was enqueued in the restored database is sent");
 	is($new->safe_psql('postgres', "SELECT dt_retry(id) FROM dt_history WHERE phone = '$phones{failed}'"), 't', "$name: what failed before can be tried again");
 	eventually(sub { scalar(() = sent($phones{failed})) == 2 }, "$name: and is sent");
 	$new->stop;

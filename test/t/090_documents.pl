@@ -9,10 +9,11 @@
 #
 # An HTML comment before a block says what is special about it, any of these:
 #
-#   <!-- test: as ROLE; in DATABASE; elsewhere; error SQLSTATE; numbers differ; preloaded; at end; every page -->
+#   <!-- test: as ROLE; in DATABASE; elsewhere; error SQLSTATE; numbers differ; eventually; preloaded; at end; every page; citus -->
 #
-# "in" creates the database if it does not exist, and "elsewhere" is in another cluster,
-# which can publish.  "error" is a block that must raise
+# "in" creates the database if it does not exist; "in A and B" runs the block in both.
+# "elsewhere" is in another cluster, which can publish. "eventually" repeats the block
+# until it prints what it must. What is for Citus is left to 087_citus.pl.  "error" is a block that must raise
 # that, "at end" one that is run after all others of its page, and "every page" one that
 # is run before all others of every page.  "numbers differ" lets the output have other
 # numbers.  "preloaded" is a block for a server that has preloaded the library: after it
@@ -59,7 +60,9 @@ my $key_file = PostgreSQL::Test::Utils::tempdir() . '/doubletick.key';
 PostgreSQL::Test::Utils::append_to_file($key_file, "your-api-key\n");
 chmod 0600, $key_file or die "could not chmod \"$key_file\": $!";
 my %stand_in = ('/etc/postgresql/doubletick.key' => $key_file,
-	'host=managed.example.com dbname=shop user=replicator' => $elsewhere->connstr('shop') =~ s/'/''/gr);
+	'host=managed.example.com dbname=shop user=replicator' => $elsewhere->connstr('shop') =~ s/'/''/gr,
+	map({ ("host=$_.example.com dbname=shop user=replicator" => $elsewhere->connstr($_) =~ s/'/''/gr . ' user=replicator',
+				"host '$_.example.com', dbname 'shop'" => 'host \'' . $elsewhere->host . '\', port \'' . $elsewhere->port . "', dbname '$_'") } qw(north south)));
 
 # The blocks.
 
@@ -68,7 +71,7 @@ my %blocks;
 
 foreach my $page (@pages)
 {
-	$blocks{$page} = [ eval { read_blocks($page) } ];
+	$blocks{$page} = [ grep { !$_->{citus} } eval { read_blocks($page) } ];
 	is($@, '', "$page can be read");
 }
 my @first = grep { $_->{first} } @{ $blocks{'README.md'} };
@@ -82,6 +85,7 @@ foreach my $page (@pages)
 	run_block($_) foreach @first, (grep { !$_->{last} } @own), (grep { $_->{last} } @own);
 }
 cmp_ok($nservers, '>', 0, 'README.md creates a server');
+try_with_sandbox();
 ok($stood_in{$_}, "a page has $_, which the test replaces") foreach sort keys %stand_in;
 
 # The reference, against what is installed.
@@ -143,7 +147,7 @@ foreach my $message (@messages)
 
 my $pages = join "\n", map { $text{$_} } @pages;
 ok(-e "$top/$_", "$_ is there")
-  foreach uniq($pages =~ m{(?<![\w/])(test/(?:demo|check|package|release|bench|fuzz|torture|sandbox|t)\b(?:[\w./]*\w)?)}g);
+  foreach uniq($pages =~ m{(?<![\w/])(test/(?:citus|demo|check|package|release|bench|fuzz|torture|sandbox|t)\b(?:[\w./]*\w)?)}g);
 cmp_ok(scalar(split /\n/, $text{'README.md'}), '<=', 250, 'README.md is for one sitting');
 
 # Every link leads to a file of the tree and, after a #, to a heading of it.
@@ -382,11 +386,13 @@ sub obey
 
 	foreach (split /; /, $directive)
 	{
+		if (/^citus$/) { $block->{citus} = 1; last; }
 		if (/^as (\w+)$/) { $block->{role} = $1; }
-		elsif (/^in (\w+)$/) { $block->{db} = $1; }
+		elsif (/^in (\w+)(?: and (\w+))?$/) { @$block{qw(db too)} = ($1, $2); }
 		elsif (/^elsewhere$/) { $block->{node} = $elsewhere; }
 		elsif (/^error ([0-9A-Z]{5})$/) { $block->{error} = $1; }
 		elsif (/^numbers differ$/) { $block->{numbers_differ} = 1; }
+		elsif (/^eventually$/) { $block->{eventually} = 1; }
 		elsif (/^preloaded$/) { $block->{preloaded} = 1; }
 		elsif (/^at end$/) { $block->{last} = 1; }
 		elsif (/^every page$/ && $block->{page} eq 'README.md') { $block->{first} = 1; }
@@ -415,6 +421,10 @@ sub run_block
 	$block->{node}->safe_psql('postgres', "CREATE DATABASE $block->{db}")
 	  unless $block->{node}->safe_psql('postgres', "SELECT 1 FROM pg_database WHERE datname = '$block->{db}'");
 	my ($output, $raised) = psql($block, $sql);
+	for (my $until = time + $PostgreSQL::Test::Utils::timeout_default;
+		$block->{eventually} && $output ne tidy($block->{output}) && time < $until; ($output, $raised) = psql($block, $sql))
+	{
+	}
 	is($raised, $block->{error} || '', "$name: raises " . ($block->{error} || 'nothing'))
 	  or diag("$sql\n$output");
 	ok($output !~ /^WARNING:/m, "$name: warns of nothing") or diag($output);
@@ -426,12 +436,32 @@ sub run_block
 	ok($node->poll_query_until($block->{db}, 'SELECT count(*) = 0 FROM dt_waiting'), "$name: the worker sends")
 	  if $block->{preloaded};
 
-	foreach my $server ($sql =~ /^\s*CREATE SERVER (\w+)/mg)
+	foreach my $server ($sql =~ /^\s*CREATE SERVER (\w+) FOREIGN DATA WRAPPER doubletick\b(?![^\n]*\bbase_url)/mg)
 	{
 		$nservers++;
 		$node->safe_psql($block->{db}, "ALTER SERVER $server OPTIONS (ADD base_url '"
 			  . $sb->https . "', ADD ca_file '" . $sb->ca_file . "')");
 	}
+	run_block({ %$block, db => $block->{too}, too => undef }) if $block->{too};
+	return;
+}
+
+# README.md once more, as somebody without an account reads it: the sandbox that it starts
+# prints what stands in for its CREATE SERVER.
+sub try_with_sandbox
+{
+	my ($options) = $text{'README.md'} =~ m{^test/sandbox/run (.+)$}m;
+	my $readers = Sandbox->start(split / /, $options // '');
+	my ($connects) = sort { ($b->{sql} =~ /^CREATE SERVER/m) <=> ($a->{sql} =~ /^CREATE SERVER/m) } @first;
+	my @own = grep { !$_->{first} } @{ $blocks{'README.md'} };
+
+	start_page();
+	foreach my $block (@first, (grep { !$_->{last} } @own), (grep { $_->{last} } @own))
+	{
+		run_block({ %{$block}, $block == $connects ? (sql => $readers->sql) : () });
+	}
+	cmp_ok(scalar @{ $readers->journal }, '>=', 3, 'README.md: its requests have gone to the sandbox that it starts');
+	is($readers->stop, 0, 'which ends');
 	return;
 }
 

@@ -249,7 +249,7 @@ sub shape_ok
 
 =pod
 
-=item quote(text), removal(phone, [tags], [fields], waba), attempt(same)
+=item quote(text), removal(phone, [tags], [fields], waba, server), attempt(same)
 
 SQL: a literal, and the two calls as statements for session.
 
@@ -269,9 +269,10 @@ sub attempt { return _call('dt_try_remove_tags_custom_fields', @_); }
 
 sub _call
 {
-	my ($function, $phone, $tags, $fields, $waba) = @_;
+	my ($function, $phone, $tags, $fields, $waba, $server) = @_;
 
-	return "SELECT $function(" . join(', ', quote($phone), _array($tags), _array($fields), quote($waba)) . ')';
+	return "SELECT $function(" . join(', ', quote($phone), _array($tags), _array($fields), quote($waba),
+		defined $server ? quote($server) : ()) . ')';
 }
 
 sub _array

@@ -113,10 +113,9 @@ sub new_phone { return sprintf '91987%07d', ++$nphones; }
 
 =item enqueue(phone, [tags], [fields], waba => text, server => name, role => name, database => name)
 
-Enqueues a removal, and returns its id. "server" and "role" are set in the
-session that does it.
+Enqueues a removal, and returns its id. "role" is set in the session that does it.
 
-=item enqueueing(phone, [tags], [fields], waba => text)
+=item enqueueing(phone, [tags], [fields], waba => text, server => name)
 
 The same as a statement, for a session or a transaction of the test's own.
 
@@ -125,8 +124,7 @@ The same as a statement, for a session or a transaction of the test's own.
 sub enqueue
 {
 	my ($phone, $tags, $fields, %with) = @_;
-	my $set = ($with{server} ? "SET doubletick.server = $with{server};\n" : '')
-	  . ($with{role} ? "SET ROLE $with{role};\n" : '');
+	my $set = $with{role} ? "SET ROLE $with{role};\n" : '';
 
 	return $calls->sql($set . enqueueing($phone, $tags, $fields, %with), database => $with{database});
 }
@@ -135,7 +133,7 @@ sub enqueueing
 {
 	my ($phone, $tags, $fields, %with) = @_;
 
-	return removal($phone, $tags, $fields, $with{waba}) =~ s/dt_remove/dt_enqueue_remove/r;
+	return removal($phone, $tags, $fields, @with{qw(waba server)}) =~ s/dt_remove/dt_enqueue_remove/r;
 }
 
 =pod
@@ -150,9 +148,8 @@ sub enqueue_many
 {
 	my ($first, $count, %with) = @_;
 
-	return $calls->sql(($with{server} ? "SET doubletick.server = $with{server};" : '')
-		  . "SELECT count(dt_enqueue_remove_tags_custom_fields((n + $first)::text, '{lead}'))"
-		  . " FROM generate_series(0, $count - 1) AS n");
+	return $calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields((n + $first)::text, '{lead}', server => "
+		  . quote($with{server}) . ")) FROM generate_series(0, $count - 1) AS n");
 }
 
 =pod

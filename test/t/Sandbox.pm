@@ -119,8 +119,19 @@ sub _await_ready
 		croak "the sandbox ended before it was ready: $said"
 		  unless sysread $self->{stdout}, $said, 4096, length $said;
 	}
+	($self->{sql}) = $said =~ /^(CREATE EXTENSION .*)^ready$/ms;
 	return;
 }
+
+=pod
+
+=item $sb->sql
+
+The SQL that the sandbox prints, which connects to it.
+
+=cut
+
+sub sql { return $_[0]->{sql}; }
 
 =pod
 

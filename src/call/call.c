@@ -1,0 +1,512 @@
+/*-------------------------------------------------------------------------
+ *
+ * call/call.c
+ *		One call of dt_remove_tags_custom_fields() or its dt_try_ sibling, in
+ *		steps: many of them may be open at once.
+ *
+ * The open calls of the process are in one list, in the order in which they were made.
+ * Whoever waits for one of them drives all, so that no call waits for ever for what
+ * only another one can give up: a slot, or a customer.
+ *
+ * A call may send while
+ *
+ * - no call that was made before it is open for the same phone, so that requests of
+ *	 one customer leave in order, one after the other;
+ * - fewer requests are in flight than the server's option "max_connections" allows;
+ * - the server is not paused, and it is the call's turn of the pace.
+ *
+ * Calls get their turns in the order in which they were made.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "account/account.h"
+#include "api/answer.h"
+#include "api/counters.h"
+#include "api/endpoint.h"
+#include "api/pace.h"
+#include "api/transfer_clock.h"
+#include "base/clock.h"
+#include "base/extension.h"
+#include "base/phone.h"
+#include "call/call.h"
+#include "common/pg_prng.h"
+#include "lib/ilist.h"
+#include "miscadmin.h"
+#include "settings.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+/*
+ * The pause before a retry is a random part of a longest pause, which begins at
+ * FIRST_PAUSE and doubles with each try up to LAST_PAUSE, in microseconds.  Both are
+ * short beside the default timeout of 10 s, so a call outlasts a restart of the API.
+ */
+#define FIRST_PAUSE (100 * INT64CONST(1000))
+#define LAST_PAUSE (2000 * INT64CONST(1000))
+
+#define NOT_COUNTED PG_INT64_MIN
+
+/* Times are by transfer_clock_now(), in microseconds. */
+struct Call
+{
+	dlist_node	node;			/* in "open_calls" while it is open */
+	bool		is_open;		/* has it no result yet? */
+	MemoryContext context;
+	MemoryContextCallback callback;
+	bool		raise;			/* is a fault raised, or returned? */
+
+	Removal		removal;
+	uint64		phone;			/* phone_value() of the removal's */
+	const char *server;
+	bool		is_argument;	/* does an argument name it? */
+	Oid			role;
+
+	Account		account;
+	bool		is_known;		/* has "account" been looked up? */
+	bool		has_waited;		/* since then? */
+
+	/*
+	 * What was left of the server's option "timeout" when time began to count.
+	 * To wait for a turn of the pace, or for other calls, does not count.
+	 */
+	int64		budget;
+	int64		counted_from;	/* NOT_COUNTED while it does not count */
+
+	/* The try that is under way, and those before. */
+	HttpTransfer *transfer;		/* NULL: nothing is in flight */
+	bool		is_sent;		/* does the pace know when it was sent? */
+	int64		claimed_at;		/* by clock_now() */
+	int			ntries;
+	int64		next_try;
+	Fault	   *last_fault;
+
+	/* Once it is over. */
+	Jsonb	   *body;
+	Fault	   *fault;
+};
+
+/* What the process waits for between two turns. */
+typedef struct Wait
+{
+	int64		longest;		/* µs */
+	WaitReason	reason;
+	Oid			paced;			/* a server for which a call waits for its turn */
+} Wait;
+
+static dlist_head open_calls = DLIST_STATIC_INIT(open_calls);
+
+/* How many of them have a request in flight. */
+static int	nin_flight = 0;
+
+static void forget_call(void *arg);
+static void end_call(Call *call, Fault *fault);
+static void step_call(Call *call, Wait *wait);
+static bool wait_at_most(Wait *wait, int64 microseconds, WaitReason reason);
+static bool is_phone_busy(const Call *call);
+static bool may_leave(Call *call, Wait *wait);
+static bool look_up_account(Call *call);
+static void count_time(Call *call, bool does_count);
+static int64 time_left(const Call *call);
+static Fault *pause_fault(const Call *call, int64 pause);
+static void send_request(Call *call);
+static void read_answer(Call *call);
+static void try_again_or_end(Call *call, const Answer *answer, int64 retry_after);
+static int64 pause_before_retry(int ntries);
+static bool hits_every_row(const Fault *fault);
+static Jsonb *without_status(Jsonb *body);
+
+/*
+ * Checks the first four arguments of a function, of which "removal" gets copies.
+ */
+Fault *
+call_read_arguments(FunctionCallInfo fcinfo, Removal *removal)
+{
+#define ARGUMENT(n, get) (PG_ARGISNULL(n) ? NULL : get(n))
+	return payload_check(ARGUMENT(0, PG_GETARG_TEXT_PP),
+						 ARGUMENT(1, PG_GETARG_ARRAYTYPE_P),
+						 ARGUMENT(2, PG_GETARG_ARRAYTYPE_P),
+						 ARGUMENT(3, PG_GETARG_TEXT_PP), removal);
+#undef ARGUMENT
+}
+
+/*
+ * Makes a call of the current role, with the arguments of a function, of which the fifth,
+ * if there is one, is the server.  With a bad
+ * argument it is over at once.  "raise" says whether a fault is raised or returned.
+ * The call ends when "context" is reset or deleted, and so does its request.
+ */
+Call *
+call_make(MemoryContext context, FunctionCallInfo fcinfo, bool raise)
+{
+	MemoryContext caller = MemoryContextSwitchTo(context);
+	Call	   *call = palloc0(sizeof(Call));
+	Fault	   *fault;
+
+	call->context = context;
+	call->raise = raise;
+	call->role = GetUserId();
+	call->is_argument = PG_NARGS() > 4 && !PG_ARGISNULL(4);
+	call->server = call->is_argument ? text_to_cstring(PG_GETARG_TEXT_PP(4)) : pstrdup(setting_server);
+	call->counted_from = NOT_COUNTED;
+	call->callback.func = forget_call;
+	call->callback.arg = call;
+	MemoryContextRegisterResetCallback(context, &call->callback);
+
+	fault = call_read_arguments(fcinfo, &call->removal);
+	if (fault == NULL)
+		fault = extension_version_fault();
+	if (fault)
+		end_call(call, fault);
+	else
+	{
+		call->phone = phone_value(call->removal.phone);
+		call->is_open = true;
+		dlist_push_tail(&open_calls, &call->node);
+	}
+	MemoryContextSwitchTo(caller);
+	return call;
+}
+
+/* Called when the call's memory context is reset. */
+static void
+forget_call(void *arg)
+{
+	Call	   *call = arg;
+
+	if (call->is_open)
+		dlist_delete(&call->node);
+	if (call->transfer)
+		nin_flight--;			/* the transfer is tied to the context, too */
+}
+
+/* Ends a call with a fault; NULL: with the body of the answer. */
+static void
+end_call(Call *call, Fault *fault)
+{
+	call->fault = fault;
+	if (call->is_open)
+		dlist_delete(&call->node);
+	call->is_open = false;
+}
+
+/*
+ * Has the call a result?
+ */
+bool
+call_is_over(const Call *call)
+{
+	return !call->is_open;
+}
+
+/*
+ * The function's result, in the current memory context; raises a fault that the
+ * function raises.  Called when the call is over.
+ */
+Jsonb *
+call_result(const Call *call)
+{
+	Jsonb	   *result = call->body;
+
+	if (call->fault && (call->raise || hits_every_row(call->fault)))
+	{
+		if (call->is_argument)
+			account_hint_argument(call->fault, call->server);
+		fault_about(call->fault, call->removal.phone, call->server, call->role);
+		fault_raise(call->fault);
+	}
+	if (call->fault)
+		return fault_jsonb(call->fault);
+	if (!call->raise)
+		return without_status(result);
+	return memcpy(palloc(VARSIZE(result)), result, VARSIZE(result));
+}
+
+/*
+ * Drives all open calls of the process: sends what may be sent, reads what has come,
+ * and waits a little if no call is over then.  Serves interrupts.
+ */
+void
+calls_turn(void)
+{
+	Wait		wait = {PG_INT64_MAX, WAIT_ANSWER, InvalidOid};
+	dlist_mutable_iter iter;
+
+	CHECK_FOR_INTERRUPTS();
+	dlist_foreach_modify(iter, &open_calls)
+	{
+		Call	   *call = dlist_container(Call, node, iter.cur);
+
+		step_call(call, &wait);
+		if (!call->is_open)
+			wait.longest = 0;
+	}
+	if (wait.longest <= 0)
+		return;
+	if (nin_flight > 0)
+		http_turn((int) Min((wait.longest + 999) / 1000, INT_MAX), WAIT_ANSWER);
+	else
+	{
+		int64		start = clock_now();
+
+		clock_sleep_or_latch(wait.longest, wait.reason);
+		transfer_clock_advance(clock_now() - start);
+	}
+}
+
+/*
+ * Does what can be done for a call now.  Shortens "wait" if it is the call's turn
+ * before that.
+ */
+static void
+step_call(Call *call, Wait *wait)
+{
+	MemoryContext caller = MemoryContextSwitchTo(call->context);
+
+	if (call->transfer)
+		read_answer(call);
+	if (call->is_open && call->transfer == NULL)
+	{
+		if (may_leave(call, wait))
+			send_request(call);
+		else
+			call->has_waited = true;
+	}
+	MemoryContextSwitchTo(caller);
+}
+
+/*
+ * May a call send now?  If not, it waits, or it has ended with a fault.
+ */
+static bool
+may_leave(Call *call, Wait *wait)
+{
+	int64		left = call->next_try - transfer_clock_now();
+	Oid			serverid;
+
+	if (left > 0)
+		return wait_at_most(wait, left, WAIT_RETRY);
+
+	if (is_phone_busy(call) || (!call->is_known && !look_up_account(call)))
+		return false;
+
+	serverid = call->account.serverid;
+	if (wait->paced == serverid ||
+		nin_flight >= Min(call->account.max_connections, http_capacity()))
+	{
+		count_time(call, false);
+		return false;
+	}
+
+	left = pace_paused(serverid);
+	if (left > 0)
+	{
+		count_time(call, true);
+		if (left < time_left(call))
+			return wait_at_most(wait, left, WAIT_PAUSE);
+		end_call(call, pause_fault(call, left));
+		return false;
+	}
+
+	left = pace_claim(serverid, call->account.rate_limit);
+	if (left > 0)
+	{
+		wait->paced = serverid;
+		count_time(call, false);
+		return wait_at_most(wait, left, WAIT_PACE);
+	}
+
+	/* The definition may have changed during a wait. */
+	call->claimed_at = clock_now();
+	if (call->has_waited && !look_up_account(call))
+	{
+		pace_return(serverid, call->account.rate_limit, call->claimed_at);
+		return false;
+	}
+	count_time(call, true);
+	return true;
+}
+
+/* For may_leave(), which returns this: the call must wait for so long. */
+static bool
+wait_at_most(Wait *wait, int64 microseconds, WaitReason reason)
+{
+	if (microseconds < wait->longest)
+	{
+		wait->longest = microseconds;
+		wait->reason = reason;
+	}
+	return false;
+}
+
+/* Is a call open that was made earlier for the same phone? */
+static bool
+is_phone_busy(const Call *call)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &open_calls)
+	{
+		const Call *other = dlist_container(Call, node, iter.cur);
+
+		if (other == call)
+			return false;
+		if (other->phone == call->phone)
+			return true;
+	}
+	return false;
+}
+
+/* Ends the call if its request cannot be sent. */
+static bool
+look_up_account(Call *call)
+{
+	Fault	   *fault = account_get(call->server, call->role, &call->account);
+
+	if (fault)
+	{
+		end_call(call, fault);
+		return false;
+	}
+	if (!call->is_known)
+		call->budget = call->account.timeout * INT64CONST(1000);
+	call->is_known = true;
+	call->has_waited = false;
+	return true;
+}
+
+/* Has the time from now on count for the call's timeout, or not. */
+static void
+count_time(Call *call, bool does_count)
+{
+	if (does_count == (call->counted_from != NOT_COUNTED))
+		return;
+	call->budget = time_left(call);
+	call->counted_from = does_count ? transfer_clock_now() : NOT_COUNTED;
+}
+
+static int64
+time_left(const Call *call)
+{
+	if (call->counted_from == NOT_COUNTED)
+		return call->budget;
+	return call->budget - (transfer_clock_now() - call->counted_from);
+}
+
+/* The server's pause outlasts the call.  The 429 is the API's, although another request got it. */
+static Fault *
+pause_fault(const Call *call, int64 pause)
+{
+	Fault	   *fault = fault_make(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+								   "server \"%s\" is paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429",
+								   call->server, (pause + USECS_PER_SEC - 1) / USECS_PER_SEC);
+
+	fault->status = 429;
+	return fault_hint(fault, "Lower the server's option \"rate_limit\".");
+}
+
+static void
+send_request(Call *call)
+{
+	size_t		length;
+	char	   *body = payload_utf8(payload_jsonb(&call->removal, call->account.waba_number), &length);
+	HttpTarget	target = endpoint_of(&call->account);
+
+	call->transfer = http_start(&target, body, length, (int) ((time_left(call) + 999) / 1000));
+	nin_flight++;
+	call->is_sent = false;
+	call->ntries++;
+	counters_add_sent(call->account.serverid, true);
+}
+
+/* Reads the answer if it is there. */
+static void
+read_answer(Call *call)
+{
+	const Account *account = &call->account;
+	const HttpReply *reply = http_reply(call->transfer);
+	int64		sent_at = http_sent_at(call->transfer);
+	int64		retry_after;
+	Answer		answer;
+
+	if (sent_at != 0 && !call->is_sent)
+	{
+		pace_note_sent(account->serverid, account->rate_limit, call->claimed_at, sent_at);
+		call->is_sent = true;
+	}
+	if (reply == NULL)
+		return;
+
+	counters_add_answer(account->serverid, reply->status);
+	answer_read(reply, &answer);
+	retry_after = Min(reply->retry_after, SECS_PER_DAY) * USECS_PER_SEC;
+	http_release(call->transfer);
+	call->transfer = NULL;
+	nin_flight--;
+
+	call->body = answer.body;
+	if (answer.fault == NULL)
+		end_call(call, NULL);
+	else
+		try_again_or_end(call, &answer, retry_after);
+}
+
+/*
+ * After a fault: "retry_after" is the pause that the server asked for, 0 for none.  If
+ * too little time was left for the last try, the fault of the one before says more.
+ */
+static void
+try_again_or_end(Call *call, const Answer *answer, int64 retry_after)
+{
+	int64		pause = retry_after > 0 ? retry_after : pause_before_retry(call->ntries);
+
+	if (answer->status == 401 || answer->status == 403)
+		answer->fault->hint = account_key_command(call->server, call->role);
+	if (answer->status == 429)
+		pace_pause(call->account.serverid, pause);
+
+	if (call->last_fault && answer->again && answer->status == 0 && time_left(call) <= 0)
+		end_call(call, call->last_fault);
+	else if (!answer->again || pause >= time_left(call))
+		end_call(call, answer->fault);
+	call->last_fault = answer->fault;
+	call->next_try = transfer_clock_now() + pause;
+}
+
+static int64
+pause_before_retry(int ntries)
+{
+	int64		longest = Min(FIRST_PAUSE << Min(ntries - 1, 16), LAST_PAUSE);
+
+	return (int64) (pg_prng_double(&pg_global_prng_state) * longest) + 1;
+}
+
+/*
+ * Would every other row of a bulk statement get the same fault?  Then even
+ * dt_try_remove_tags_custom_fields() raises it.
+ */
+static bool
+hits_every_row(const Fault *fault)
+{
+	switch (fault->sqlstate)
+	{
+		case ERRCODE_UNDEFINED_OBJECT:
+		case ERRCODE_INSUFFICIENT_PRIVILEGE:
+		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
+		case ERRCODE_OUT_OF_MEMORY:
+			return true;
+	}
+	return fault->status == 401;
+}
+
+/*
+ * A success as dt_try_remove_tags_custom_fields() returns it.  Callers recognize a
+ * fault by the key "statusCode", so a success must not have it.
+ */
+static Jsonb *
+without_status(Jsonb *body)
+{
+	return DatumGetJsonbP(DirectFunctionCall2(jsonb_delete, JsonbPGetDatum(body),
+											  CStringGetTextDatum("statusCode")));
+}
