@@ -41,6 +41,7 @@ OBJS = \
 	src/call/function.o \
 	src/call/remove.o \
 	src/call/rewrite.o \
+	src/check/agreement.o \
 	src/check/check.o \
 	src/check/connection.o \
 	src/doubletick.o \

@@ -394,7 +394,8 @@ COMMENT ON COLUMN @extschema@.dt_history.enqueued_by IS
 
 CREATE VIEW @extschema@.dt_status WITH (security_barrier) AS
 WITH definition AS (
-	SELECT s.oid, s.srvname::text COLLATE "C" AS server
+	SELECT s.oid, s.srvname::text COLLATE "C" AS server,
+		(SELECT o.option_value FROM pg_options_to_table(s.srvoptions) AS o WHERE o.option_name = 'account') AS account
 	FROM pg_foreign_server AS s JOIN pg_foreign_data_wrapper AS w ON w.oid = s.srvfdw
 	WHERE w.fdwname = 'doubletick'
 ), lane AS MATERIALIZED (
@@ -476,7 +477,8 @@ SELECT server, coalesce(waiting.waiting - coalesce(taken_back.waiting, 0), 0) AS
 	coalesce(counters.done, 0) AS done_total, coalesce(counters.errored, 0) AS errored_total,
 	coalesce(counters.failed, 0) AS failed_total, coalesce(counters.cancelled, 0) AS cancelled_total,
 	counters.since AS counted_since,
-	CASE WHEN counters.of_all_sessions THEN 'all sessions' ELSE 'this session' END AS counted_in
+	CASE WHEN counters.of_all_sessions THEN 'all sessions' ELSE 'this session' END AS counted_in,
+	definition.account
 FROM definition FULL JOIN waiting USING (server) FULL JOIN settled USING (server)
 LEFT JOIN unsent USING (server) LEFT JOIN taken_back USING (server) LEFT JOIN held USING (server)
 LEFT JOIN requests ON requests.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid
@@ -550,6 +552,8 @@ COMMENT ON COLUMN @extschema@.dt_status.counted_since IS
 'When the counters began; null if nothing was counted yet.';
 COMMENT ON COLUMN @extschema@.dt_status.counted_in IS
 'Whose requests the counters and the rate have: all sessions, or, when the library is not preloaded, this session.';
+COMMENT ON COLUMN @extschema@.dt_status.account IS
+'The account that the server names, whose pace and pauses it shares with all servers of the cluster that name it; null if it names none.';
 
 GRANT SELECT ON @extschema@.dt_queue, @extschema@.dt_history, @extschema@.dt_status TO PUBLIC;
 

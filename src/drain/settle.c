@@ -252,7 +252,7 @@ static void
 affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay)
 {
 	if (outcome->pause)
-		pace_pause(request->serverid, delay * 1000);
+		pace_pause(&request->pace, delay * 1000);
 
 	if (outcome->verdict == VERDICT_HOLD)
 	{
