@@ -53,6 +53,7 @@ OBJS = \
 	src/drain/outcome.o \
 	src/drain/process_queue.o \
 	src/drain/request.o \
+	src/drain/ring.o \
 	src/drain/schedule.o \
 	src/drain/send.o \
 	src/drain/settle.o \
