@@ -83,6 +83,7 @@ OBJS = \
 	src/trigger/trigger.o \
 	src/worker/launcher.o \
 	src/worker/process.o \
+	src/worker/sample.o \
 	src/worker/status.o \
 	src/worker/worker.o
 
