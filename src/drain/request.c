@@ -337,10 +337,10 @@ request_give_back(Request *request)
 	{
 		const QueueRow *row = &((DueRow *) lfirst(cell))->row;
 
-		lane_push_front(request->lane, position_of(row->id, row->customer));
+		lane_push_again(request->lane, position_of(row->id, row->customer));
 	}
 	foreach(cell, request->next)
-		lane_push_front(request->lane, *(Position *) lfirst(cell));
+		lane_push_again(request->lane, *(Position *) lfirst(cell));
 }
 
 /*

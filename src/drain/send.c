@@ -49,10 +49,11 @@ static int	share_of_server(Turn *turn, const Server *server);
 static bool send_customer(Service *service, Position position);
 static bool make_due_request(Service *service, Position position, const Due *due);
 static void place_unsent_row(Turn *turn, Lane *lane, Position position, const Due *due);
-static bool is_customer_deferred(Turn *turn, Position position);
+static void place_deferred_row(Turn *turn, Lane *lane, Position position, const QueueRow *row);
+static bool is_customer_deferred(Turn *turn, Position position, QueueRow *row);
 static void defer_customer(Turn *turn, const Due *due, int64 wait);
 static bool settle_unsendable(Turn *turn, Lane *lane, double retry_for, bool has_role);
-static bool take_position(Turn *turn, int64 until, Position *position);
+static bool take_position(Turn *turn, int64 until, bool in_turn, Position *position);
 static bool read_unsent_row(Turn *turn, Position position, QueueRow *row);
 
 /*
@@ -154,7 +155,7 @@ send_customers(Service *service)
 	Position	position;
 
 	nslots = Min(nslots, http_capacity() - requests_in_flight(turn->requests));
-	while (nslots > 0 && take_position(turn, turn->clock, &position))
+	while (nslots > 0 && lane_is_due(lane, turn->clock))
 	{
 		if (!has_turn)
 		{
@@ -168,10 +169,12 @@ send_customers(Service *service)
 				 * drainer.
 				 */
 				left = Min(left, USECS_PER_SEC);
-				lane_push_front(lane, position);
 				return claimed_at + left + (has_sent && account->account ? COURTESY : 0);
 			}
+			has_turn = true;
 		}
+		if (!take_position(turn, turn->clock, true, &position))
+			break;
 		has_turn = !send_customer(service, position);
 		if (has_turn)
 			continue;
@@ -225,9 +228,9 @@ send_customer(Service *service, Position position)
 		}
 	}
 
-	if (is_customer_deferred(turn, position))
+	if (is_customer_deferred(turn, position, &row))
 	{
-		lane_push_later(lane, position, turn->deferred_until);
+		place_deferred_row(turn, lane, position, &row);
 		return false;
 	}
 	request = requests_find(turn->requests, lane, position.customer);
@@ -307,13 +310,13 @@ place_unsent_row(Turn *turn, Lane *lane, Position position, const Due *due)
 	{
 		defer_customer(turn, due, due->wait);
 		if (!due->asked.keep)
-			lane_push_later(lane, position, turn->deferred_until);
+			place_deferred_row(turn, lane, position, &due->asked);
 	}
 	else if (list_length(due->expired) + list_length(due->kept) >= PAYLOAD_MAX_NAMES)
 	{
 		/* The customer may have more removals than were read. */
 		CommandCounterIncrement();	/* else the same are read again */
-		lane_push(lane, position);
+		lane_push(lane, due->asked.xact, position);
 	}
 	else if (due->has_keeps)
 	{
@@ -322,19 +325,27 @@ place_unsent_row(Turn *turn, Lane *lane, Position position, const Due *due)
 	}
 }
 
+/* Its customer was deferred.  A row that was tried goes first when it is due. */
+static void
+place_deferred_row(Turn *turn, Lane *lane, Position position, const QueueRow *row)
+{
+	if (row->attempts > 0)
+		lane_push_later(lane, position, turn->deferred_until);
+	else
+		lane_push_delayed(lane, row->xact, position, turn->deferred_until);
+}
+
 /*
  * Has this transaction found the row's customer to be due later?  That is still so,
  * since its partition is locked; so a customer with many rows is read only once.
  */
 static bool
-is_customer_deferred(Turn *turn, Position position)
+is_customer_deferred(Turn *turn, Position position, QueueRow *row)
 {
-	QueueRow	row;
-
 	return turn->deferred_until != 0 &&
 		turn->deferred.customer == position.customer &&
-		store_find_waiting(&turn->waiting, position.id, &row) &&
-		store_is_same_customer(&turn->deferred, &row);
+		store_find_waiting(&turn->waiting, position.id, row) &&
+		store_is_same_customer(&turn->deferred, row);
 }
 
 static void
@@ -362,7 +373,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, bool has_role)
 	int64		until = has_role ? turn->clock : PG_INT64_MAX;
 	Position	position;
 
-	while (take_position(turn, until, &position))
+	while (take_position(turn, until, false, &position))
 	{
 		QueueRow	row;
 
@@ -370,7 +381,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, bool has_role)
 			continue;
 		if (has_role && (double) (turn->now - row.enqueued_at) / 1000 < retry_for)
 		{
-			lane_push_front(lane, position);
+			lane_push_again(lane, position);
 			break;
 		}
 		turn->nlocks_left--;
@@ -390,14 +401,17 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, bool has_role)
 	return true;
 }
 
-/* Takes the lane's next position.  False when none is due, or a limit is reached. */
+/*
+ * Takes the lane's next position, see lane_pop().  False when none is due, or a limit
+ * is reached.
+ */
 static bool
-take_position(Turn *turn, int64 until, Position *position)
+take_position(Turn *turn, int64 until, bool in_turn, Position *position)
 {
 	CHECK_FOR_INTERRUPTS();
 	if (turn->nlocks_left == 0 || clock_now() >= turn->deadline)
 		turn->nrows_left = 0;
-	if (turn->nrows_left <= 0 || !lane_pop(turn->lane, until, position))
+	if (turn->nrows_left <= 0 || !lane_pop(turn->lane, until, in_turn, position))
 		return false;
 	turn->nrows_left--;
 	turn->row = position->id;
