@@ -139,6 +139,24 @@ sub one_pace
 	return;
 }
 
+# Two servers of one drainer, which waits for the same turns with both.
+sub in_turn
+{
+	my $each = 20;
+
+	alter($_, q{SET rate_limit '0.001'}) foreach qw(first second);
+	enqueue($_, 'queued', map { new_phone() } 1 .. $each) foreach qw(first second);
+	eventually(sub { waiting() >= 2 * $each - 1 }, 'two servers of a database: much waits for both');
+	$sb->reset;
+	alter($_, q{SET rate_limit '20'}) foreach qw(first second);
+	eventually(sub { waiting() == 0 }, 'two servers of a database: everything is sent');
+	my @senders = map { $sender_of{ $_->{authorization} } } @{ $sb->journal };
+	my $of_first = grep { $_ eq 'first' } @senders[0 .. $each - 1];
+	ok($of_first >= $each / 5 && $of_first <= $each * 4 / 5, 'two servers of a database: both send from the beginning on')
+	  or diag("@senders");
+	return;
+}
+
 # A server with a smaller limit keeps it, and is not starved; all together keep the larger.
 sub different_limits
 {
@@ -348,6 +366,7 @@ sub not_preloaded
 
 one_turn();
 one_pace();
+in_turn();
 different_limits();
 one_pause();
 one_flight();
