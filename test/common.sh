@@ -189,7 +189,7 @@ run_group() {
 # $passed and $failed.  Everything goes to the log, and what one wants to watch to
 # the terminal.  False when something failed.
 run_tests() {
-	local log=$work/tests.log status=0 not_ok
+	local log=$work/tests.log status=0 not_ok name
 
 	run_group log_tests "$@" || status=$?
 	if [ -f "$tree/regression.diffs" ]; then
@@ -211,6 +211,10 @@ run_tests() {
 	failed=$((failed + not_ok))
 	say "the end of the log (KEEP=1 keeps it all)"
 	tail -n 100 "$log"
+	sed -n 's,^test/t/\(.*\)\.pl *(Wstat: [1-9].*,\1,p' "$log" | while IFS= read -r name; do
+		say "the end of the log of $name.pl"
+		tail -n 30 "$tree/tmp_check/log/regress_log_$name" || true
+	done
 	return 1
 }
 
