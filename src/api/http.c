@@ -260,8 +260,8 @@ http_release(HttpTransfer *transfer)
 	transfer_timer_stop(&transfer->timer);
 
 	/*
-	 * A connection that was only made ends with its handle.  And with libcurl 8.14
-	 * a handle that lacked memory once may fail for ever.
+	 * A connection that was only made ends with its handle.  And with libcurl
+	 * 8.14 a handle that lacked memory once may fail for ever.
 	 */
 	if (!is_easy_reusable() || transfer->connect_only || lacked_memory)
 		free_easy(transfer);
