@@ -47,6 +47,9 @@
 #define FIRST_PAUSE (100 * INT64CONST(1000))
 #define LAST_PAUSE (2000 * INT64CONST(1000))
 
+/* How long a turn waits at most, in µs; then each call is looked at again. */
+#define LONGEST_TURN USECS_PER_SEC
+
 #define NOT_COUNTED PG_INT64_MIN
 
 /* Times are by transfer_clock_now(), in microseconds. */
@@ -261,7 +264,7 @@ call_result(const Call *call)
 void
 calls_turn(void)
 {
-	Wait		wait = {PG_INT64_MAX, WAIT_ANSWER, InvalidOid};
+	Wait		wait = {LONGEST_TURN, WAIT_ANSWER, InvalidOid};
 	dlist_mutable_iter iter;
 
 	CHECK_FOR_INTERRUPTS();
@@ -276,7 +279,7 @@ calls_turn(void)
 	if (wait.longest <= 0)
 		return;
 	if (nin_flight > 0)
-		http_turn((int) Min((wait.longest + 999) / 1000, INT_MAX), WAIT_ANSWER);
+		http_turn((int) ((wait.longest + 999) / 1000), WAIT_ANSWER);
 	else
 	{
 		int64		start = clock_now();

@@ -240,6 +240,7 @@ finish_without_memory(Drain *drain)
 
 	FlushErrorState();
 	drain->transactions->abort();
+	drain->finishing = true;
 	if (drain->turn)
 		undo_turn(drain, drain->turn);
 	drain->turn = NULL;
@@ -248,7 +249,6 @@ finish_without_memory(Drain *drain)
 	while (!dlist_is_empty(&requests->answered))
 		dlist_push_tail(&requests->stuck, dlist_pop_head_node(&requests->answered));
 	drain->unstick_at = clock_now() + LONGEST_WAIT;
-	drain->finishing = true;
 	drain->next_at = time_of_next_turn(drain);
 }
 
@@ -514,7 +514,11 @@ hold_after_error(Drain *drain, Turn *turn)
 	drain->next_at = time_of_next_turn(drain);
 }
 
-/* The transaction has failed: moves back what the turn has moved in memory. */
+/*
+ * The transaction has failed: moves back what the turn has moved in memory.  A drainer
+ * that only finishes sends no row, and so does not need them in their lanes: it may be
+ * memory that is lacking, which lanes need to take rows back.
+ */
 static void
 undo_turn(Drain *drain, Turn *turn)
 {
@@ -526,7 +530,8 @@ undo_turn(Drain *drain, Turn *turn)
 
 		requests->nready--;
 		request_count_slot(request, -1);
-		request_give_back(request);
+		if (!drain->finishing)
+			request_give_back(request);
 		request_free(requests, request);
 	}
 	while (!dlist_is_empty(&requests->settled))
@@ -546,7 +551,7 @@ undo_turn(Drain *drain, Turn *turn)
 			requests->nanswered++;
 		}
 	}
-	for (int i = turn->ntaken - 1; i >= 0; i--)
+	for (int i = turn->ntaken - 1; i >= 0 && !drain->finishing; i--)
 	{
 		lane_push_again(turn->taken[i].lane, turn->taken[i].position);
 		schedule_lane(turn->schedule, turn->taken[i].lane, turn->clock);
