@@ -86,6 +86,24 @@ lift_timeouts(void)
 #define pg_noreturn pg_attribute_noreturn()
 #endif
 
+/* PostgreSQL 18 lets every portal be run more than once. */
+#if PG_VERSION_NUM >= 180000
+#define EXECUTOR_RUN_ARGUMENTS QueryDesc *statement, ScanDirection direction, uint64 count
+#define EXECUTOR_RUN_PASSED statement, direction, count
+#else
+#define EXECUTOR_RUN_ARGUMENTS \
+	QueryDesc *statement, ScanDirection direction, uint64 count, bool execute_once
+#define EXECUTOR_RUN_PASSED statement, direction, count, execute_once
+#endif
+
+/* PostgreSQL 18 divided the header of EXPLAIN. */
+#if PG_VERSION_NUM >= 180000
+#include "commands/explain_format.h"
+#include "commands/explain_state.h"
+#else
+#include "commands/explain.h"
+#endif
+
 /* PostgreSQL 19 gave the numbers of system caches a type of their own. */
 #if PG_VERSION_NUM >= 190000
 typedef SysCacheIdentifier SyscacheId;

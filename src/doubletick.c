@@ -9,6 +9,7 @@
 
 #include "base/fault_point.h"
 #include "base/shared.h"
+#include "call/executor.h"
 #include "compat.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -27,6 +28,7 @@ void
 _PG_init(void)
 {
 	fault_point_init();
+	executor_init();
 	settings_init();			/* reserves the prefix: must be the last */
 	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
 	{

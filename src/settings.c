@@ -15,6 +15,7 @@
 
 char	   *setting_server;
 bool		setting_enabled;
+int			setting_max_in_flight;
 int			setting_history_retention;
 int			setting_worker_idle_timeout;
 
@@ -54,6 +55,18 @@ settings_init(void)
 							 NULL,
 							 NULL,
 							 NULL);
+
+	DefineCustomIntVariable("doubletick.max_in_flight",
+							"Sets how many calls of a statement may be in flight at once.",
+							"With 1 they are made one after the other.",
+							&setting_max_in_flight,
+							8,
+							1, 256,
+							PGC_USERSET,
+							0,
+							NULL,
+							NULL,
+							NULL);
 
 	/* For superusers, since a session that drains the queue prunes all rows. */
 	DefineCustomIntVariable("doubletick.history_retention",

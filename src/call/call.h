@@ -22,8 +22,10 @@ typedef struct Call Call;
 extern Fault *call_read_arguments(FunctionCallInfo fcinfo, Removal *removal);
 extern Call *call_make(MemoryContext context, FunctionCallInfo fcinfo, bool raise);
 extern bool call_is_over(const Call *call);
-extern bool call_has_left(const Call *call);
+extern bool call_is_leaving(const Call *call);
+extern int	call_requests(const Call *call);
 extern void calls_turn(void);
+extern int	calls_in_flight(void);
 extern Jsonb *call_result(const Call *call);
 
 #endif							/* DOUBLETICK_CALL_CALL_H */

@@ -187,7 +187,7 @@ sub one_connection
 {
 	$sb->reset;
 	$sb->rule('14155550103', { status => 422 });
-	$calls->sql(join ";\n", (map { "SELECT dt_try_remove_tags_custom_fields('1415555010' || n, '{lead}') FROM generate_series(1, 5) AS n" } 1 .. 5),
+	$calls->sql(join ";\n", 'SET doubletick.max_in_flight = 1', (map { "SELECT dt_try_remove_tags_custom_fields('1415555010' || n, '{lead}') FROM generate_series(1, 5) AS n" } 1 .. 5),
 		'BEGIN', "SELECT dt_remove_tags_custom_fields('14155550101', '{lead}')", 'ROLLBACK',
 		"SELECT outcome('SELECT dt_remove_tags_custom_fields(''14155550103'', ''{lead}'')') FROM generate_series(1, 20)",
 		"SELECT dt_remove_tags_custom_fields('14155550101', '{lead}')");

@@ -1,0 +1,340 @@
+
+# Statements with many calls in flight, when something is in their way: locks, slow
+# clients, refusals, pauses, limits, changes of the account, and interrupts.
+
+use strict;
+use warnings;
+
+use File::Basename qw(dirname);
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time);
+
+use lib dirname(__FILE__);
+use Calls;
+use Statements;
+
+my $calls = open_statements();
+my $sandbox = $calls->sandbox;
+my $node = $calls->node;
+my $call = 'dt_try_remove_tags_custom_fields(phone, ARRAY[tag])';
+my $raising = 'dt_remove_tags_custom_fields(phone, ARRAY[tag])';
+my $window = 'SET doubletick.max_in_flight = ';
+
+sub phone { return (919876543000 + $_[0]) . ''; }
+
+sub fresh
+{
+	$sandbox->reset;
+	$calls->sql(<<"SQL");
+TRUNCATE c;
+INSERT INTO c SELECT n, (919876543000 + n)::text, 't' || n, n % 4 FROM generate_series(1, 20) AS n;
+SQL
+	return;
+}
+
+# Starts statements in a session of their own, and returns the session and its pid.
+sub begin
+{
+	my ($sql) = @_;
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	my $pid = $session->query('SELECT pg_backend_pid()');
+
+	$session->query_until(qr/begins/, "\\echo begins\n$sql;\n\\echo over :SQLSTATE\n");
+	return ($session, $pid);
+}
+
+# Waits until the statements are over; what they printed.
+sub finish
+{
+	my ($session) = @_;
+
+	my $out = $session->query("SELECT 'done'");
+	my $err = $session->{stderr};
+	$session->quit;
+	return ($out, $err);
+}
+
+sub tags { return map { $_->{body}{tags}[0] } @{ $sandbox->journal }; }
+
+# The first call goes alone, then as many as the setting says; a call of the same
+# session elsewhere in the statement counts, too.
+sub in_flight
+{
+	fresh();
+	$sandbox->hold('*');
+	my ($session) = begin("$window 5; SELECT id, $call FROM c");
+	$sandbox->await_held(1);
+	$sandbox->release;
+	$sandbox->await_held(5);
+	$sandbox->clear_rules;
+	my ($out) = finish($session);
+	is(scalar(() = $out =~ /^\d+\|\{"tags"/mg), 20, 'in flight: all rows');
+	is($sandbox->stats->{max_in_flight}, 5, 'in flight: never more than the setting says');
+	is(join(' ', sort { $a cmp $b } tags()), join(' ', sort { $a cmp $b } map { "t$_" } 1 .. 20), 'in flight: each call once');
+
+	fresh();
+	$sandbox->hold('*');
+	$calls->sql("ALTER SERVER plain OPTIONS (SET max_connections '3')");
+	($session) = begin("$window 8; SELECT id, $call FROM c");
+	$sandbox->await_held(1);
+	$sandbox->release;
+	$sandbox->await_held(3);
+	$sandbox->clear_rules;
+	finish($session);
+	is($sandbox->stats->{max_in_flight}, 3, 'in flight: never more than max_connections');
+	$calls->sql("ALTER SERVER plain OPTIONS (SET max_connections '100')");
+	return;
+}
+
+# Rows of one customer go one after the other, in their order.
+sub one_customer
+{
+	fresh();
+	$calls->sql("UPDATE c SET phone = CASE WHEN id % 2 = 0 THEN '+' ELSE '' END || '919876543001' WHERE id <= 12");
+	$sandbox->rule('*', { delay_ms => 5 });
+	my ($out) = finish((begin("$window 16; SELECT id, $call FROM c ORDER BY id"))[0]);
+	is(scalar(() = $out =~ /^\d+\|\{"tags"/mg), 20, 'one customer: all rows');
+	is(join(' ', grep { /^t([1-9]|1[0-2])$/ } tags()), join(' ', map { "t$_" } 1 .. 12), 'one customer: in the order of the rows');
+
+	$sandbox->reset;
+	$sandbox->hold('919876543001');
+	$sandbox->hold('+919876543001');
+	my ($session) = begin("$window 16; SELECT id, $call FROM c ORDER BY id");
+	my $most = 0;
+	foreach my $n (1 .. 12)
+	{
+		eventually(sub { $sandbox->held > 0 }, "one customer: request $n");
+		$most = $sandbox->held if $sandbox->held > $most;
+		$sandbox->release;
+	}
+	finish($session);
+	is($most, 1, 'one customer: one request at a time');
+	return;
+}
+
+# While a statement waits for a lock, the time of its calls stands still.
+sub lock_of_a_row
+{
+	fresh();
+	$calls->sql("ALTER SERVER plain OPTIONS (ADD timeout '3s')");
+	$sandbox->hold(phone($_)) foreach 3 .. 9;
+	my $locker = $node->background_psql('postgres');
+	$locker->query_safe('BEGIN; SELECT 1 FROM c WHERE id = 2 FOR UPDATE');
+	my ($session, $pid) = begin("$window 8; UPDATE c SET answer = $call");
+	ok($node->poll_query_until('postgres', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid"),
+		'a lock: the statement waits for it');
+	$sandbox->await_held(7);
+	$sandbox->clear_rules(phone($_)) foreach 3 .. 5;
+	ok($node->poll_query_until('postgres', "SELECT state_change < clock_timestamp() - interval '4 s' FROM pg_stat_activity WHERE pid = $pid"),
+		'a lock: longer than the timeout');
+	$locker->query_safe('ROLLBACK');
+	$sandbox->clear_rules;
+	$locker->quit;
+	finish($session);
+	is($calls->sql("SELECT count(*) FROM c WHERE answer ? 'tags'"), 20, 'a lock: no call is out of time for it');
+	$calls->sql("ALTER SERVER plain OPTIONS (DROP timeout)");
+	return;
+}
+
+# What is wrong with all rows is found by the first, alone.
+sub first_alone
+{
+	fresh();
+	$sandbox->rule('*', { status => 401 });
+	my ($out, $err) = $calls->session("SELECT count($call) FROM c", "SELECT array_agg(x) FROM (SELECT $call AS x FROM c) AS s");
+	is($err->{sqlstate}, '28000', 'a wrong key: the statement fails');
+	$sandbox->reset;
+	$sandbox->rule('*', { status => 401 });
+	finish((begin("$window 32; SELECT $call FROM c"))[0]);
+	is(scalar tags(), 1, 'a wrong key: after one request');
+
+	$sandbox->reset;
+	finish((begin("SET doubletick.enabled = off; $window 32; SELECT $call FROM c"))[0]);
+	is(scalar tags(), 0, 'switched off: no request');
+	return;
+}
+
+# 429 and 503 in the middle, then success: each row gets its answer.
+sub tried_again
+{
+	fresh();
+	$sandbox->rule(phone(5), { status => 429, retry_after => '1', times => 1 });
+	$sandbox->rule(phone($_), { status => 503, times => 1 }) foreach 3, 8, 9;
+	my ($out) = finish((begin("$window 8; SELECT id, $call FROM c"))[0]);
+	is(scalar(() = $out =~ /^\d+\|\{"tags"/mg), 20, 'tried again: all rows succeed');
+	is(scalar tags(), 24, 'tried again: with four requests more');
+
+	fresh();
+	$sandbox->rule(phone(5), { status => 422 });
+	($out) = finish((begin("$window 8; EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) SELECT id, $raising FROM c WHERE id <> 5"))[0]);
+	like($out, qr/Custom Scan \(DoubletickCalls\).*Calls per Row: 1\n\s*Max in Flight: 8\n\s*Calls: 19\n\s*Requests: 19\n\s*Peak in Flight: 8\n/s,
+		'EXPLAIN ANALYZE counts');
+	return;
+}
+
+# The limit of a server holds however many may be in flight.
+sub rate_limit
+{
+	fresh();
+	$calls->sql("ALTER SERVER plain OPTIONS (SET rate_limit '20'); INSERT INTO c SELECT n, (919876543000 + n)::text, 't' || n FROM generate_series(21, 60) AS n");
+	my ($out) = finish((begin("$window 32; SELECT id, $call FROM c"))[0]);
+	is(scalar(() = $out =~ /^\d+\|\{"tags"/mg), 60, 'rate_limit: all rows');
+	cmp_ok(most_in_a_second(@{ $sandbox->journal }), '<=', 21, 'rate_limit: never more in a second');
+	my @order = tags();
+	is_deeply(\@order, [ map { "t$_" } 1 .. 60 ], 'rate_limit: in the order of the rows');
+	$calls->sql("ALTER SERVER plain OPTIONS (SET rate_limit '0')");
+	return;
+}
+
+# What is changed meanwhile counts from the next request on.
+sub changes
+{
+	my $key = $sandbox->key;
+
+	fresh();
+	$sandbox->hold('*');
+	my ($session) = begin("$window 4; SELECT id, $call FROM c");
+	$sandbox->await_held(1);
+	$sandbox->release;
+	$sandbox->await_held(4);
+	$calls->sql("ALTER USER MAPPING FOR CURRENT_USER SERVER plain OPTIONS (SET api_key 'another')");
+	$sandbox->release;
+	$sandbox->clear_rules;
+	my ($out) = finish($session);
+	like($out, qr/over 28000$/m, 'a changed key: counts for rows that have yet to be sent');
+	$calls->sql("ALTER USER MAPPING FOR CURRENT_USER SERVER plain OPTIONS (SET api_key '$key')");
+	return;
+}
+
+# An API that does not answer costs one timeout or two, not one for each row.
+sub no_answer
+{
+	fresh();
+	$calls->sql("ALTER SERVER plain OPTIONS (ADD timeout '1s')");
+	$sandbox->rule('*', { fault => 'hang' });
+	my $begin = time;
+	my ($out) = finish((begin("$window 16; SELECT id, $call FROM c WHERE id <= 10"))[0]);
+	is(scalar(() = $out =~ /no answer within \d+ ms/g), 10, 'no answer: all rows say so');
+	cmp_ok(time - $begin, '<', 8, 'no answer: within two timeouts');
+	$calls->sql("ALTER SERVER plain OPTIONS (DROP timeout)");
+	return;
+}
+
+# PostgreSQL evaluates a row again that changed while the statement waited for it.
+sub row_that_changed
+{
+	foreach my $case ([ "UPDATE c SET answer = $call, grp = grp + 1", 2 ], [ "UPDATE c SET grp = grp + 1 RETURNING id, $call", 1 ],
+		[ "DELETE FROM c RETURNING id, $call", 1 ])
+	{
+		my ($sql, $ncalls) = @$case;
+
+		fresh();
+		my $locker = $node->background_psql('postgres');
+		$locker->query_safe("BEGIN; UPDATE c SET tag = 'new' WHERE id = 2");
+		my ($session, $pid) = begin("$window 8; $sql");
+		ok($node->poll_query_until('postgres', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid"), "$sql: waits");
+		$locker->query_safe('COMMIT');
+		$locker->quit;
+		my ($out) = finish($session);
+		like($out, qr/over 00000$/m, "$sql: succeeds");
+		is(scalar(grep { /^(t2|new)$/ } tags()), $ncalls, "$sql: calls for the row");
+		ok((grep { $_ eq 'new' } tags()), "$sql: with what it has then");
+	}
+	return;
+}
+
+# Interrupts end the statement and all its requests at once.
+sub interrupts
+{
+	foreach my $how ('cancel', 'terminate')
+	{
+		fresh();
+		$sandbox->hold('*');
+		my ($session, $pid) = begin("$window 8; SELECT id, $call FROM c");
+		$sandbox->await_held(1);
+		$sandbox->release;
+		$sandbox->await_held(8);
+		$calls->sql("SELECT pg_${how}_backend($pid)");
+		eventually(sub { $sandbox->stats->{in_flight} == 0 }, "$how: no request is left");
+		if ($how eq 'cancel')
+		{
+			my $out = $session->query("SELECT 'done'");
+			like($out, qr/over 57014/, 'cancel: says so');
+			$sandbox->clear_rules;
+			my $again = $session->query("SELECT count(x) FROM (SELECT $call AS x FROM c OFFSET 0) AS s");
+			is($again, 20, 'cancel: the session goes on');
+		}
+		eval { $session->quit };
+	}
+	return;
+}
+
+# Statements that fail leave nothing behind.
+sub failing_statements
+{
+	fresh();
+	$sandbox->rule(phone(4), { status => 422 });
+	my @used = split /\n/, $calls->sql(<<"SQL");
+$window 8;
+CREATE FUNCTION fails(n int) RETURNS void LANGUAGE plpgsql AS \$\$
+BEGIN
+	FOR i IN 1 .. n LOOP
+		BEGIN
+			PERFORM $raising FROM c;
+		EXCEPTION WHEN invalid_parameter_value THEN
+			NULL;
+		END;
+	END LOOP;
+END \$\$;
+SELECT fails(20) IS NULL;
+SELECT sum(used_bytes) FROM pg_backend_memory_contexts;
+SELECT fails(200) IS NULL;
+SELECT sum(used_bytes) FROM pg_backend_memory_contexts;
+SELECT count(x) FROM (SELECT $call AS x FROM c OFFSET 0) AS s;
+SQL
+	cmp_ok($used[3] - $used[1], '<', 100_000, 'failing statements: no memory is lost');
+	is($used[4], 20, 'failing statements: the session goes on');
+	is($sandbox->stats->{in_flight}, 0, 'failing statements: no request is left');
+
+	# A SQL function starts an executor for each row, in memory that lives longer.
+	$calls->sql("CREATE FUNCTION g(n int) RETURNS jsonb LANGUAGE sql VOLATILE AS 'SELECT $call FROM c WHERE id = n OR id < 0';
+		CREATE FUNCTION used() RETURNS numeric LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT sum(used_bytes) FROM pg_backend_memory_contexts); END'");
+	my $lost = $calls->sql(<<"SQL");
+SELECT max(used) - min(used)
+FROM (SELECT g(1) AS answer, CASE WHEN n IN (20, 320) THEN used() END AS used
+	FROM generate_series(1, 320) AS n OFFSET 0) AS s
+WHERE answer IS NOT NULL
+SQL
+	cmp_ok($lost, '<', 100_000, 'a SQL function: no memory is lost while the statement runs');
+	return;
+}
+
+# A statement that takes long says how far it is.
+sub progress
+{
+	fresh();
+	$sandbox->hold(phone(12));
+	my ($session, $pid) = begin("$window 4; SELECT id, $call FROM c");
+	$sandbox->await_held(1);
+	eventually(sub { $session->{stderr} =~ /calls: / || !$session->{run}->pump_nb }, 'progress: a notice comes');
+	$sandbox->clear_rules;
+	my ($out, $err) = finish($session);
+	like($err, qr/NOTICE:  calls: 15 made, 1 in flight, \d+\.\d per second/, 'progress: with what is done');
+	return;
+}
+
+in_flight();
+one_customer();
+lock_of_a_row();
+first_alone();
+tried_again();
+rate_limit();
+changes();
+no_answer();
+row_that_changed();
+interrupts();
+failing_statements();
+progress();
+
+done_testing;
