@@ -332,7 +332,8 @@ pop_from_group(Lane *lane, Group *group, bool in_turn)
 	Position	entry = position_of(0, (int64) (intptr_t) group);
 	Position	row = ring_pop(&group->rows);
 
-	row.id = Abs(row.id);		/* it may have been in a small group */
+	if (row.id < 0)
+		row.id = -row.id;		/* it was in a small group */
 	if (group->rows.count == 0)
 	{
 		ring_free(&group->rows);

@@ -96,7 +96,7 @@ TRUNCATE c, p, d, log;
 INSERT INTO c SELECT n, CASE WHEN n IN (9, 17) THEN 'bad' ELSE (919876543000 + n)::text END, 't' || n, n % 4
 FROM generate_series(1, $nrows) AS n;
 INSERT INTO p SELECT * FROM c;
-VACUUM ANALYZE;
+VACUUM ANALYZE c, p, d, log;
 SQL
 	foreach my $case (@cases)
 	{
