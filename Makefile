@@ -41,6 +41,7 @@ OBJS = \
 	src/call/function.o \
 	src/call/remove.o \
 	src/call/rewrite.o \
+	src/check/agreement.o \
 	src/check/check.o \
 	src/check/connection.o \
 	src/doubletick.o \
@@ -52,6 +53,7 @@ OBJS = \
 	src/drain/outcome.o \
 	src/drain/process_queue.o \
 	src/drain/request.o \
+	src/drain/ring.o \
 	src/drain/schedule.o \
 	src/drain/send.o \
 	src/drain/settle.o \
@@ -81,6 +83,7 @@ OBJS = \
 	src/trigger/trigger.o \
 	src/worker/launcher.o \
 	src/worker/process.o \
+	src/worker/sample.o \
 	src/worker/status.o \
 	src/worker/worker.o
 

@@ -246,6 +246,14 @@ LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED COST 10;
 COMMENT ON FUNCTION @extschema@.dt_counters(oid) IS
 'For dt_status: what was sent to a server, and what came of it.';
 
+CREATE FUNCTION @extschema@.dt_every_page(internal)
+RETURNS tsm_handler
+AS 'MODULE_PATHNAME', 'dt_every_page'
+LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION @extschema@.dt_every_page(internal) IS
+'For dt_status: TABLESAMPLE dt_every_page (step) reads every step-th page of a table.';
+
 CREATE FUNCTION @extschema@.dt_same_number(number text, other text)
 RETURNS boolean
 AS 'MODULE_PATHNAME', 'dt_same_number'
@@ -394,16 +402,52 @@ COMMENT ON COLUMN @extschema@.dt_history.enqueued_by IS
 
 CREATE VIEW @extschema@.dt_status WITH (security_barrier) AS
 WITH definition AS (
-	SELECT s.oid, s.srvname::text COLLATE "C" AS server
+	SELECT s.oid, s.srvname::text COLLATE "C" AS server,
+		(SELECT o.option_value FROM pg_options_to_table(s.srvoptions) AS o WHERE o.option_name = 'account') AS account
 	FROM pg_foreign_server AS s JOIN pg_foreign_data_wrapper AS w ON w.oid = s.srvfdw
 	WHERE w.fdwname = 'doubletick'
-), lane AS MATERIALIZED (
-	-- a queue may have millions of rows: read them once, ask for privileges once for each group
-	SELECT w.server, w.role, w.replicated, count(*) AS waiting,
-		count(*) FILTER (WHERE w.due_at <= now()) AS due, min(w.enqueued_at) AS oldest
+), oldest AS MATERIALIZED (
+	-- a queue may have millions of rows: the oldest and the newest are counted, the others estimated
+	SELECT w.id, w.customer, w.keep, w.keep AND (w.tags <> '{}' OR w.fields <> '{}') AS takes_back,
+		w.server, w.role, w.replicated, w.due_at, w.enqueued_at, w.last_error
 	FROM @extschema@.dt_waiting AS w
-	WHERE NOT w.keep
+	ORDER BY w.id LIMIT 10001
+), size AS MATERIALIZED (
+	-- every step-th page is read, some 1,000 pages
+	SELECT count(*) > 10000 AS is_long, max(oldest.id) AS last,
+		1 + (pg_relation_size('@extschema@.dt_waiting') / current_setting('block_size')::integer / 1000)::integer AS step
+	FROM oldest
+), newest AS MATERIALIZED (
+	SELECT w.id, w.customer, w.keep, w.keep AND (w.tags <> '{}' OR w.fields <> '{}') AS takes_back,
+		w.server, w.role, w.replicated, w.due_at, w.enqueued_at, w.last_error
+	FROM @extschema@.dt_waiting AS w
+	WHERE (SELECT size.is_long FROM size) AND w.id > (SELECT size.last FROM size)
+	ORDER BY w.id DESC LIMIT 1000
+), row_seen AS (
+	TABLE oldest UNION ALL TABLE newest
+), part AS (
+	SELECT seen.server, seen.role, seen.replicated, count(*) AS waiting,
+		count(*) FILTER (WHERE seen.due_at <= now()) AS due, min(seen.enqueued_at) AS oldest
+	FROM row_seen AS seen
+	WHERE NOT seen.keep
+	GROUP BY seen.server, seen.role, seen.replicated
+	UNION ALL
+	SELECT w.server, w.role, w.replicated, count(*) * (SELECT size.step FROM size),
+		count(*) FILTER (WHERE w.due_at <= now()) * (SELECT size.step FROM size), min(w.enqueued_at)
+	FROM @extschema@.dt_waiting AS w TABLESAMPLE @extschema@.dt_every_page ((SELECT size.step FROM size))
+	WHERE (SELECT size.is_long FROM size) AND NOT w.keep
+		AND w.id > (SELECT size.last FROM size) AND w.id < (SELECT min(newest.id) FROM newest)
 	GROUP BY w.server, w.role, w.replicated
+	UNION ALL
+	-- who is held must not be missed, however little of theirs waits
+	SELECT h.server, h.role, false, 0, 0, NULL FROM @extschema@.dt_hold AS h
+	WHERE (SELECT size.is_long FROM size)
+), lane AS MATERIALIZED (
+	-- ask for privileges once for each group
+	SELECT part.server, part.role, part.replicated, sum(part.waiting)::bigint AS waiting,
+		sum(part.due)::bigint AS due, min(part.oldest) AS oldest
+	FROM part
+	GROUP BY part.server, part.role, part.replicated
 ), visible AS (
 	SELECT lane.* FROM lane
 	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(lane.role, 'USAGE') AND NOT lane.replicated
@@ -413,18 +457,15 @@ WITH definition AS (
 		coalesce(sum(visible.waiting) FILTER (WHERE visible.replicated), 0)::bigint AS replicated
 	FROM visible GROUP BY visible.server
 ), unsent AS (
-	SELECT DISTINCT ON (w.server) w.server, w.last_error
-	FROM @extschema@.dt_waiting AS w JOIN visible USING (server, role, replicated)
-	WHERE NOT w.keep AND w.last_error IS NOT NULL
-	ORDER BY w.server, w.due_at DESC
+	SELECT DISTINCT ON (seen.server) seen.server, seen.last_error
+	FROM row_seen AS seen JOIN visible USING (server, role, replicated)
+	WHERE NOT seen.keep AND seen.last_error IS NOT NULL
+	ORDER BY seen.server, seen.due_at DESC
 ), taken_back AS (
 	SELECT r.server, count(*) AS waiting, count(*) FILTER (WHERE r.due_at <= now()) AS due
-	FROM (
-		SELECT DISTINCT k.customer FROM @extschema@.dt_waiting AS k
-		WHERE k.keep AND (k.tags <> '{}' OR k.fields <> '{}')
-	) AS kept
+	FROM (SELECT DISTINCT oldest.customer FROM oldest WHERE oldest.takes_back) AS kept
 	JOIN @extschema@.dt_removals AS r USING (customer)
-	WHERE r.tags_left = '{}' AND r.fields_left = '{}'
+	WHERE NOT (SELECT size.is_long FROM size) AND r.tags_left = '{}' AND r.fields_left = '{}'
 		AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(r.role, 'USAGE') AND NOT r.replicated)
 	GROUP BY r.server
 ), settled AS (
@@ -476,12 +517,14 @@ SELECT server, coalesce(waiting.waiting - coalesce(taken_back.waiting, 0), 0) AS
 	coalesce(counters.done, 0) AS done_total, coalesce(counters.errored, 0) AS errored_total,
 	coalesce(counters.failed, 0) AS failed_total, coalesce(counters.cancelled, 0) AS cancelled_total,
 	counters.since AS counted_since,
-	CASE WHEN counters.of_all_sessions THEN 'all sessions' ELSE 'this session' END AS counted_in
+	CASE WHEN counters.of_all_sessions THEN 'all sessions' ELSE 'this session' END AS counted_in,
+	definition.account,
+	size.is_long AS estimated
 FROM definition FULL JOIN waiting USING (server) FULL JOIN settled USING (server)
 LEFT JOIN unsent USING (server) LEFT JOIN taken_back USING (server) LEFT JOIN held USING (server)
 LEFT JOIN requests ON requests.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid
 LEFT JOIN LATERAL @extschema@.dt_counters(definition.oid) AS counters ON true
-CROSS JOIN @extschema@.dt_worker() AS worker;
+CROSS JOIN @extschema@.dt_worker() AS worker CROSS JOIN size;
 
 COMMENT ON VIEW @extschema@.dt_status IS
 'The state of the queue, one row per server: what waits, what was done or failed in the last hour, why requests are held, what the background worker does, and counters that only grow. Has no phones and no names. Counts all removals for members of pg_monitor, else those of roles whose privileges the reader has; the counters are those of all roles.';
@@ -550,6 +593,11 @@ COMMENT ON COLUMN @extschema@.dt_status.counted_since IS
 'When the counters began; null if nothing was counted yet.';
 COMMENT ON COLUMN @extschema@.dt_status.counted_in IS
 'Whose requests the counters and the rate have: all sessions, or, when the library is not preloaded, this session.';
+COMMENT ON COLUMN @extschema@.dt_status.account IS
+'The account that the server names, whose pace and pauses it shares with all servers of the cluster that name it; null if it names none.';
+
+COMMENT ON COLUMN @extschema@.dt_status.estimated IS
+'Whether waiting, due and time_left are estimates, since more than 10,000 rows wait, of all roles and servers: from the oldest and the newest rows and a sample of the others. Then waiting and due include removals whose names have all come back.';
 
 GRANT SELECT ON @extschema@.dt_queue, @extschema@.dt_history, @extschema@.dt_status TO PUBLIC;
 

@@ -21,6 +21,7 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 packages="ca-certificates curl gcc libc6-dev libcurl4-openssl-dev libipc-run-perl
 	libjansson-dev libssl-dev make perl zlib1g-dev ${more_packages:-}"
 versions="19 18 17 16 15"	# of PostgreSQL, the newest first
+postgresql_dir=/usr/lib/postgresql	# where Debian's packages put it
 installed=			# packages that we have installed
 asked_for=			# those of them that we have named to apt-get
 started=()			# process ids, to be ended with us
@@ -30,7 +31,14 @@ is_installed=			# has the extension been installed?
 passed=0			# tests, counted by run_tests
 failed=0
 
-say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+# A heading, bold on a terminal.
+say() {
+	if [ -t 1 ]; then
+		printf '\n\033[1m== %s\033[0m\n' "$*"
+	else
+		printf '\n== %s\n' "$*"
+	fi
+}
 
 die() { printf '%s: %s\n' "$0" "$*" >&2; exit 1; }
 
@@ -94,30 +102,34 @@ with_progress() {
 	return $status
 }
 
-# Sets PG_CONFIG to that of a PostgreSQL that is installed, or whose packages are to be
-# installed, which it adds to "packages".
+# Sets PG_CONFIG to that of a PostgreSQL that is installed, or whose packages can be
+# installed, which it adds to "packages".  A version is only tried, since apt-cache also
+# knows packages that nobody has, and those whose dependencies are nowhere.
 find_postgresql() {
-	local version
+	local version reason=
 
 	for version in $versions; do
-		PG_CONFIG=/usr/lib/postgresql/$version/bin/pg_config
+		PG_CONFIG=$postgresql_dir/$version/bin/pg_config
 		if [ -x "$PG_CONFIG" ] && [ -x "${PG_CONFIG%pg_config}initdb" ] &&
 			[ -e "$("$PG_CONFIG" --includedir-server)/postgres.h" ]; then
 			return
 		fi
 	done
-	if command -v apt-cache >/dev/null; then
+	if command -v apt-get >/dev/null; then
 		update_package_lists
 		for version in $versions; do
-			if apt-cache show "postgresql-$version" >"$work/apt.log" 2>&1 &&
-				apt-cache show "postgresql-server-dev-$version" >"$work/apt.log" 2>&1; then
-				PG_CONFIG=/usr/lib/postgresql/$version/bin/pg_config
+			if LC_ALL=C apt-get install -s -qq --no-install-recommends "postgresql-$version" \
+				"postgresql-server-dev-$version" >"$work/apt.log" 2>&1; then
+				PG_CONFIG=$postgresql_dir/$version/bin/pg_config
 				packages="$packages postgresql-$version postgresql-server-dev-$version"
 				return
 			fi
+			if [ -z "$reason" ] && [ -n "$(apt-cache show "postgresql-$version" 2>/dev/null)" ]; then
+				reason="; apt-get cannot install postgresql-$version: $(tail -n 1 "$work/apt.log")"
+			fi
 		done
 	fi
-	die "found no PostgreSQL of 15 to 19, neither installed nor in the package sources; set PG_CONFIG to one's pg_config"
+	die "found no PostgreSQL of 15 to 19, neither installed nor in the package sources$reason; set PG_CONFIG to one's pg_config"
 }
 
 # Installs what was built in a tree, as root if the directories ask for it.
@@ -177,7 +189,7 @@ run_group() {
 # $passed and $failed.  Everything goes to the log, and what one wants to watch to
 # the terminal.  False when something failed.
 run_tests() {
-	local log=$work/tests.log status=0 not_ok
+	local log=$work/tests.log status=0 not_ok name
 
 	run_group log_tests "$@" || status=$?
 	if [ -f "$tree/regression.diffs" ]; then
@@ -199,6 +211,10 @@ run_tests() {
 	failed=$((failed + not_ok))
 	say "the end of the log (KEEP=1 keeps it all)"
 	tail -n 100 "$log"
+	sed -n 's,^test/t/\(.*\)\.pl *(Wstat: [1-9].*,\1,p' "$log" | while IFS= read -r name; do
+		say "the end of the log of $name.pl"
+		tail -n 30 "$tree/tmp_check/log/regress_log_$name" || true
+	done
 	return 1
 }
 
@@ -247,11 +263,12 @@ end_group() {
 say_what_stays() {
 	[ -z "$installed$is_installed" ] || say "what stays on this machine"
 	if [ -n "$is_installed" ]; then
-		echo "the extension; to remove it: make -C $top PG_CONFIG=$PG_CONFIG uninstall (as root)"
+		echo "The extension.  To remove it, as root:"
+		echo "   make -C $top PG_CONFIG=$PG_CONFIG uninstall"
 	fi
 	if [ -n "$installed" ]; then
-		echo "packages; to remove them: apt-get purge --autoremove $asked_for (as root),"
-		echo "without those that you need.  With what these need, $(wc -w <<<"$installed") were installed."
+		echo "Packages: $(wc -w <<<"$installed") with what they need.  To remove those that you do not need, as root:"
+		echo "   apt-get purge --autoremove $asked_for"
 		case " $installed" in
 			*" postgresql-1"[5-9]" "*) echo "With PostgreSQL came a cluster \"main\", which goes with it: see pg_lsclusters." ;;
 		esac

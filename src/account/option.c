@@ -39,7 +39,8 @@ typedef struct AccountOption
 	bool		is_string;		/* is the member a string? */
 } AccountOption;
 
-static OptionReader read_database,
+static OptionReader read_account,
+			read_database,
 			read_base_url,
 			read_waba_number,
 			read_timeout,
@@ -62,6 +63,7 @@ static const AccountOption account_options[] = {
 	SERVER_STRING(base_url, false, read_base_url),
 	SERVER_STRING(waba_number, false, read_waba_number),
 	SERVER_STRING(database, false, read_database),
+	SERVER_STRING(account, false, read_account),
 	SERVER_NUMBER(timeout, read_timeout),
 	SERVER_NUMBER(connect_timeout, read_timeout),
 	SERVER_NUMBER(max_connections, read_max_connections),
@@ -86,6 +88,7 @@ const Account option_defaults = {
 static const AccountOption *find_option(const char *name, Oid catalog);
 pg_noreturn static void refuse_unknown_option(const char *name, Oid catalog);
 static void warn_if_missing(const char *name, const char *path);
+static const char *text_problem(const char *text, size_t length, size_t longest);
 static bool parse_duration(const char *value, double min, double max, double *result);
 pg_noreturn static void refuse_option(const char *name, const char *problem);
 pg_noreturn static void refuse_value(const char *name, const char *value, const char *hint);
@@ -264,6 +267,17 @@ read_database(const char *name, const char *value, void *member)
 	*(const char **) member = value;
 }
 
+/* ASCII, since databases of one account may have different encodings. */
+static void
+read_account(const char *name, const char *value, void *member)
+{
+	const char *problem = text_problem(value, strlen(value), NAMEDATALEN - 1);
+
+	if (problem)
+		refuse_option(name, problem);
+	*(const char **) member = value;
+}
+
 /* At most an hour: while a call waits, its transaction holds its locks. */
 static void
 read_timeout(const char *name, const char *value, void *member)
@@ -341,16 +355,22 @@ parse_duration(const char *value, double min, double max, double *result)
 const char *
 option_key_problem(const char *key, size_t length)
 {
+	return text_problem(key, length, OPTION_MAX_KEY);
+}
+
+static const char *
+text_problem(const char *text, size_t length, size_t longest)
+{
 	if (length == 0)
 		return "must not be empty";
-	if (length > OPTION_MAX_KEY)
+	if (length > longest)
 		return "is too long";
 	for (size_t i = 0; i < length; i++)
 	{
-		if ((unsigned char) key[i] < ' ' || (unsigned char) key[i] > '~')
+		if ((unsigned char) text[i] < ' ' || (unsigned char) text[i] > '~')
 			return "must be printable ASCII";
 	}
-	if (key[0] == ' ' || key[length - 1] == ' ')
+	if (text[0] == ' ' || text[length - 1] == ' ')
 		return "must not start or end with a blank";
 	return NULL;
 }

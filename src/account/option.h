@@ -20,6 +20,7 @@
 typedef struct Account
 {
 	Oid			serverid;
+	const char *account;		/* its name; NULL: it is the server's own */
 	const char *base_url;		/* without a slash at its end */
 	const char *waba_number;	/* NULL: none */
 	const char *database;		/* NULL: any */

@@ -244,6 +244,7 @@ http_sent_at(HttpTransfer *transfer)
 void
 http_release(HttpTransfer *transfer)
 {
+	bool		lacked_memory = allocation_failed || transfer->inbox.no_memory;
 	sigset_t	saved;
 
 	transfer->guard->transfer = NULL;
@@ -257,10 +258,14 @@ http_release(HttpTransfer *transfer)
 		transfer->running = false;
 	}
 	transfer_timer_stop(&transfer->timer);
-	inbox_clear(&transfer->inbox);
-	/* A connection that was only made ends with its handle. */
-	if (!is_easy_reusable() || transfer->connect_only)
+
+	/*
+	 * A connection that was only made ends with its handle.  And with libcurl
+	 * 8.14 a handle that lacked memory once may fail for ever.
+	 */
+	if (!is_easy_reusable() || transfer->connect_only || lacked_memory)
 		free_easy(transfer);
+	inbox_clear(&transfer->inbox);
 	dlist_push_head(&idle, &transfer->node);
 }
 

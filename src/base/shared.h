@@ -12,7 +12,7 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 
-/* Limits: databases whose queues have work, and servers that have a pace. */
+/* Limits: databases whose queues have work, and servers or accounts that have a pace. */
 #define SHARED_MAX_DATABASES 1024
 #define SHARED_MAX_PACES 1024
 
@@ -20,14 +20,26 @@
 #define SHARED_SPAN 10
 #define SHARED_NSPANS 6
 
-/* The pace of a server; times by clock_now(). */
-typedef struct PaceEntry
+/* A server of any database. */
+typedef struct PaceServer
 {
 	Oid			database;
-	Oid			server;			/* InvalidOid: the entry is free */
+	Oid			oid;
+} PaceServer;
+
+/* The pace of an account, or of one server; times by clock_now(). */
+typedef struct PaceEntry
+{
+	bool		is_used;
+	NameData	account;		/* "": it is that of one server, */
+	PaceServer	server;			/* this one */
+
 	int64		last_turn;		/* see pace.c; PG_INT64_MIN: none yet */
-	int64		paused_until;	/* 0: not paused */
-	TransactionId paused_xmin;	/* of the server's definition then */
+	int64		last_interval;	/* of the server whose turn it was, in µs */
+	int64		paused_until;	/* 0: not paused; see pace_pause() */
+	PaceServer	paused_server;	/* which got the 429 */
+	TransactionId paused_xmin;	/* of this server's definition then */
+	TransactionId paused_next_xid;	/* the next xid then */
 } PaceEntry;
 
 /* What was sent is counted by seconds, to show the present pace. */

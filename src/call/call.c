@@ -47,6 +47,9 @@
 #define FIRST_PAUSE (100 * INT64CONST(1000))
 #define LAST_PAUSE (2000 * INT64CONST(1000))
 
+/* How long a turn waits at most, in µs; then each call is looked at again. */
+#define LONGEST_TURN USECS_PER_SEC
+
 #define NOT_COUNTED PG_INT64_MIN
 
 /* Times are by transfer_clock_now(), in microseconds. */
@@ -136,9 +139,9 @@ call_read_arguments(FunctionCallInfo fcinfo, Removal *removal)
 
 /*
  * Makes a call of the current role, with the arguments of a function, of which the fifth,
- * if there is one, is the server.  With a bad
- * argument it is over at once.  "raise" says whether a fault is raised or returned.
- * The call ends when "context" is reset or deleted, and so does its request.
+ * if there is one, is the server.  With a bad argument it is over at once.  "raise" says
+ * whether a fault is raised or returned.  The call ends when "context" is reset or
+ * deleted, and so does its request.
  */
 Call *
 call_make(MemoryContext context, FunctionCallInfo fcinfo, bool raise)
@@ -261,7 +264,7 @@ call_result(const Call *call)
 void
 calls_turn(void)
 {
-	Wait		wait = {PG_INT64_MAX, WAIT_ANSWER, InvalidOid};
+	Wait		wait = {LONGEST_TURN, WAIT_ANSWER, InvalidOid};
 	dlist_mutable_iter iter;
 
 	CHECK_FOR_INTERRUPTS();
@@ -276,7 +279,7 @@ calls_turn(void)
 	if (wait.longest <= 0)
 		return;
 	if (nin_flight > 0)
-		http_turn((int) Min((wait.longest + 999) / 1000, INT_MAX), WAIT_ANSWER);
+		http_turn((int) ((wait.longest + 999) / 1000), WAIT_ANSWER);
 	else
 	{
 		int64		start = clock_now();
@@ -314,7 +317,7 @@ static bool
 may_leave(Call *call, Wait *wait)
 {
 	int64		left = call->next_try - transfer_clock_now();
-	Oid			serverid;
+	Pace		pace;
 
 	if (left > 0)
 		return wait_at_most(wait, left, WAIT_RETRY);
@@ -322,15 +325,15 @@ may_leave(Call *call, Wait *wait)
 	if (is_phone_busy(call) || (!call->is_known && !look_up_account(call)))
 		return false;
 
-	serverid = call->account.serverid;
-	if (wait->paced == serverid ||
+	pace = pace_of(&call->account);
+	if (wait->paced == pace.serverid ||
 		nin_flight >= Min(Min(setting_max_in_flight, http_capacity()), call->account.max_connections))
 	{
 		count_time(call, false);
 		return false;
 	}
 
-	left = pace_paused(serverid);
+	left = pace_paused(&pace);
 	if (left > 0)
 	{
 		count_time(call, true);
@@ -340,10 +343,10 @@ may_leave(Call *call, Wait *wait)
 		return false;
 	}
 
-	left = pace_claim(serverid, call->account.rate_limit);
+	left = pace_claim(&pace);
 	if (left > 0)
 	{
-		wait->paced = serverid;
+		wait->paced = pace.serverid;
 		count_time(call, false);
 		return wait_at_most(wait, left, WAIT_PACE);
 	}
@@ -352,7 +355,7 @@ may_leave(Call *call, Wait *wait)
 	call->claimed_at = clock_now();
 	if (call->has_waited && !look_up_account(call))
 	{
-		pace_return(serverid, call->account.rate_limit, call->claimed_at);
+		pace_return(&pace, call->claimed_at);
 		return false;
 	}
 	count_time(call, true);
@@ -463,7 +466,9 @@ read_answer(Call *call)
 
 	if (sent_at != 0 && !call->is_sent)
 	{
-		pace_note_sent(account->serverid, account->rate_limit, call->claimed_at, sent_at);
+		Pace		pace = pace_of(account);
+
+		pace_note_sent(&pace, call->claimed_at, sent_at);
 		call->is_sent = true;
 	}
 	if (reply == NULL)
@@ -495,7 +500,11 @@ try_again_or_end(Call *call, const Answer *answer, int64 retry_after)
 	if (answer->status == 401 || answer->status == 403)
 		answer->fault->hint = account_key_command(call->server, call->role);
 	if (answer->status == 429)
-		pace_pause(call->account.serverid, pause);
+	{
+		Pace		pace = pace_of(&call->account);
+
+		pace_pause(&pace, pause);
+	}
 
 	if (call->last_fault && answer->again && answer->status == 0 && time_left(call) <= 0)
 		end_call(call, call->last_fault);

@@ -91,8 +91,8 @@ typedef struct CallScanState
 /* The call scans that the process executes. */
 static dlist_head scans = DLIST_STATIC_INIT(scans);
 
-static Node *create_state(CustomScan *scan);
-static int64 private_number(CustomScan *scan, int n);
+static Node *create_state(CustomScan *plan);
+static int64 private_number(CustomScan *plan, int n);
 static void begin_scan(CustomScanState *custom, EState *estate, int eflags);
 static void init_call(CallScanState *scan, CallColumn *column, FuncExpr *expr);
 static void forget_scan(void *arg);
@@ -148,9 +148,9 @@ call_scan_make(const Demand *demand, int ncalls)
 }
 
 static int64
-private_number(CustomScan *scan, int n)
+private_number(CustomScan *plan, int n)
 {
-	return DatumGetInt64(((Const *) list_nth(scan->custom_private, n))->constvalue);
+	return DatumGetInt64(((Const *) list_nth(plan->custom_private, n))->constvalue);
 }
 
 /*
@@ -306,6 +306,8 @@ wait_for_row(CallScanState *scan)
 /*
  * How many rows there may be that are read and not handed up, at least 1.  The first row
  * goes alone, so that what is wrong with all, such as a wrong key, is found by one.
+ * Nobody runs the executor that evaluates a changed row again (EvalPlanQual), so a scan
+ * in it is not told and reads no row ahead.
  */
 static int
 rows_ahead(CallScanState *scan)
@@ -313,8 +315,7 @@ rows_ahead(CallScanState *scan)
 	EState	   *estate = scan->custom.ss.ps.state;
 	int64		nrows = scan->size - 1;
 
-	if (scan->nhanded == 0 || !scan->is_told || estate->es_epq_active != NULL ||
-		!ScanDirectionIsForward(estate->es_direction))
+	if (scan->nhanded == 0 || !scan->is_told || !ScanDirectionIsForward(estate->es_direction))
 		return 1;
 	if (scan->demand.sure >= 0)
 		nrows = Min(nrows, scan->demand.sure - scan->nhanded);

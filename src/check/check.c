@@ -22,6 +22,7 @@
 #include "base/extension.h"
 #include "base/shared.h"
 #include "catalog/pg_trigger.h"
+#include "check/agreement.h"
 #include "check/connection.h"
 #include "commands/dbcommands.h"
 #include "commands/trigger.h"
@@ -69,6 +70,7 @@ typedef struct Check
 	bool		tables_are_good;
 	List	   *accounts;		/* AccountKey: those that were checked */
 	List	   *faulty;			/* AccountKey: those that have a fault */
+	List	   *named;			/* see agreement_check() */
 } Check;
 
 /* What may raise an error when it is looked at. */
@@ -246,12 +248,17 @@ static void
 check_server(Check *check, const char *server, Oid owner, const char *ca_file)
 {
 	const char *object = psprintf("server %s", quote_identifier(server));
+	Fault	   *fault;
 	uint64		nmappings;
 	SPITupleTable *mappings;
 
 	if (ca_file && access(ca_file, R_OK) != 0)
 		report_problem(check, object, "Put the file there, or name another one in the server's option \"ca_file\".",
 					   "could not read file \"%s\" of option \"ca_file\": %s", ca_file, strerror(errno));
+
+	fault = agreement_check(&check->named, server, owner);
+	if (fault)
+		report_problem(check, object, fault->hint, "%s", fault->message);
 
 	nmappings = select_rows("SELECT CASE m.umuser WHEN 0 THEN %u ELSE m.umuser END"
 							" FROM pg_catalog.pg_user_mapping AS m"
@@ -271,8 +278,7 @@ check_server(Check *check, const char *server, Oid owner, const char *ca_file)
 	}
 	if (check->connect)
 	{
-		Fault	   *fault = connection_check(server, owner);
-
+		fault = connection_check(server, owner);
 		if (fault)
 			report_problem(check, object, fault->hint, "%s", fault->message);
 	}
@@ -493,6 +499,9 @@ check_worker(Check *check)
 
 	if (shared == NULL)
 	{
+		if (check->named != NIL)
+			report_problem(check, "library doubletick", preload_command(),
+						   "it is not preloaded, so each session has a pace of its own for an account");
 		if (nwaiting > 0)
 			report_problem(check, "library doubletick", preload_command(),
 						   "it is not preloaded, so no worker sends the " INT64_FORMAT " removals that wait",

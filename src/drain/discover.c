@@ -13,6 +13,11 @@
  * When it has ended, the part of the table from that horizon to the present one is
  * read again, only for its rows.
  *
+ * When there are more new rows than one search may read, all but the last ones become
+ * the backlog, and the horizon moves above it.  New rows and the backlog are then read
+ * side by side, so that a removal which is enqueued after a million others is found at
+ * once.
+ *
  * A snapshot names the transactions that are under way, but not those that are
  * newer than every transaction that has ended.  Of these it is known only that
  * they are numbered from the snapshot's xmax to below the next xid.
@@ -30,7 +35,12 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+/* The last ids are not of the backlog: a removal may have come just after a bulk. */
+#define NEW_IDS 1000
+
 static void restart_horizon(Horizon *horizon);
+static int	read_late_rows(Store *waiting, Horizon *horizon, Snapshot snapshot, int limit,
+						   QueueRow *found, int *nfound);
 static int	scan_waiting(Store *waiting, Horizon *horizon, Snapshot snapshot, int64 *from,
 						 int64 to, List *xacts, int limit, QueueRow *found, int *nfound);
 static void note_ended_xacts(Horizon *horizon, Snapshot snapshot, int64 next);
@@ -50,10 +60,17 @@ static int64 widen_xid(TransactionId xid, int64 next);
 bool
 discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int *nfound)
 {
+	/*
+	 * Before the snapshot: then each id up to this one is that of a
+	 * transaction which this search knows.
+	 */
+	int64		last_id = ids_last();
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	int64		next = (int64) U64FromFullTransactionId(ReadNextFullTransactionId());
-	int64		last_id = ids_last();
+	bool		has_backlog;
 	int			nleft = limit;
+	int			nnew;			/* rows above the horizon to read */
+	int			nread;
 	bool		more = false;
 
 	*nfound = 0;
@@ -65,9 +82,7 @@ discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int 
 	if (horizon->ended != NIL)
 	{
 		/* Half of the limit, so that new rows do not wait for late ones. */
-		int			nread = scan_waiting(waiting, horizon, snapshot, &horizon->again_from,
-										 horizon->again_to, horizon->ended, limit / 2, found, nfound);
-
+		nread = read_late_rows(waiting, horizon, snapshot, limit / 2, found, nfound);
 		nleft -= nread;
 		more = nread == limit / 2;
 		if (!more)
@@ -76,8 +91,26 @@ discover_rows(Store *waiting, Horizon *horizon, int limit, QueueRow *found, int 
 			horizon->ended = NIL;
 		}
 	}
-	more |= scan_waiting(waiting, horizon, snapshot, &horizon->id, PG_INT64_MAX, NIL,
-						 nleft, found, nfound) == nleft;
+
+	has_backlog = horizon->backlog_from < horizon->backlog_to;
+	nnew = has_backlog ? nleft / 2 : nleft;
+	nread = scan_waiting(waiting, horizon, snapshot, &horizon->id, PG_INT64_MAX, NIL, nnew,
+						 found, nfound);
+	more |= nread == nnew;
+	nleft -= nread;
+	if (has_backlog)
+	{
+		nread = scan_waiting(waiting, horizon, snapshot, &horizon->backlog_from,
+							 horizon->backlog_to, NIL, nleft, found, nfound);
+		more |= nread == nleft;
+		if (nread < nleft)
+			horizon->backlog_from = horizon->backlog_to;
+	}
+	else if (nread == nnew && horizon->id < last_id - NEW_IDS)
+	{
+		horizon->backlog_from = horizon->id;
+		horizon->id = horizon->backlog_to = last_id - NEW_IDS;
+	}
 	UnregisterSnapshot(snapshot);
 
 	/* Rows were restored or set so that new rows would come below them. */
@@ -97,7 +130,17 @@ discover_anew(Horizon *horizon, int64 marker)
 		return false;
 	horizon->marker = marker;
 	horizon->id = 0;
+	horizon->backlog_from = horizon->backlog_to = 0;
 	return true;
+}
+
+/*
+ * How many ids the backlog has, for drain_count_waiting(); some may have no rows.
+ */
+int64
+discover_count_backlog(const Horizon *horizon)
+{
+	return horizon->backlog_to - horizon->backlog_from;
 }
 
 /*
@@ -110,12 +153,37 @@ restart_horizon(Horizon *horizon)
 	ListCell   *cell;
 
 	horizon->id = 0;
+	horizon->backlog_from = horizon->backlog_to = 0;
 	horizon->marker = 0;
 	horizon->unknown.rows_above = 0;
 	foreach(cell, horizon->running)
 		((XactRange *) lfirst(cell))->rows_above = 0;
 	list_free_deep(horizon->ended);
 	horizon->ended = NIL;
+}
+
+/*
+ * Reads up to "limit" rows of the part of the table that is to be read again, and returns
+ * how many.  It leaves out what was the backlog when the last of the transactions ended:
+ * there their rows are found with all others.
+ */
+static int
+read_late_rows(Store *waiting, Horizon *horizon, Snapshot snapshot, int limit,
+			   QueueRow *found, int *nfound)
+{
+	int			nread = 0;
+
+	if (horizon->again_from < horizon->again_gap_from)
+		nread = scan_waiting(waiting, horizon, snapshot, &horizon->again_from,
+							 Min(horizon->again_gap_from, horizon->again_to), horizon->ended,
+							 limit, found, nfound);
+	if (nread < limit)
+	{
+		horizon->again_from = Max(horizon->again_from, horizon->again_gap_to);
+		nread += scan_waiting(waiting, horizon, snapshot, &horizon->again_from, horizon->again_to,
+							  horizon->ended, limit - nread, found, nfound);
+	}
+	return nread;
 }
 
 /*
@@ -226,6 +294,8 @@ read_xacts_again(Horizon *horizon, const XactRange *xacts)
 		horizon->again_from = xacts->rows_above;
 	horizon->again_from = Min(horizon->again_from, xacts->rows_above);
 	horizon->again_to = horizon->id;
+	horizon->again_gap_from = horizon->backlog_from;
+	horizon->again_gap_to = horizon->backlog_to;
 	horizon->ended = append_range(horizon, horizon->ended, xacts->from, xacts->to,
 								  xacts->rows_above);
 }

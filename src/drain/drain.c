@@ -49,6 +49,9 @@
 /* Memory that the drainer keeps from one turn to the next, in bytes. */
 #define TURN_MEMORY (128 * 1024)
 
+/* As many rows as are counted in the table, as dt_status does; more would take long. */
+#define COUNT_EXACTLY 10000
+
 /* Longest wait in one turn, in µs. */
 #define LONGEST_WAIT (100 * INT64CONST(1000))
 
@@ -103,6 +106,7 @@ static void settle_answers(Turn *turn);
 static void make_requests(Drain *drain, Turn *turn);
 static bool is_search_due(Drain *drain);
 static int	search_new_rows(Drain *drain, Turn *turn);
+static int	compare_xacts(const void *a, const void *b);
 static void remove_empty_lanes(Schedule *schedule);
 static int64 time_of_next_turn(Drain *drain);
 
@@ -236,6 +240,7 @@ finish_without_memory(Drain *drain)
 
 	FlushErrorState();
 	drain->transactions->abort();
+	drain->finishing = true;
 	if (drain->turn)
 		undo_turn(drain, drain->turn);
 	drain->turn = NULL;
@@ -244,7 +249,6 @@ finish_without_memory(Drain *drain)
 	while (!dlist_is_empty(&requests->answered))
 		dlist_push_tail(&requests->stuck, dlist_pop_head_node(&requests->answered));
 	drain->unstick_at = clock_now() + LONGEST_WAIT;
-	drain->finishing = true;
 	drain->next_at = time_of_next_turn(drain);
 }
 
@@ -510,7 +514,11 @@ hold_after_error(Drain *drain, Turn *turn)
 	drain->next_at = time_of_next_turn(drain);
 }
 
-/* The transaction has failed: moves back what the turn has moved in memory. */
+/*
+ * The transaction has failed: moves back what the turn has moved in memory.  A drainer
+ * that only finishes sends no row, and so does not need them in their lanes: it may be
+ * memory that is lacking, which lanes need to take rows back.
+ */
 static void
 undo_turn(Drain *drain, Turn *turn)
 {
@@ -522,7 +530,8 @@ undo_turn(Drain *drain, Turn *turn)
 
 		requests->nready--;
 		request_count_slot(request, -1);
-		request_give_back(request);
+		if (!drain->finishing)
+			request_give_back(request);
 		request_free(requests, request);
 	}
 	while (!dlist_is_empty(&requests->settled))
@@ -542,9 +551,9 @@ undo_turn(Drain *drain, Turn *turn)
 			requests->nanswered++;
 		}
 	}
-	for (int i = turn->ntaken - 1; i >= 0; i--)
+	for (int i = turn->ntaken - 1; i >= 0 && !drain->finishing; i--)
 	{
-		lane_push_front(turn->taken[i].lane, turn->taken[i].position);
+		lane_push_again(turn->taken[i].lane, turn->taken[i].position);
 		schedule_lane(turn->schedule, turn->taken[i].lane, turn->clock);
 	}
 }
@@ -622,24 +631,37 @@ search_new_rows(Drain *drain, Turn *turn)
 								   found, &nfound);
 	drain->searched_at = clock_now();
 	drain->search_at = drain->searched_at + SEARCH_INTERVAL;
+	qsort(found, nfound, sizeof(QueueRow), compare_xacts);
 	for (int i = 0; i < nfound; i++)
 	{
 		const QueueRow *row = &found[i];
 		Lane	   *lane = schedule_find_lane(turn->schedule, row->server, row->role);
 
-		lane_push(lane, position_of(row->id, row->customer));
+		lane_push(lane, row->xact, position_of(row->id, row->customer));
 		if (row->keep && row->ord != row->id)	/* a marker row */
 		{
 			if (row->ord == 0)
 				drain->at_end &= !discover_anew(&drain->horizon, row->id);
 			else
-				lane_push(lane, position_of(row->ord, row->customer));
+				lane_push(lane, row->xact, position_of(row->ord, row->customer));
 			lane->look_up_rows = true;
 		}
 		schedule_lane(turn->schedule, lane, turn->clock);
 	}
 	turn->nrows_left -= nfound;
 	return nfound;
+}
+
+/* lane_push() wants the rows of a transaction one after the other. */
+static int
+compare_xacts(const void *a, const void *b)
+{
+	const QueueRow *x = a;
+	const QueueRow *y = b;
+
+	if (x->xact != y->xact)
+		return x->xact < y->xact ? -1 : 1;
+	return (x->id > y->id) - (x->id < y->id);
 }
 
 /* Frees the lanes in which nothing waits any more, and forgets their holds. */
@@ -764,17 +786,19 @@ drain_tally(const Drain *drain)
 }
 
 /*
- * How many removals wait, in flight or not, for dt_process_queue() to report.  When
- * a search has found all rows, it counts positions, which may include keeps and
- * settled rows.  Else, or with "exactly" if something may wait, it reads the table.
+ * How many removals wait, in flight or not, for dt_process_queue() to report.  It counts
+ * positions, and ids of the backlog: these may include keeps and settled rows.  With
+ * "exactly" it reads the table, unless nothing waits or very much does.
  */
 int64
 drain_count_waiting(Drain *drain, bool exactly)
 {
 	Store		waiting;
-	int64		nrows = requests_count_rows(&drain->requests) + schedule_count(&drain->schedule);
+	int64		nrows = requests_count_rows(&drain->requests) +
+	schedule_count(&drain->schedule) + discover_count_backlog(&drain->horizon);
 
-	if (drain->at_end && ((nrows == 0 && !drain->horizon.has_passed) || !exactly))
+	if (!exactly || nrows > COUNT_EXACTLY ||
+		(drain->at_end && nrows == 0 && !drain->horizon.has_passed))
 		return nrows;
 
 	begin_drain_transaction(drain);

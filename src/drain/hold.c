@@ -71,6 +71,7 @@ dt_held(PG_FUNCTION_ARGS)
 	const char *server = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	Oid			role = PG_GETARG_OID(1);
 	Account		account;
+	Pace		pace;
 	Fault	   *fault;
 	int64		paused;
 
@@ -84,7 +85,8 @@ dt_held(PG_FUNCTION_ARGS)
 		fault = account_get(server, role, &account);
 	if (fault)
 		PG_RETURN_TEXT_P(cstring_to_text(fault->message));
-	paused = pace_paused(account.serverid);
+	pace = pace_of(&account);
+	paused = pace_paused(&pace);
 	if (paused > 0)
 		PG_RETURN_TEXT_P(cstring_to_text(psprintf("paused for another " INT64_FORMAT " s, since DoubleTick answered with HTTP status 429; ALTER SERVER ends this",
 												  (paused + USECS_PER_SEC - 1) / USECS_PER_SEC)));

@@ -9,15 +9,10 @@
 #define DOUBLETICK_DRAIN_LANE_H
 
 #include "datatype/timestamp.h"
+#include "drain/ring.h"
 #include "lib/ilist.h"
 #include "lib/pairingheap.h"
-
-/* A row to look at: a removal or a keep, which may be settled by now. */
-typedef struct Position
-{
-	int64		id;
-	int64		customer;		/* see store_customer() */
-} Position;
+#include "utils/hsearch.h"
 
 /*
  * What the lanes of one server share.  Times are by clock_now(), here and in
@@ -43,6 +38,26 @@ typedef struct LaneKey
 	Oid			role;
 } LaneKey;
 
+typedef struct Lane Lane;
+
+/* A transaction of which rows have been found of late; see lane_push(). */
+typedef struct RecentXact
+{
+	Lane	   *lane;			/* NULL: the entry is free */
+	int64		xact;			/* QueueRow.xact */
+	int			nrows;			/* found in this lane */
+} RecentXact;
+
+#define GROUPS_NRECENT 256
+
+/* The transactions whose rows wait in lanes, as far as they must be told apart. */
+typedef struct Groups
+{
+	MemoryContext context;
+	HTAB	   *large;			/* Group */
+	RecentXact	recent[GROUPS_NRECENT];
+} Groups;
+
 /* Where a lane stands: see schedule_lane(). */
 typedef enum LanePlace
 {
@@ -52,20 +67,25 @@ typedef enum LanePlace
 	LANE_EMPTY					/* in Schedule.lanes_empty */
 } LanePlace;
 
-typedef struct Lane
+struct Lane
 {
 	LaneKey		key;			/* the key in Schedule.lanes */
 	Server	   *server;
 	MemoryContext context;		/* where positions and strings live */
 
-	/* Rows to look at, in a ring: sixteen bytes each. */
-	Position   *rows;
-	size_t		first;
-	size_t		nrows;
-	size_t		capacity;
+	/* Rows to look at now: see lane.c. */
+	int64		nrows;
+	Ring		turns;			/* those of the transactions, in turn */
+	Groups	   *groups;
+	int64		last_xact;		/* whose small group is at the end of "turns", */
+	size_t		last_nrows;		/* and how many rows it has there; 0: none */
+	Ring		again;			/* rows that were taken, and wait again */
+	bool		took_again;		/* was the last row taken from "again"? */
 
-	pairingheap *later;			/* rows not to be looked at before a time */
-	int64		nlater;
+	/* Rows not to be looked at before a time. */
+	pairingheap *later;			/* since they were tried, or are locked */
+	pairingheap *delayed;		/* since their due_at has not come */
+	int64		nlater;			/* in both */
 
 	/*
 	 * Is a row looked up by its id before its customer is read?  It may be
@@ -93,17 +113,7 @@ typedef struct Lane
 	const char *definition;
 	TimestampTz since;
 	TimestampTz probe_at;
-} Lane;
-
-static inline Position
-position_of(int64 id, int64 customer)
-{
-	Position	position;
-
-	position.id = id;
-	position.customer = customer;
-	return position;
-}
+};
 
 static inline const char *
 lane_server(const Lane *lane)
@@ -111,12 +121,15 @@ lane_server(const Lane *lane)
 	return NameStr(lane->key.server);
 }
 
-extern void lane_init(Lane *lane, MemoryContext context);
+extern void groups_init(Groups *groups, MemoryContext context);
+extern void lane_init(Lane *lane, Groups *groups);
 extern void lane_free(Lane *lane);
-extern void lane_push(Lane *lane, Position row);
-extern void lane_push_front(Lane *lane, Position row);
+extern void lane_push(Lane *lane, int64 xact, Position row);
+extern void lane_push_again(Lane *lane, Position row);
 extern void lane_push_later(Lane *lane, Position row, int64 when);
-extern bool lane_pop(Lane *lane, int64 clock, Position *row);
+extern void lane_push_delayed(Lane *lane, int64 xact, Position row, int64 when);
+extern bool lane_is_due(Lane *lane, int64 clock);
+extern bool lane_pop(Lane *lane, int64 clock, bool in_turn, Position *row);
 extern int64 lane_next_due(Lane *lane);
 extern int64 lane_count(const Lane *lane);
 extern const char *lane_role_name(const Lane *lane);

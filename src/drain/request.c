@@ -27,7 +27,8 @@
 static Removal merge_removals(List *rows);
 static void append_distinct_names(const char **to, int *nto, const char **names, int nnames);
 static bool request_is_over(Request *request);
-static void unlock_customers(dlist_head *requests);
+static void unlock_request(const Request *request);
+static void unlock_requests(dlist_head *requests);
 
 void
 requests_init(Requests *requests)
@@ -124,8 +125,35 @@ requests_find(Requests *requests, const Lane *lane, int64 customer)
 }
 
 /*
+ * Does a request that is not settled belong to this customer of an account?  It may be
+ * of any lane: the drainer's own locks do not keep it from locking the customer again.
+ */
+bool
+requests_have_in_account(Requests *requests, AccountTag tag)
+{
+	dlist_head *lists[] = {&requests->out, &requests->answered, &requests->ready, &requests->stuck};
+
+	for (int i = 0; i < (int) lengthof(lists); i++)
+	{
+		dlist_iter	iter;
+
+		dlist_foreach(iter, lists[i])
+		{
+			const Request *request = dlist_container(Request, node, iter.cur);
+
+			if (request->account_tag.account == tag.account &&
+				request->account_tag.phone == tag.phone)
+				return true;
+		}
+	}
+	return false;
+}
+
+/*
  * Called by send.c, with the partition locked: makes a customer's request, and locks
- * the customer.  "context", in which "due" lives, becomes the request's.
+ * the customer.  "context", in which "due" lives, becomes the request's.  NULL, and
+ * nothing is locked, while another database has a request in flight for this customer
+ * of the account.
  */
 Request *
 request_make(Requests *requests, MemoryContext context, Lane *lane, const Due *due,
@@ -143,16 +171,21 @@ request_make(Requests *requests, MemoryContext context, Lane *lane, const Due *d
 	request->target = endpoint_of(account);
 	request->timeout = account->timeout;
 	request->retry_for = account->retry_for;
-	request->serverid = account->serverid;
-	request->rate_limit = account->rate_limit;
+	request->pace = pace_of(account);
 	request->claimed_at = clock_now();
 	request->definition = pstrdup(definition);
 	request->hold = hold_number(lane);
-	lock_customer(request->tag);
+	request->account_tag = account_tag(account->account, due->asked.customer);
+	MemoryContextSwitchTo(caller);
+	if (account->account && !lock_in_account(request->account_tag))
+		return NULL;
+
+	/* From now on, whoever ends the request unlocks what is locked. */
 	dlist_push_tail(&requests->ready, &request->node);
 	requests->nready++;
 	request_count_slot(request, 1);
-	MemoryContextSwitchTo(caller);
+	lock_customer(request->tag);
+	request->is_locked = true;
 	return request;
 }
 
@@ -239,7 +272,7 @@ requests_send_ready(Requests *requests)
 		dlist_push_tail(&requests->out, &request->node);
 		requests->nready--;
 		requests->nout++;
-		counters_add_sent(request->serverid, false);
+		counters_add_sent(request->pace.serverid, false);
 	}
 }
 
@@ -258,7 +291,7 @@ requests_collect_answers(Requests *requests)
 
 		if (!request_is_over(request))
 			continue;
-		counters_add_answer(request->serverid, http_reply(request->transfer)->status);
+		counters_add_answer(request->pace.serverid, http_reply(request->transfer)->status);
 		dlist_delete(&request->node);
 		dlist_push_tail(&requests->answered, &request->node);
 		requests->nout--;
@@ -275,7 +308,7 @@ request_is_over(Request *request)
 
 	if (sent_at != 0 && !request->is_sent)
 	{
-		pace_note_sent(request->serverid, request->rate_limit, request->claimed_at, sent_at);
+		pace_note_sent(&request->pace, request->claimed_at, sent_at);
 		request->is_sent = true;
 	}
 	return http_reply(request->transfer) != NULL;
@@ -304,10 +337,10 @@ request_give_back(Request *request)
 	{
 		const QueueRow *row = &((DueRow *) lfirst(cell))->row;
 
-		lane_push_front(request->lane, position_of(row->id, row->customer));
+		lane_push_again(request->lane, position_of(row->id, row->customer));
 	}
 	foreach(cell, request->next)
-		lane_push_front(request->lane, *(Position *) lfirst(cell));
+		lane_push_again(request->lane, *(Position *) lfirst(cell));
 }
 
 /*
@@ -318,7 +351,7 @@ request_free(Requests *requests, Request *request)
 {
 	if (request->transfer)
 		http_release(request->transfer);
-	unlock_customer(request->tag);
+	unlock_request(request);
 	requests_give_context(requests, request->context);
 }
 
@@ -328,18 +361,27 @@ request_free(Requests *requests, Request *request)
 void
 requests_unlock_all(Requests *requests)
 {
-	unlock_customers(&requests->ready);
-	unlock_customers(&requests->out);
-	unlock_customers(&requests->answered);
-	unlock_customers(&requests->settled);
-	unlock_customers(&requests->stuck);
+	unlock_requests(&requests->ready);
+	unlock_requests(&requests->out);
+	unlock_requests(&requests->answered);
+	unlock_requests(&requests->settled);
+	unlock_requests(&requests->stuck);
 }
 
 static void
-unlock_customers(dlist_head *requests)
+unlock_requests(dlist_head *requests)
 {
 	dlist_iter	iter;
 
 	dlist_foreach(iter, requests)
-		unlock_customer(dlist_container(Request, node, iter.cur)->tag);
+		unlock_request(dlist_container(Request, node, iter.cur));
+}
+
+static void
+unlock_request(const Request *request)
+{
+	if (request->is_locked)
+		unlock_customer(request->tag);
+	if (request->account_tag.account != 0)
+		unlock_in_account(request->account_tag);
 }

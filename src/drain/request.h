@@ -8,8 +8,8 @@
 #ifndef DOUBLETICK_DRAIN_REQUEST_H
 #define DOUBLETICK_DRAIN_REQUEST_H
 
-#include "account/option.h"
 #include "api/http.h"
+#include "api/pace.h"
 #include "drain/customer.h"
 #include "drain/lane.h"
 #include "queue/locks.h"
@@ -19,7 +19,9 @@ typedef struct Request
 	dlist_node	node;			/* in one of the lists of Requests */
 	MemoryContext context;		/* of everything below */
 	Lane	   *lane;
-	CustomerTag tag;			/* locked until the request is settled */
+	CustomerTag tag;			/* locked until the request is settled, */
+	bool		is_locked;		/* once it is made */
+	AccountTag	account_tag;	/* the same, if its server has an account */
 	Due			due;			/* "send" is what it carries */
 	List	   *next;			/* Position: other rows of the customer, to go
 								 * back into the lane when it is settled */
@@ -30,8 +32,7 @@ typedef struct Request
 	size_t		length;
 	int			timeout;		/* ms */
 	double		retry_for;		/* ms */
-	Oid			serverid;
-	double		rate_limit;		/* requests a second */
+	Pace		pace;
 	char	   *definition;		/* see account_definition() */
 	uint32		hold;			/* Lane.nholds of the hold that it can tell
 								 * something about; 0: of none */
@@ -67,6 +68,7 @@ extern void requests_init(Requests *requests);
 extern int	requests_in_flight(const Requests *requests);
 extern int64 requests_count_rows(Requests *requests);
 extern Request *requests_find(Requests *requests, const Lane *lane, int64 customer);
+extern bool requests_have_in_account(Requests *requests, AccountTag tag);
 extern bool requests_collect_answers(Requests *requests);
 extern void requests_send_ready(Requests *requests);
 extern void requests_unlock_all(Requests *requests);

@@ -45,6 +45,7 @@ schedule_init(Schedule *schedule, MemoryContext context)
 	schedule->servers = create_htab(context, "doubletick servers",
 									sizeof(NameData), sizeof(Server));
 	schedule->lanes = create_htab(context, "doubletick lanes", sizeof(LaneKey), sizeof(Lane));
+	groups_init(&schedule->groups, context);
 	schedule->servers_due = pairingheap_allocate(compare_servers, NULL);
 	schedule->lanes_timed = pairingheap_allocate(compare_lanes, NULL);
 	dlist_init(&schedule->lanes_empty);
@@ -83,7 +84,7 @@ schedule_find_lane(Schedule *schedule, const char *server, Oid role)
 	if (!found)
 	{
 		memset((char *) lane + sizeof(LaneKey), 0, sizeof(Lane) - sizeof(LaneKey));
-		lane_init(lane, schedule->context);
+		lane_init(lane, &schedule->groups);
 		lane->server = find_or_make_server(schedule, &key.server);
 		lane->server->nlanes++;
 	}

@@ -17,6 +17,7 @@ typedef struct Schedule
 	MemoryContext context;		/* where all of it lives */
 	HTAB	   *servers;		/* Server */
 	HTAB	   *lanes;			/* Lane */
+	Groups		groups;			/* whose rows wait in them */
 	Lane	   *last_lane;		/* found last: likely that of the next row */
 	pairingheap *servers_due;	/* servers with lanes in line, by next_at */
 	pairingheap *lanes_timed;	/* lanes that wait for a time, by next_at */

@@ -25,12 +25,20 @@
 /* Time until the next try when another process or request is in the way, in µs. */
 #define RETRY_INTERVAL (100 * INT64CONST(1000))
 
+/*
+ * Who has just sent a request waits for the account's next turn by this much longer, in
+ * µs, so that another server of the account goes first, if one waits for the same turn.
+ * It costs nothing, since a turn may be claimed up to 20 ms before it comes.
+ */
+#define COURTESY 1000
+
 /* A lane that is being served, and the account that its requests use. */
 typedef struct Service
 {
 	Turn	   *turn;
 	Lane	   *lane;
 	Account		account;
+	Pace		pace;
 	char	   *definition;		/* see account_definition() */
 } Service;
 
@@ -41,10 +49,11 @@ static int	share_of_server(Turn *turn, const Server *server);
 static bool send_customer(Service *service, Position position);
 static bool make_due_request(Service *service, Position position, const Due *due);
 static void place_unsent_row(Turn *turn, Lane *lane, Position position, const Due *due);
-static bool is_customer_deferred(Turn *turn, Position position);
-static void defer_customer(Turn *turn, const Due *due);
+static void place_deferred_row(Turn *turn, Lane *lane, Position position, const QueueRow *row);
+static bool is_customer_deferred(Turn *turn, Position position, QueueRow *row);
+static void defer_customer(Turn *turn, const Due *due, int64 wait);
 static bool settle_unsendable(Turn *turn, Lane *lane, double retry_for, bool has_role);
-static bool take_position(Turn *turn, int64 until, Position *position);
+static bool take_position(Turn *turn, int64 until, bool in_turn, Position *position);
 static bool read_unsent_row(Turn *turn, Position position, QueueRow *row);
 
 /*
@@ -96,7 +105,8 @@ serve_lane(Turn *turn, Lane *lane)
 		lane->sending_since = 0;
 		return turn->clock;
 	}
-	paused = pace_paused(service.account.serverid);
+	service.pace = pace_of(&service.account);
+	paused = pace_paused(&service.pace);
 	if (paused > 0)
 	{
 		/* ALTER SERVER ends a pause, and does not wake the drainer. */
@@ -140,32 +150,41 @@ send_customers(Service *service)
 	int			limit = Min(account->max_connections, share_of_server(turn, server));
 	int			nslots = lane->held ? 1 : limit - server->nrequests;
 	bool		has_turn = false;
+	bool		has_sent = false;
 	int64		claimed_at = 0;
 	Position	position;
 
 	nslots = Min(nslots, http_capacity() - requests_in_flight(turn->requests));
-	while (nslots > 0 && take_position(turn, turn->clock, &position))
+	while (nslots > 0 && lane_is_due(lane, turn->clock))
 	{
 		if (!has_turn)
 		{
-			int64		left = pace_claim(account->serverid, account->rate_limit);
+			int64		left = pace_claim(&service->pace);
 
 			claimed_at = clock_now();
 			if (left > 0)
 			{
-				lane_push_front(lane, position);
-				return claimed_at + left;
+				/*
+				 * ALTER SERVER may end the wait, and does not wake the
+				 * drainer.
+				 */
+				left = Min(left, USECS_PER_SEC);
+				return claimed_at + left + (has_sent && account->account ? COURTESY : 0);
 			}
+			has_turn = true;
 		}
+		if (!take_position(turn, turn->clock, true, &position))
+			break;
 		has_turn = !send_customer(service, position);
 		if (has_turn)
 			continue;
+		has_sent = true;
 		nslots--;
 		if (lane->held)
 			hold_note_probe(lane);
 	}
 	if (has_turn)
-		pace_return(account->serverid, account->rate_limit, claimed_at);
+		pace_return(&service->pace, claimed_at);
 	return server->nrequests < limit ? turn->clock : PG_INT64_MAX;
 }
 
@@ -209,15 +228,21 @@ send_customer(Service *service, Position position)
 		}
 	}
 
-	if (is_customer_deferred(turn, position))
+	if (is_customer_deferred(turn, position, &row))
 	{
-		lane_push_later(lane, position, turn->deferred_until);
+		place_deferred_row(turn, lane, position, &row);
 		return false;
 	}
 	request = requests_find(turn->requests, lane, position.customer);
 	if (request)
 	{
 		request_note_next(request, position);
+		return false;
+	}
+	if (service->account.account &&
+		requests_have_in_account(turn->requests, account_tag(service->account.account, position.customer)))
+	{
+		lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
 		return false;
 	}
 	turn->nlocks_left--;
@@ -239,7 +264,10 @@ send_customer(Service *service, Position position)
 	return is_ready;
 }
 
-/* Settles what is not to be sent, and makes the request.  False if none is due. */
+/*
+ * Settles what is not to be sent, and makes the request.  False if none is due, or
+ * another database has one for this customer of the account in flight.
+ */
 static bool
 make_due_request(Service *service, Position position, const Due *due)
 {
@@ -258,6 +286,13 @@ make_due_request(Service *service, Position position, const Due *due)
 	}
 	request = request_make(turn->requests, CurrentMemoryContext, lane, due, &service->account,
 						   service->definition);
+	if (request == NULL)
+	{
+		defer_customer(turn, due, RETRY_INTERVAL);
+		if (!due->asked.keep)
+			lane_push_later(lane, position, turn->deferred_until);
+		return false;
+	}
 	if (!due->asked.keep)
 		request_note_next(request, position);
 	turn->nrows_left -= list_length(due->send);
@@ -273,15 +308,15 @@ place_unsent_row(Turn *turn, Lane *lane, Position position, const Due *due)
 {
 	if (due->later != NIL)
 	{
-		defer_customer(turn, due);
+		defer_customer(turn, due, due->wait);
 		if (!due->asked.keep)
-			lane_push_later(lane, position, turn->deferred_until);
+			place_deferred_row(turn, lane, position, &due->asked);
 	}
 	else if (list_length(due->expired) + list_length(due->kept) >= PAYLOAD_MAX_NAMES)
 	{
 		/* The customer may have more removals than were read. */
 		CommandCounterIncrement();	/* else the same are read again */
-		lane_push(lane, position);
+		lane_push(lane, due->asked.xact, position);
 	}
 	else if (due->has_keeps)
 	{
@@ -290,23 +325,31 @@ place_unsent_row(Turn *turn, Lane *lane, Position position, const Due *due)
 	}
 }
 
+/* Its customer was deferred.  A row that was tried goes first when it is due. */
+static void
+place_deferred_row(Turn *turn, Lane *lane, Position position, const QueueRow *row)
+{
+	if (row->attempts > 0)
+		lane_push_later(lane, position, turn->deferred_until);
+	else
+		lane_push_delayed(lane, row->xact, position, turn->deferred_until);
+}
+
 /*
  * Has this transaction found the row's customer to be due later?  That is still so,
  * since its partition is locked; so a customer with many rows is read only once.
  */
 static bool
-is_customer_deferred(Turn *turn, Position position)
+is_customer_deferred(Turn *turn, Position position, QueueRow *row)
 {
-	QueueRow	row;
-
 	return turn->deferred_until != 0 &&
 		turn->deferred.customer == position.customer &&
-		store_find_waiting(&turn->waiting, position.id, &row) &&
-		store_is_same_customer(&turn->deferred, &row);
+		store_find_waiting(&turn->waiting, position.id, row) &&
+		store_is_same_customer(&turn->deferred, row);
 }
 
 static void
-defer_customer(Turn *turn, const Due *due)
+defer_customer(Turn *turn, const Due *due, int64 wait)
 {
 	MemoryContext caller = MemoryContextSwitchTo(turn->context);
 
@@ -314,7 +357,7 @@ defer_customer(Turn *turn, const Due *due)
 	turn->deferred.server = pstrdup(due->asked.server);
 	turn->deferred.phone = pstrdup(due->asked.phone);
 	turn->deferred.waba = due->asked.waba ? pstrdup(due->asked.waba) : NULL;
-	turn->deferred_until = turn->clock + due->wait;
+	turn->deferred_until = turn->clock + wait;
 	MemoryContextSwitchTo(caller);
 }
 
@@ -330,7 +373,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, bool has_role)
 	int64		until = has_role ? turn->clock : PG_INT64_MAX;
 	Position	position;
 
-	while (take_position(turn, until, &position))
+	while (take_position(turn, until, false, &position))
 	{
 		QueueRow	row;
 
@@ -338,7 +381,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, bool has_role)
 			continue;
 		if (has_role && (double) (turn->now - row.enqueued_at) / 1000 < retry_for)
 		{
-			lane_push_front(lane, position);
+			lane_push_again(lane, position);
 			break;
 		}
 		turn->nlocks_left--;
@@ -358,14 +401,17 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, bool has_role)
 	return true;
 }
 
-/* Takes the lane's next position.  False when none is due, or a limit is reached. */
+/*
+ * Takes the lane's next position, see lane_pop().  False when none is due, or a limit
+ * is reached.
+ */
 static bool
-take_position(Turn *turn, int64 until, Position *position)
+take_position(Turn *turn, int64 until, bool in_turn, Position *position)
 {
 	CHECK_FOR_INTERRUPTS();
 	if (turn->nlocks_left == 0 || clock_now() >= turn->deadline)
 		turn->nrows_left = 0;
-	if (turn->nrows_left <= 0 || !lane_pop(turn->lane, until, position))
+	if (turn->nrows_left <= 0 || !lane_pop(turn->lane, until, in_turn, position))
 		return false;
 	turn->nrows_left--;
 	turn->row = position->id;

@@ -98,10 +98,10 @@ settle_committed(Requests *requests, Request *request)
 		if (!due->is_settled && due->next_at > 0)
 			lane_push_later(lane, position, due->next_at);
 		else if (!due->is_settled)
-			lane_push_front(lane, position);
+			lane_push_again(lane, position);
 	}
 	foreach(cell, request->next)
-		lane_push_front(lane, *(Position *) lfirst(cell));
+		lane_push_again(lane, *(Position *) lfirst(cell));
 	dlist_delete(&request->node);
 	request_free(requests, request);
 }
@@ -252,7 +252,7 @@ static void
 affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay)
 {
 	if (outcome->pause)
-		pace_pause(request->serverid, delay * 1000);
+		pace_pause(&request->pace, delay * 1000);
 
 	if (outcome->verdict == VERDICT_HOLD)
 	{

@@ -17,9 +17,8 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "libpq/libpq-be.h"
-#include "miscadmin.h"
 #include "queue/citus.h"
+#include "utils/guc.h"
 
 /* How the names of all connections begin that Citus opens for statements of users. */
 #define NAME_OF_CITUS "citus_internal"
@@ -42,10 +41,15 @@ citus_check_transaction(const char *command)
 			 errhint("Execute BEGIN before the statement, or collect the rows in WITH ... AS MATERIALIZED, and enqueue from that.")));
 }
 
-/* A background process has no client. */
+/*
+ * The name with which a connection begins is the one that RESET brings back.  The
+ * server's struct of a connection has it, too, but its header needs those of Kerberos,
+ * which need not be there.
+ */
 static bool
 is_connection_of_citus(void)
 {
-	return MyProcPort && MyProcPort->application_name &&
-		strncmp(MyProcPort->application_name, NAME_OF_CITUS, strlen(NAME_OF_CITUS)) == 0;
+	const char *name = GetConfigOptionResetString("application_name");
+
+	return name && strncmp(name, NAME_OF_CITUS, strlen(NAME_OF_CITUS)) == 0;
 }

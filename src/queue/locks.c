@@ -4,13 +4,16 @@
  *		Who may touch the queue's rows: locks that SQL cannot take.
  *
  * They are advisory locks with a fourth key field that no SQL function uses
- * (those use 1 and 2), so PostgreSQL releases them whatever ends a session.
+ * (those use 1 and 2), so PostgreSQL releases them whatever ends a session.  All but
+ * one kind are those of this database.
  *
  * - Drain lock: the drainer holds it for as long as it drains the database's queue.
  * - Update lock: an update of the extension holds it while it waits for the drain
  *	 lock, and then both until it commits.  The drainer tests it, and makes room.
  * - Customer lock: the drainer holds it across transactions while a request of the
  *	 customer is in flight; dt_cancel() tests it.
+ * - Account lock: the same for a customer's phone, among all databases of the cluster
+ *	 whose servers have one account.
  * - Partition lock: one of 256 of a role.  The drainer takes it exclusively before
  *	 it reads a customer's rows; dt_cancel() takes it in share mode.  Both keep it until
  *	 their transaction ends, so that what dt_cancel() took out of the queue cannot be
@@ -37,12 +40,14 @@
 #define LOCK_CUSTOMER 21809
 #define LOCK_PARTITION 21810
 #define LOCK_UPDATE 21811
+#define LOCK_ACCOUNT 21812
 
 #define NPARTITIONS 256
 
 static bool take_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode,
 							bool session, bool wait);
 static void release_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode);
+static LOCKTAG make_locktag(uint32 field2, uint32 field3, uint16 kind);
 
 /*
  * What stands for a row's customer in the lock table.  Two customers may have the
@@ -55,6 +60,25 @@ customer_tag(const QueueRow *row)
 
 	tag.server = DatumGetUInt32(hash_any((const unsigned char *) row->server, strlen(row->server)));
 	tag.customer = (uint32) row->customer ^ (uint32) (row->customer >> 32);
+	return tag;
+}
+
+/*
+ * What stands for a customer of an account, whatever the database, server and role.
+ * Customers of one phone have the same tag, and wait for each other: they may be the
+ * same one to DoubleTick, since a server may name the WABA number that a row does not.
+ */
+AccountTag
+account_tag(const char *account, int64 customer)
+{
+	uint64		phone = store_phone_value(customer);
+	AccountTag	tag = {0};
+
+	if (account)
+	{
+		tag.account = DatumGetUInt32(hash_any((const unsigned char *) account, strlen(account))) | 1;
+		tag.phone = (uint32) phone ^ (uint32) (phone >> 32);
+	}
 	return tag;
 }
 
@@ -154,6 +178,25 @@ unlock_customer(CustomerTag tag)
 }
 
 /*
+ * Called by the drainer when it makes a request of the customer, if its server has an
+ * account that others may have: false when one of them has a request in flight.
+ */
+bool
+lock_in_account(AccountTag tag)
+{
+	return take_queue_lock(tag.account, tag.phone, LOCK_ACCOUNT, ExclusiveLock, true, false);
+}
+
+/*
+ * Called by the drainer when that request is settled.
+ */
+void
+unlock_in_account(AccountTag tag)
+{
+	release_queue_lock(tag.account, tag.phone, LOCK_ACCOUNT, ExclusiveLock);
+}
+
+/*
  * Called by dt_cancel(): prevents the customer's rows from being sent until the
  * transaction ends.  False when a request of the customer is in flight.
  */
@@ -173,17 +216,24 @@ lock_against_sending(const QueueRow *row)
 static bool
 take_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode, bool session, bool wait)
 {
-	LOCKTAG		tag;
+	LOCKTAG		tag = make_locktag(field2, field3, kind);
 
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, field2, field3, kind);
 	return LockAcquire(&tag, mode, session, !wait) != LOCKACQUIRE_NOT_AVAIL;
 }
 
 static void
 release_queue_lock(uint32 field2, uint32 field3, uint16 kind, LOCKMODE mode)
 {
+	LOCKTAG		tag = make_locktag(field2, field3, kind);
+
+	(void) LockRelease(&tag, mode, true);
+}
+
+static LOCKTAG
+make_locktag(uint32 field2, uint32 field3, uint16 kind)
+{
 	LOCKTAG		tag;
 
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, field2, field3, kind);
-	(void) LockRelease(&tag, mode, true);
+	SET_LOCKTAG_ADVISORY(tag, kind == LOCK_ACCOUNT ? InvalidOid : MyDatabaseId, field2, field3, kind);
+	return tag;
 }

@@ -168,13 +168,15 @@ BEGIN
 	TRUNCATE dt_waiting, dt_settled;
 END $$;
 
-CREATE PROCEDURE fuzz_batch(batch int, changes int, seed float8) LANGUAGE plpgsql AS $$
+CREATE PROCEDURE fuzz_batch(batch int, changes int, seed text) LANGUAGE plpgsql AS $$
 BEGIN
-	PERFORM setseed(seed);
+	PERFORM setseed(('x' || left(md5(concat_ws('/', seed, current_database(), batch)), 8))::bit(32)::int / 2147483648.0);
 	CALL fuzz_table(changes);
 	COMMIT;
 	PERFORM fuzz_check_queue();
+	-- PostgreSQL's own caches remember each table and its types.
 	INSERT INTO fuzz_memory
-	SELECT current_database(), batch, (SELECT sum(total_bytes) FROM pg_backend_memory_contexts),
+	SELECT current_database(), batch,
+		(SELECT sum(total_bytes) FROM pg_backend_memory_contexts WHERE name NOT IN ('CacheMemoryContext', 'Type information cache')),
 		split_part(pg_read_file('/proc/self/statm'), ' ', 2)::bigint * 4096;
 END $$;

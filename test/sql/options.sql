@@ -73,6 +73,7 @@ SELECT name, value, try_option(name, value) FROM (VALUES
 	('rate_limit', '0'), ('rate_limit', '0.001'), ('rate_limit', '100000'), ('rate_limit', '0.0001'), ('rate_limit', '-1'), ('rate_limit', '100001'), ('rate_limit', 'NaN'), ('rate_limit', 'infinity'), ('rate_limit', 'fast'),
 	('waba_number', '919812345678'), ('waba_number', '+1234567'), ('waba_number', '0919812345678'), ('waba_number', '91 98123'), ('waba_number', ''),
 	('database', 'some database'), ('database', ''), ('database', repeat('x', 64)),
+	('account', 'shop & co'), ('account', repeat('x', 63)), ('account', repeat('x', 64)), ('account', ''), ('account', ' shop'), ('account', 'shop '), ('account', 'café'), ('account', E'a\tb'),
 	('ca_file', 'ca.pem'), ('ca_file', ''), ('proxy', '')) AS v(name, value);
 
 -- keys: never shown

@@ -21,7 +21,7 @@ GRANT USAGE ON FOREIGN DATA WRAPPER doubletick TO regress_doubletick_owner;
 -- an owner who is no superuser may set what is harmless to the machine
 SET ROLE regress_doubletick_owner;
 CREATE SERVER doubletick FOREIGN DATA WRAPPER doubletick
-	OPTIONS (base_url 'http://127.0.0.1:1', timeout '50ms', rate_limit '0');
+	OPTIONS (base_url 'http://127.0.0.1:1', timeout '50ms', rate_limit '0', account 'shop');
 CREATE USER MAPPING FOR PUBLIC SERVER doubletick OPTIONS (api_key 'key_test_1');
 ALTER SERVER doubletick OPTIONS (ADD ca_file '/nonexistent/ca.pem');
 ALTER SERVER doubletick OPTIONS (ADD proxy 'http://127.0.0.1:3128');

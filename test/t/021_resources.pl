@@ -91,7 +91,11 @@ is($session->query_safe(sprintf($turn, 60)), 18 * 60, 'a thousand calls fail');
 my %after = usage();
 
 is($after{contexts}, $before{contexts}, 'memory contexts have not grown');
-cmp_ok($after{resident} - $before{resident}, '<', 1024, 'resident memory has not grown by 1 MiB');
+SKIP:
+{
+	skip 'a sanitizer keeps what is freed', 1 if $ENV{DOUBLETICK_SANITIZED};
+	cmp_ok($after{resident} - $before{resident}, '<', 1024, 'resident memory has not grown by 1 MiB');
+}
 # A thread that looks up a name may still have some open, although no call waits
 # for it.
 my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;

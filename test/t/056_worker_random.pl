@@ -36,7 +36,7 @@ my @deeds = (
 	sub { signal('terminate', 'doubletick%') },
 	sub { signal('cancel', 'doubletick%') },
 	sub { $node->reload },
-	sub { $node->restart(rand() < 0.5 ? 'fast' : 'immediate') if rand() < 0.2 },
+	sub { if (rand() < 0.2) { $node->stop(rand() < 0.5 ? 'fast' : 'immediate'); $node->start; } },
 	sub { $calls->sql('ALTER DATABASE ' . any() . ' SET work_mem = ' . int(1000 + rand 1000)) },
 	sub { my $name = any_but_ours(); $calls->sql($_) foreach "ALTER DATABASE $name RENAME TO renamed", "ALTER DATABASE renamed RENAME TO $name" },
 	sub { $calls->sql($_) foreach 'CREATE DATABASE copy TEMPLATE ' . any_but_ours(), 'DROP DATABASE copy' },

@@ -146,8 +146,76 @@ sub time_left
 	return;
 }
 
+# A long queue is estimated: as it fills, when much of it is gone, and until it is short.
+sub long_queue
+{
+	my $name = 'long queue';
+	my $blocks = sub {
+		my ($counts) = $calls->sql('EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY OFF) SELECT * FROM dt_status') =~ /Buffers: shared ([^\n]*)/;
+		my $n = 0;
+		$n += $_ foreach $counts =~ /(?:hit|read)=(\d+)/g;
+		return $n;
+	};
+
+	# Within five percent of what is there.
+	my $is_near = sub {
+		my ($step) = @_;
+		my ($waiting, $due, $estimated) = split /\|/, $calls->sql("SELECT waiting, due, estimated FROM dt_status WHERE server = 'doubletick'");
+		my $there = $calls->sql("SELECT count(*) FROM dt_waiting WHERE NOT keep AND server = 'doubletick'");
+
+		is($estimated, 't', "$name: $step: it is an estimate");
+		cmp_ok(abs($waiting - $there), '<=', 0.05 * $there, "$name: $step: the estimate is near") || diag("$waiting, not $there");
+		is($due, $waiting, "$name: $step: all are due");
+		return;
+	};
+
+	fresh();
+	enqueue_many('14150000000', 10_000);
+	is($calls->sql("SELECT waiting, due, estimated FROM dt_status WHERE server = 'doubletick'"), '10000|10000|f', "$name: 10,000 are counted");
+	enqueue_many('14160000000', 1);
+	is($calls->sql("SELECT waiting, due, estimated FROM dt_status WHERE server = 'doubletick'"), '10001|10001|t', "$name: more are estimated");
+	enqueue_many('14170000000', 110_000);
+	$calls->sql("SET doubletick.server = quiet; SELECT dt_enqueue_remove_tags_custom_fields('919876543210', '{lead}')");
+	$calls->sql('VACUUM ANALYZE dt_waiting');
+	my $pages = $calls->sql("SELECT relpages FROM pg_class WHERE oid = 'dt_waiting'::regclass");
+	cmp_ok($pages, '>', 2_000, "$name: the table is longer than a sample");
+	$is_near->('full');
+	is($calls->sql("SELECT waiting FROM dt_status WHERE server = 'quiet'"), '1', "$name: what came last is counted, for another server");
+	cmp_ok($blocks->(), '<', 2_000, "$name: dt_status does not read it all") || diag($pages);
+	$calls->sql('SELECT dt_keep(phone, \'{lead}\') FROM dt_queue WHERE id % 1000 = 0');
+	$calls->sql('DELETE FROM dt_waiting WHERE id < (SELECT percentile_disc(0.7) WITHIN GROUP (ORDER BY id) FROM dt_waiting); VACUUM dt_waiting');
+	$is_near->('the older part is gone');
+	$calls->sql('DELETE FROM dt_waiting WHERE id % 2 = 0');
+	$is_near->('each second row is gone');
+	$calls->sql("UPDATE dt_waiting SET due_at = due_at + interval '1 hour' WHERE id % 4 = 1");
+	my ($waiting, $due) = split /\|/, $calls->sql("SELECT waiting, due FROM dt_status WHERE server = 'doubletick'");
+	cmp_ok(abs($due - $waiting / 2), '<', $waiting / 20, "$name: half of them are due") || diag("$due of $waiting");
+	like(drain(before => 'SET doubletick.enabled = off'), qr/queue: 0 done, 0 failed, 1[678]\d\d\d left/, "$name: so are those that a CALL leaves");
+
+	# Whose removals are held is shown, even if a sample has none of them.
+	$calls->sql("INSERT INTO dt_hold VALUES ('quiet', 'app'::regrole, now(), now(), '', 'some reason')");
+	like($calls->sql("SELECT held FROM dt_status WHERE server = 'quiet'"), qr/role app: /, "$name: a hold is shown");
+	$calls->sql('TRUNCATE dt_hold');
+
+	# Who may see one role's removals sees as many as that role has.
+	as('other', "SELECT count(dt_enqueue_remove_tags_custom_fields((14180000000 + n)::text, '{lead}')) FROM generate_series(1, 500) AS n");
+	is(as('other', "SELECT waiting, estimated FROM dt_status WHERE server = 'doubletick'"), '500|t', "$name: a role sees its own");
+	$calls->sql('DELETE FROM dt_waiting WHERE id < (SELECT max(id) - 5000 FROM dt_waiting)');
+	is($calls->sql("SELECT waiting = (SELECT count(*) FROM dt_waiting WHERE NOT keep AND server = 'doubletick'), estimated FROM dt_status WHERE server = 'doubletick'"),
+		't|f', "$name: the last ones are counted");
+	$calls->sql('CREATE TABLE sampled AS SELECT n FROM generate_series(1, 10000) AS n');
+	is($calls->sql('SELECT count(*) FROM sampled TABLESAMPLE dt_every_page (1)'), '10000', "$name: each page of a table, if a sample is to have all");
+	is($calls->sql("SELECT count(DISTINCT (ctid::text::point)[0]), max((ctid::text::point)[0]) FROM sampled TABLESAMPLE dt_every_page (20)"),
+		'2|30', "$name: each twentieth");
+	is($calls->sql('SELECT count(*) FROM sampled TABLESAMPLE dt_every_page (2147483647)'), '0', "$name: none, if the first is beyond its end");
+	is(sqlstate_of('SELECT count(*) FROM sampled TABLESAMPLE dt_every_page (0)'), '22023', "$name: a step of 0 is refused");
+	fresh();
+	return;
+}
+
 open_queue(options => { rate_limit => '0', max_connections => '1' });
 of_this_session();
 preloaded();
+long_queue();
 time_left();
 done_testing();

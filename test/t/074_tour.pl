@@ -169,6 +169,7 @@ sub triggers
 		} qw(INSERT UPDATE DELETE);
 	}
 	$calls->sql(join ";\n", <<'SQL', @triggers);
+DROP SERVER brief CASCADE;
 CREATE TABLE by_row (id int PRIMARY KEY, phone text, tags text[], fields jsonb, waba text);
 CREATE TABLE by_statement (LIKE by_row INCLUDING ALL);
 CREATE TABLE parted (LIKE by_row INCLUDING ALL) PARTITION BY RANGE (id);

@@ -46,9 +46,11 @@ eventually(sub { $calls->has_sent('failing') }, 'the next one sends');
 
 # What sessions wait for.
 my $version = $calls->sql("SELECT current_setting('server_version_num')::int / 10000");
+my %tried;
 sub waits_ok
 {
 	my ($what, $event, $condition) = @_;
+	$tried{$event} = 1;
 	my $expected = $version >= 17 ? $event : 'Extension';
 
 	eventually(sub { $calls->sql("SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Extension' AND wait_event = '$expected' AND $condition") eq 't' },
@@ -83,6 +85,9 @@ waits_ok('the drainer, for answers', 'DoubletickDrain', "backend_type = 'doublet
 $sb->reset;
 waits_ok('the worker, for something to do', 'DoubletickWorker', "backend_type = 'doubletick worker' AND datname = 'postgres'");
 waits_ok('the launcher', 'DoubletickLauncher', "backend_type = 'doubletick launcher'");
+
+my @names = slurp_file(dirname(__FILE__) . '/../../src/base/wait_event.c') =~ /^\t\[WAIT_\w+\] = "(\w+)",$/mg;
+is_deeply([ sort keys %tried ], [ sort @names ], 'each wait event was tried');
 
 unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');
 done_testing;

@@ -182,6 +182,48 @@ sub replica_identity
 	return;
 }
 
+# A row that leaves the publication by its filter has left for the sender, and TRUNCATE
+# tells nothing.
+sub row_filter
+{
+	my ($left, $truncated) = (new_phone(), new_phone());
+
+	at('north', "CREATE TABLE members (phone text PRIMARY KEY, tags text[], active boolean); ALTER TABLE members REPLICA IDENTITY FULL;
+		ALTER PUBLICATION doubletick ADD TABLE members WHERE (active)");
+	$calls->sql("CREATE TABLE members (phone text PRIMARY KEY, tags text[], active boolean);
+		CREATE TRIGGER members AFTER INSERT OR UPDATE OR DELETE ON members FOR EACH ROW EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags');
+		ALTER TABLE members ENABLE ALWAYS TRIGGER members; ALTER SUBSCRIPTION north REFRESH PUBLICATION");
+	at('north', "INSERT INTO members VALUES ('$_', '{a,b}', true)") foreach $left, $truncated;
+	at('north', "UPDATE members SET active = false WHERE phone = '$left'");
+	sent_all('row filter');
+	sent_is('row filter', $left => 'a,b');
+	at('north', 'TRUNCATE members');
+	sent_all('TRUNCATE');
+	is($calls->sql('SELECT count(*) FROM members'), '0', 'TRUNCATE: empties the table of the sender');
+	sent_is('TRUNCATE');
+	at('north', 'ALTER PUBLICATION doubletick DROP TABLE members');
+	$calls->sql('ALTER SUBSCRIPTION north REFRESH PUBLICATION; DROP TABLE members');
+	return;
+}
+
+# A row that is there already when it arrives, as after a mended copy.
+sub already_there
+{
+	my $phone = new_phone();
+	my $errors = "SELECT apply_error_count FROM pg_stat_subscription_stats WHERE subname = 'north'";
+	my $before = $calls->sql($errors);
+
+	$calls->sql("INSERT INTO customers VALUES ('$phone', '{a}')");
+	add('north', $phone, 'a');
+	eventually(sub { $calls->sql($errors) > $before }, 'already there: the subscription stops');
+	$calls->sql("BEGIN; ALTER TABLE customers DISABLE TRIGGER customers_doubletick; DELETE FROM customers WHERE phone = '$phone';
+		ALTER TABLE customers ENABLE ALWAYS TRIGGER customers_doubletick; COMMIT");
+	sent_all('already there, mended');
+	sent_is('already there, mended');
+	is($calls->sql("SELECT tags FROM customers WHERE phone = '$phone'"), '{a}', 'already there: the row has arrived');
+	return;
+}
+
 # A customer of two sources stops the second one; the first goes on, and nothing wrong
 # is sent.
 sub customer_of_two_sources
@@ -194,7 +236,7 @@ sub customer_of_two_sources
 	add('south', $twice, 's,both');
 	eventually(sub { $calls->sql("SELECT apply_error_count > 0 FROM pg_stat_subscription_stats WHERE subname = 'south'") eq 't' },
 		'two sources: the subscription of the second one reports an error');
-	like(slurp_file($calls->node->logfile), qr/duplicate key value violates unique constraint "customers_pkey"/, 'two sources: which the log has');
+	like(slurp_file($calls->node->logfile), qr/duplicate key value violates unique constraint "customers_pkey"|conflict detected on relation "public.customers": conflict=insert_exists/, 'two sources: which the log has');
 	at('north', "UPDATE customers SET tags = '{a}' WHERE phone = '$other'");
 	eventually(sub { $calls->has_sent('b') }, 'two sources: the first one goes on');
 
@@ -347,7 +389,7 @@ sub lost_slot
 			return at('north', "SELECT string_agg(wal_status, ' ') FROM pg_replication_slots") eq 'lost lost';
 		}, 'lost slot: the slots end when max_slot_wal_keep_size is passed');
 	$calls->node->start;
-	eventually(sub { slurp_file($calls->node->logfile) =~ /can(?:not|n't| no longer) (?:read from|get changes from|be accessed).*"(?:north|south)"/ }, 'lost slot: the log of the sender says so');
+	eventually(sub { slurp_file($calls->node->logfile) =~ /can(?:not|n't| no longer) (?:read from|get changes from|access|be accessed).*"(?:north|south)"/ }, 'lost slot: the log of the sender says so');
 	foreach my $source ('north', 'south')
 	{
 		$calls->sql("DROP SUBSCRIPTION $source");
@@ -366,6 +408,8 @@ sub lost_slot
 first_copy();
 changes();
 replica_identity();
+row_filter();
+already_there();
 customer_of_two_sources();
 sender_down();
 promoted();

@@ -130,6 +130,10 @@ my @of_table = map { /\b([0-9A-Z]{5})\b/g } section('doc/calls.md', 'Errors') =~
 cmp_ok(scalar @of_table, '>', 5, 'the error table has SQLSTATEs');
 has_row(qr/$_ \|/, "SQLSTATE $_ of the error table") foreach uniq(@of_table);
 
+my @wait_events = $source{'wait_event.c'} =~ /^\t\[WAIT_\w+\] = "(\w+)",$/mg;
+cmp_ok(scalar @wait_events, '>', 0, 'wait_event.c has names');
+has_row(qr/`$_` \|/, "wait event $_") foreach @wait_events;
+
 # The rest of the pages, against the tree.
 
 my @messages = map { /^\| ((?:[^|\\]|\\.)+) \|/ ? $1 =~ /`([^`]+)`/g : () }

@@ -73,6 +73,7 @@ my @covered = (
 	[ 'CREATE TABLE AS', 1, 'CREATE TABLE made AS SELECT id, TRY(phone, tag) AS x FROM c', '', 'SELECT * FROM made ORDER BY id' ],
 	[ 'a materialized view', 1, 'CREATE MATERIALIZED VIEW made AS SELECT id, TRY(phone, tag) AS x FROM c', '', 'SELECT * FROM made ORDER BY id' ],
 	[ 'INSERT ... SELECT', 1, 'INSERT INTO d SELECT id, phone, tag, grp, TRY(phone, tag) FROM c', '', 'SELECT * FROM d ORDER BY id' ],
+	[ 'a volatile function that sees what the statement has done', 1, 'INSERT INTO d SELECT id, phone, tag, seen(), TRY(phone, tag) FROM c', '', 'SELECT id, grp FROM d ORDER BY id' ],
 	[ 'INSERT ... ON CONFLICT', 1, 'INSERT INTO c SELECT id + 12, phone, tag, grp, TRY(phone, tag) FROM c ON CONFLICT (id) DO NOTHING', '', 'SELECT * FROM c ORDER BY id' ],
 	[ 'INSERT ... RETURNING', 1, 'INSERT INTO d SELECT * FROM c RETURNING id, TRY(phone, tag)', '', 'SELECT count(*) FROM d' ],
 	[ 'UPDATE SET', 1, 'UPDATE c SET answer = TRY(phone, tag)', '', 'SELECT id, answer FROM c ORDER BY id' ],

@@ -66,6 +66,7 @@ CREATE TABLE p1 (answer jsonb, gone int, grp int, tag text, phone text, id int);
 ALTER TABLE p1 DROP COLUMN gone;
 ALTER TABLE p ATTACH PARTITION p1 FOR VALUES IN (2);
 CREATE TABLE p2 PARTITION OF p FOR VALUES IN (3);
+CREATE FUNCTION seen() RETURNS bigint LANGUAGE plpgsql VOLATILE AS 'BEGIN RETURN (SELECT count(*) FROM d); END';
 CREATE FUNCTION says(text) RETURNS text LANGUAGE plpgsql VOLATILE AS
 'BEGIN RAISE NOTICE ''%'', $1; RETURN $1; END';
 SQL
@@ -95,7 +96,7 @@ TRUNCATE c, p, d, log;
 INSERT INTO c SELECT n, CASE WHEN n IN (9, 17) THEN 'bad' ELSE (919876543000 + n)::text END, 't' || n, n % 4
 FROM generate_series(1, $nrows) AS n;
 INSERT INTO p SELECT * FROM c;
-VACUUM ANALYZE;
+VACUUM ANALYZE c, p, d, log;
 SQL
 	foreach my $case (@cases)
 	{
