@@ -27,6 +27,7 @@ OBJS = \
 	src/api/payload.o \
 	src/api/sockets.o \
 	src/api/transfer_clock.o \
+	src/api/trust.o \
 	src/base/clock.o \
 	src/base/extension.o \
 	src/base/fault.o \

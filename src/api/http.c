@@ -29,6 +29,7 @@
 #include "api/inbox.h"
 #include "api/sockets.h"
 #include "api/transfer_clock.h"
+#include "api/trust.h"
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "compat.h"
@@ -123,6 +124,7 @@ static void set_up_transfer(HttpTransfer *transfer, const HttpTarget *target);
 static char *target_text(const HttpTarget *target);
 static void set_fixed_options(HttpTransfer *transfer);
 static void set_target_options(HttpTransfer *transfer, const HttpTarget *target);
+static const char *find_system_trust(const char **directory);
 static void add_header(HttpTransfer *transfer, const char *line);
 static void forget_target(HttpTransfer *transfer);
 static bool is_easy_reusable(void);
@@ -480,11 +482,13 @@ set_fixed_options(HttpTransfer *transfer)
  *
  * The URL is parsed here, since libcurl would parse CURLOPT_URL for each request.
  *
- * One PEM bundle is trusted and no directory: libcurl does not keep the parsed
- * bundle if there is a directory, even a default one, and parsing it is most of
- * what a new connection costs (test/bench/call).  From 8.17 on, libcurl replaces
- * a directory that is not set by the system's.  That would add to the trust in
- * "ca_file", which must be all that is trusted, so one without certificates is set.
+ * Trusted is either one PEM bundle or the system's directory.  With both, the bundle
+ * would be parsed for each connection: libcurl does not keep a parsed bundle if there
+ * is a directory, even a default one, and parsing it is most of what a new connection
+ * costs (test/bench/call).  From 8.17 on, libcurl replaces a directory or a bundle that
+ * is not set by the system's.  The system's directory would add to the trust in
+ * "ca_file", which must be all that is trusted, so one without certificates is set; and
+ * beside the system's directory, one of its own files is the bundle.
  */
 static void
 set_target_options(HttpTransfer *transfer, const HttpTarget *target)
@@ -513,16 +517,34 @@ set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 
 	if (ca_file != NULL && libcurl_version() >= 0x081100)
 		directory = NO_DIRECTORY;
+	if (ca_file == NULL)
+		ca_file = find_system_trust(&directory);
 	/* A TLS library that knows no directories refuses to set or unset one. */
 	(void) curl_easy_setopt(easy, CURLOPT_CAPATH, directory);
 	(void) curl_easy_setopt(easy, CURLOPT_PROXY_CAPATH, directory);
-	if (ca_file == NULL)
-		ca_file = curl_version_info(CURLVERSION_NOW)->cainfo;
 	if (ca_file != NULL)
 	{
 		SET_OPTION(easy, CURLOPT_CAINFO, ca_file);
 		SET_OPTION(easy, CURLOPT_PROXY_CAINFO, ca_file);
 	}
+}
+
+/*
+ * The file of certificates that the system trusts: the bundle, or if OpenSSL can use the
+ * system's directory, a file of this, and sets "directory" to it.
+ */
+static const char *
+find_system_trust(const char **directory)
+{
+	const		curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
+	const char *file = NULL;
+
+	if (info->capath && info->ssl_version && strncmp(info->ssl_version, "OpenSSL/", 8) == 0)
+		file = trust_hashed_file(info->capath);
+	if (file == NULL)
+		return info->cainfo;
+	*directory = info->capath;
+	return file;
 }
 
 static void

@@ -273,8 +273,9 @@ static PaceEntry *
 lock_pause(const Pace *pace)
 {
 	PaceEntry  *entries[MAX_ENTRIES];
+	int			nentries = lock_paces(pace, entries);
 
-	return entries[lock_paces(pace, entries) - 1];
+	return entries[nentries - 1];
 }
 
 static void

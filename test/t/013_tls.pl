@@ -182,6 +182,13 @@ sub ca_file_instead_of_the_system
 	$calls->server('other_authority', ca_file => $other->ca_file);
 	is_refused('other_authority', 'ca_file names another authority', qr/^could not establish TLS/);
 	arrives('doubletick', 'ca_file names the right one');
+
+	# The authority is in the directory alone, and is found there by the hash of its name.
+	SKIP:
+	{
+		skip('libcurl uses no OpenSSL', 1) if `curl-config --ssl-backends` !~ /OpenSSL/;
+		arrives('system_trust', 'without ca_file: the system trusts its directory');
+	}
 	return;
 }
 
