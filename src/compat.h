@@ -17,6 +17,7 @@
 
 #include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
+#include "nodes/nodeFuncs.h"
 #include "pgstat.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
@@ -39,6 +40,17 @@
 #else
 #define server_usage_aclcheck(serverid, roleid) \
 	pg_foreign_server_aclcheck((serverid), (roleid), ACL_USAGE)
+#endif
+
+/*
+ * PostgreSQL 16 lets compilers check what walks a tree.  Before, its type has empty
+ * parentheses, and those mean "no arguments" in C23, which gcc 15 takes by default.
+ */
+#if PG_VERSION_NUM < 160000
+#define expression_tree_walker(node, walker, context) \
+	expression_tree_walker((node), (bool (*) ()) (void *) (walker), (context))
+#define expression_tree_mutator(node, mutator, context) \
+	expression_tree_mutator((node), (Node *(*) ()) (void *) (mutator), (context))
 #endif
 
 /* PostgreSQL 17 gave extensions wait events with names of their own. */

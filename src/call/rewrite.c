@@ -29,6 +29,7 @@
 #include "call/function.h"
 #include "call/rewrite.h"
 #include "common/int.h"
+#include "compat.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/clauses.h"
