@@ -34,6 +34,7 @@
 #include "nodes/nodeFuncs.h"
 #include "optimizer/clauses.h"
 #include "optimizer/optimizer.h"
+#include "utils/fmgroids.h"
 
 /* Kinds of nodes whose target lists may be split; their order does not matter. */
 typedef struct Maker
@@ -102,6 +103,7 @@ static List *scan_columns(const Split *split);
 static bool split_target_list(List *targetlist, Split *split);
 static Place place_of(Node *expr);
 static bool has_call(Node *node, void *context);
+static bool has_set_config(Node *node, void *context);
 static int	count_calls(Node *node);
 static bool count_calls_walker(Node *node, void *context);
 static bool is_sure(Node *node);
@@ -294,10 +296,16 @@ split_maker(Plan *plan, Demand demand)
 	return add_call_scan(copy, &split, &demand);
 }
 
+/*
+ * The kind of a node whose target list may be split; NULL for others.  The run condition
+ * of a WindowAgg refers to the columns of its target list by their numbers, which
+ * splitting would change.
+ */
 static const Maker *
 find_maker(Plan *plan)
 {
 	if ((IsA(plan, Result) && outerPlan(plan) == NULL) ||
+		(IsA(plan, WindowAgg) && ((WindowAgg *) plan)->runCondition != NIL) ||
 		(IsA(plan, ForeignScan) && ((ForeignScan *) plan)->operation != CMD_SELECT) ||
 		(IsA(plan, Agg) && ((Agg *) plan)->aggsplit != AGGSPLIT_SIMPLE))
 		return NULL;
@@ -389,6 +397,8 @@ split_target_list(List *targetlist, Split *split)
 	ListCell   *cell;
 
 	memset(split, 0, sizeof(Split));
+	if (has_set_config((Node *) targetlist, NULL))
+		return false;
 	foreach(cell, targetlist)
 	{
 		Node	   *expr = (Node *) ((TargetEntry *) lfirst(cell))->expr;
@@ -436,6 +446,19 @@ has_call(Node *node, void *context)
 	if (node == NULL)
 		return false;
 	return function_is_call(node) || expression_tree_walker(node, has_call, context);
+}
+
+/*
+ * Does an expression change settings?  Then the call of the next row may read what this
+ * row has set, such as "doubletick.server", so it cannot be made ahead.
+ */
+static bool
+has_set_config(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	return (IsA(node, FuncExpr) && ((FuncExpr *) node)->funcid == F_SET_CONFIG) ||
+		expression_tree_walker(node, has_set_config, context);
 }
 
 /* The calls in an expression, of which none is in the arguments of another one. */
