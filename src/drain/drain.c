@@ -526,14 +526,21 @@ undo_turn(Drain *drain, Turn *turn)
 
 	while (!dlist_is_empty(&requests->ready))
 	{
-		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->ready));
+		Request    *request = dlist_head_element(Request, node, &requests->ready);
 
-		requests->nready--;
-		request_count_slot(request, -1);
+		/* If memory is lacking for this, it stays in the list, and so is unlocked. */
 		if (!drain->finishing)
 			request_give_back(request);
+		dlist_delete(&request->node);
+		requests->nready--;
+		request_count_slot(request, -1);
+		if (turn->request_context == request->context)
+			turn->request_context = NULL;
 		request_free(requests, request);
 	}
+	if (turn->request_context)
+		requests_give_context(requests, turn->request_context);
+	turn->request_context = NULL;
 	while (!dlist_is_empty(&requests->settled))
 	{
 		Request    *request = dlist_container(Request, node, dlist_pop_head_node(&requests->settled));

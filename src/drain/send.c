@@ -253,12 +253,14 @@ send_customer(Service *service, Position position)
 	}
 
 	context = requests_take_context(turn->requests, turn->drain_context);
+	turn->request_context = context;
 	MemoryContextSwitchTo(context);
 	is_ready = customer_read(&turn->waiting, position.id, position.customer, turn->now,
 							 lane->sending_since ? lane->sending_since : turn->now,
 							 &service->account, &due) &&
 		make_due_request(service, position, &due);
 	MemoryContextSwitchTo(turn->context);
+	turn->request_context = NULL;
 	if (!is_ready)
 		requests_give_context(turn->requests, context);
 	return is_ready;

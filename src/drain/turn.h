@@ -62,6 +62,7 @@ typedef struct Turn
 	Request    *request;		/* the one being settled; NULL: none */
 	int64		row;			/* the id of the row, others of whose customer
 								 * may be read with it; 0: none yet */
+	MemoryContext request_context;	/* of the request being made; NULL: none */
 
 	/* The customer that was last found to be due later. */
 	QueueRow	deferred;

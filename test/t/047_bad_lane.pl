@@ -72,6 +72,32 @@ SKIP:
 	is(states(@ids), join(' ', ('done') x @ids), 'all go when there is room again');
 }
 
+# Lanes whose rows cannot be read are tried again and again: that takes no more memory each
+# time.
+{
+	my @servers = map { "bad$_" } 1 .. 6;
+	my $count = 0;
+
+	fresh();
+	$calls->server($_, base_url => $sb->http) foreach @servers;
+	$sb->hold($good);
+	enqueue($good, ['lead']);
+	enqueue($bad, ['lead'], undef, server => $_) foreach @servers;
+	$calls->sql("UPDATE dt_waiting SET tags = '{NULL}' WHERE server LIKE 'bad%'");
+	my $offset = -s $node->logfile;
+	my $drain = start_drain();
+	eventually(sub { $calls->sql('SELECT count(*) FROM dt_hold') eq '6' }, 'rows that cannot be read hold their lanes');
+	eventually(sub {
+			$calls->sql("SELECT pg_log_backend_memory_contexts($drain->{pid})");
+			my ($said) = slurp_file($node->logfile, $offset) =~ /.*logging memory contexts of PID $drain->{pid}(.*Grand total)/s;
+			$count = () = ($said // '') =~ /doubletick request: /g;
+			return $count > 0;
+		}, 'the drainer shows its memory');
+	cmp_ok($count, '<', 4, 'they share the memory of a request');
+	$sb->release($good);
+	await_drain($drain);
+}
+
 # What an answer does not say in the shape of API.md is not lost.
 {
 	my $phone = '14155550150';
