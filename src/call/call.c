@@ -235,6 +235,15 @@ calls_in_flight(void)
 }
 
 /*
+ * Does call_result() raise a fault?  Called when the call is over.
+ */
+bool
+call_will_raise(const Call *call)
+{
+	return call->fault && (call->raise || hits_every_row(call->fault));
+}
+
+/*
  * The function's result, in the current memory context; raises a fault that the
  * function raises.  Called when the call is over.
  */
@@ -243,7 +252,7 @@ call_result(const Call *call)
 {
 	Jsonb	   *result = call->body;
 
-	if (call->fault && (call->raise || hits_every_row(call->fault)))
+	if (call_will_raise(call))
 	{
 		if (call->is_argument)
 			account_hint_argument(call->fault, call->server);

@@ -26,6 +26,7 @@ extern bool call_is_leaving(const Call *call);
 extern int	call_requests(const Call *call);
 extern void calls_turn(void);
 extern int	calls_in_flight(void);
+extern bool call_will_raise(const Call *call);
 extern Jsonb *call_result(const Call *call);
 
 #endif							/* DOUBLETICK_CALL_CALL_H */

@@ -102,11 +102,12 @@ static int	rows_ahead(CallScanState *scan);
 static CallRow *nth_row(CallScanState *scan, int n);
 static void read_row(CallScanState *scan);
 static Call *make_call(CallScanState *scan, CallColumn *column, CallRow *row);
+static bool succeeds_alone(CallScanState *scan, const Call *call);
 static bool is_row_over(CallScanState *scan, CallRow *row);
 static bool have_all_left(CallScanState *scan);
 static void hand_up(CallScanState *scan, TupleTableSlot *slot);
 static void release_row(CallScanState *scan, CallRow *row);
-static void note_peak(CallScanState *scan);
+static void drive_calls(CallScanState *scan);
 static void report_progress(CallScanState *scan);
 static void end_scan(CustomScanState *custom);
 static void restart_scan(CustomScanState *custom);
@@ -295,17 +296,13 @@ wait_for_row(CallScanState *scan)
 		else if (is_ready && have_all_left(scan))
 			return true;
 		else
-		{
-			calls_turn();
-			note_peak(scan);
-			report_progress(scan);
-		}
+			drive_calls(scan);
 	}
 }
 
 /*
  * How many rows there may be that are read and not handed up, at least 1.  The first row
- * goes alone, so that what is wrong with all, such as a wrong key, is found by one.
+ * goes alone, so that what is wrong with all, such as a wrong key, is found by one call.
  * Nobody runs the executor that evaluates a changed row again (EvalPlanQual), so a scan
  * in it is not told and reads no row ahead.
  */
@@ -362,7 +359,25 @@ read_row(CallScanState *scan)
 	scan->custom.ss.ps.ps_ExprContext->ecxt_outertuple = slot;
 	scan->nrows++;
 	for (int i = 0; i < scan->ncalls; i++)
+	{
 		row->calls[i] = make_call(scan, &scan->calls[i], row);
+		if (scan->nhanded == 0 && !succeeds_alone(scan, row->calls[i]))
+			break;
+	}
+}
+
+/*
+ * Of the first row even the calls go one after the other.  False if a fault is raised
+ * when the row is handed up, so that its next call must not be made.
+ */
+static bool
+succeeds_alone(CallScanState *scan, const Call *call)
+{
+	if (call == NULL)
+		return true;
+	while (!call_is_over(call))
+		drive_calls(scan);
+	return !call_will_raise(call);
 }
 
 /* NULL if a function that was made STRICT gets a null argument. */
@@ -457,9 +472,11 @@ release_row(CallScanState *scan, CallRow *row)
 }
 
 static void
-note_peak(CallScanState *scan)
+drive_calls(CallScanState *scan)
 {
+	calls_turn();
 	scan->peak = Max(scan->peak, calls_in_flight());
+	report_progress(scan);
 }
 
 /* Tells the user how far the statement has come. */

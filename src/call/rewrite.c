@@ -297,15 +297,15 @@ split_maker(Plan *plan, Demand demand)
 }
 
 /*
- * The kind of a node whose target list may be split; NULL for others.  The run condition
- * of a WindowAgg refers to the columns of its target list by their numbers, which
- * splitting would change.
+ * The kind of a node whose target list may be split; NULL for others.  A WindowAgg must
+ * not have conditions: it makes the calls of a row before it looks at them, and its run
+ * condition refers to the columns of its target list by their numbers.
  */
 static const Maker *
 find_maker(Plan *plan)
 {
 	if ((IsA(plan, Result) && outerPlan(plan) == NULL) ||
-		(IsA(plan, WindowAgg) && ((WindowAgg *) plan)->runCondition != NIL) ||
+		(IsA(plan, WindowAgg) && (plan->qual != NIL || ((WindowAgg *) plan)->runCondition != NIL)) ||
 		(IsA(plan, ForeignScan) && ((ForeignScan *) plan)->operation != CMD_SELECT) ||
 		(IsA(plan, Agg) && ((Agg *) plan)->aggsplit != AGGSPLIT_SIMPLE))
 		return NULL;

@@ -126,6 +126,7 @@ my @alone = (
 	[ 'under an aggregate', 'SELECT count(TRY(phone, tag)) FROM c' ],
 	[ 'DISTINCT', 'SELECT DISTINCT TRY(phone, tag) FROM c', 'SET LOCAL enable_sort = off' ],
 	[ 'the first rows of a window', 'SELECT * FROM (SELECT TRY(phone, tag), grp::bigint, row_number() OVER (ORDER BY id) AS n FROM c) AS s WHERE n <= 5' ],
+	[ 'the first rows of one of two windows', 'SELECT * FROM (SELECT TRY(phone, tag), sum(id) OVER (ORDER BY grp, id), row_number() OVER (ORDER BY id) AS n FROM c) AS s WHERE n <= 5' ],
 	[ 'a setting that each row makes', q{SELECT id, TRY(phone, tag), set_config('doubletick.server', CASE WHEN id < 5 THEN 'plain' ELSE 'none' END, true) FROM c} ],
 	[ 'a setting that the answer makes', q{SELECT id, set_config('doubletick.server', CASE WHEN TRY(phone, tag) ? 'tags' THEN 'plain' ELSE 'none' END, true) FROM c} ],
 	[ 'FOR UPDATE', 'SELECT id, TRY(phone, tag) FROM c FOR UPDATE' ],

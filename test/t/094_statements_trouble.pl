@@ -148,6 +148,9 @@ sub first_alone
 	$sandbox->rule('*', { status => 401 });
 	finish((begin("$window 32; SELECT $call FROM c"))[0]);
 	is(scalar tags(), 1, 'a wrong key: after one request');
+	$sandbox->clear_journal;
+	finish((begin("$window 32; SELECT $call, dt_try_remove_tags_custom_fields('919876543999', ARRAY['x']) FROM c"))[0]);
+	is(scalar tags(), 1, 'a wrong key: after one request, too, if a row has two calls');
 
 	$sandbox->reset;
 	finish((begin("SET doubletick.enabled = off; $window 32; SELECT $call FROM c"))[0]);
