@@ -528,7 +528,10 @@ undo_turn(Drain *drain, Turn *turn)
 	{
 		Request    *request = dlist_head_element(Request, node, &requests->ready);
 
-		/* If memory is lacking for this, it stays in the list, and so is unlocked. */
+		/*
+		 * If memory is lacking for this, it stays in the list, and so is
+		 * unlocked.
+		 */
 		if (!drain->finishing)
 			request_give_back(request);
 		dlist_delete(&request->node);
