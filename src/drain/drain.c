@@ -529,8 +529,8 @@ undo_turn(Drain *drain, Turn *turn)
 		Request    *request = dlist_head_element(Request, node, &requests->ready);
 
 		/*
-		 * If memory is lacking for this, it stays in the list, and so is
-		 * unlocked.
+		 * If memory is lacking for this, it stays in the list of those that
+		 * are unlocked when the drainer ends.
 		 */
 		if (!drain->finishing)
 			request_give_back(request);
