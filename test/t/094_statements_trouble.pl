@@ -327,8 +327,44 @@ sub progress
 	return;
 }
 
+# Another session has changed a row since the snapshot: the statement fails at this row, and
+# has made at most the calls of the rows that were read ahead.
+sub could_not_serialize
+{
+	fresh();
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	$session->query("$window 4; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM c");
+	$calls->sql('UPDATE c SET grp = 9 WHERE id = 15');
+	$session->query("UPDATE c SET tag = $call ->> 'error'");
+	like($session->{stderr}, qr/could not serialize access due to concurrent update/, 'could not serialize: the statement fails');
+	$session->quit;
+	my @tags = tags();
+	is(join(' ', @tags[ 0 .. 14 ]), join(' ', map { "t$_" } 1 .. 15), 'could not serialize: the calls up to this row were made');
+	cmp_ok(scalar @tags, '<=', 18, 'could not serialize: and at most three more');
+	is($calls->sql("SELECT count(*) FROM c WHERE tag IS NULL"), '0', 'could not serialize: no row is changed');
+	return;
+}
+
+# DROP DATABASE waits until each process has noticed it, also one that waits for answers.
+sub database_dropped_elsewhere
+{
+	fresh();
+	$sandbox->hold(phone(5));
+	my ($session) = begin("$window 4; SELECT id, $call FROM c");
+	$sandbox->await_held(1);
+	$calls->sql('CREATE DATABASE elsewhere');
+	$calls->sql('DROP DATABASE elsewhere');
+	$sandbox->await_held(1);
+	$sandbox->clear_rules;
+	my ($out, $err) = finish($session);
+	is(join(' ', sort { $a <=> $b } map { s/t//r } tags()), join(' ', 1 .. 20), 'database dropped elsewhere: nobody waits for the answers');
+	return;
+}
+
 in_flight();
 one_customer();
+could_not_serialize();
+database_dropped_elsewhere();
 lock_of_a_row();
 first_alone();
 tried_again();
