@@ -29,6 +29,21 @@ static Fault *read_distinct_names(const char *what, ArrayType *array,
 static void push_names(JsonbBuild *build, const char **names, int nnames);
 
 /*
+ * Checks the first four arguments of a function that calls or enqueues; see
+ * payload_check().
+ */
+Fault *
+payload_read_arguments(FunctionCallInfo fcinfo, Removal *removal)
+{
+#define ARGUMENT(n, get) (PG_ARGISNULL(n) ? NULL : get(n))
+	return payload_check(ARGUMENT(0, PG_GETARG_TEXT_PP),
+						 ARGUMENT(1, PG_GETARG_ARRAYTYPE_P),
+						 ARGUMENT(2, PG_GETARG_ARRAYTYPE_P),
+						 ARGUMENT(3, PG_GETARG_TEXT_PP), removal);
+#undef ARGUMENT
+}
+
+/*
  * Checks the arguments and fills "removal", whose strings are allocated in the
  * current memory context.  A NULL array means the same as an empty one; a NULL waba
  * means the server's.

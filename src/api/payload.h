@@ -9,6 +9,7 @@
 #define DOUBLETICK_API_PAYLOAD_H
 
 #include "base/fault.h"
+#include "fmgr.h"
 #include "utils/array.h"
 
 /* How many names one request may have, tags and fields together (DESIGN.md). */
@@ -32,6 +33,7 @@ typedef struct Removal
 	int			nfields;
 } Removal;
 
+extern Fault *payload_read_arguments(FunctionCallInfo fcinfo, Removal *removal);
 extern Fault *payload_check(text *phone, ArrayType *tags, ArrayType *fields,
 							text *waba, Removal *removal);
 extern Jsonb *payload_jsonb(const Removal *removal, const char *default_waba);

@@ -124,20 +124,6 @@ static bool hits_every_row(const Fault *fault);
 static Jsonb *without_status(Jsonb *body);
 
 /*
- * Checks the first four arguments of a function, of which "removal" gets copies.
- */
-Fault *
-call_read_arguments(FunctionCallInfo fcinfo, Removal *removal)
-{
-#define ARGUMENT(n, get) (PG_ARGISNULL(n) ? NULL : get(n))
-	return payload_check(ARGUMENT(0, PG_GETARG_TEXT_PP),
-						 ARGUMENT(1, PG_GETARG_ARRAYTYPE_P),
-						 ARGUMENT(2, PG_GETARG_ARRAYTYPE_P),
-						 ARGUMENT(3, PG_GETARG_TEXT_PP), removal);
-#undef ARGUMENT
-}
-
-/*
  * Makes a call of the current role, with the arguments of a function, of which the fifth,
  * if there is one, is the server.  With a bad argument it is over at once.  "raise" says
  * whether a fault is raised or returned.  The call ends when "context" is reset or
@@ -160,7 +146,7 @@ call_make(MemoryContext context, FunctionCallInfo fcinfo, bool raise)
 	call->callback.arg = call;
 	MemoryContextRegisterResetCallback(context, &call->callback);
 
-	fault = call_read_arguments(fcinfo, &call->removal);
+	fault = payload_read_arguments(fcinfo, &call->removal);
 	if (fault == NULL)
 		fault = extension_version_fault();
 	if (fault)

@@ -19,7 +19,6 @@
 
 typedef struct Call Call;
 
-extern Fault *call_read_arguments(FunctionCallInfo fcinfo, Removal *removal);
 extern Call *call_make(MemoryContext context, FunctionCallInfo fcinfo, bool raise);
 extern bool call_is_over(const Call *call);
 extern bool call_is_leaving(const Call *call);

@@ -28,7 +28,7 @@ Datum
 dt_payload(PG_FUNCTION_ARGS)
 {
 	Removal		removal;
-	Fault	   *fault = call_read_arguments(fcinfo, &removal);
+	Fault	   *fault = payload_read_arguments(fcinfo, &removal);
 
 	if (fault)
 	{

@@ -105,6 +105,7 @@ static int64 count_waiting(Check *check);
 static char *preload_command(void);
 static Fault *catch_fault(void (*function) (Subject *), Subject *subject);
 static uint64 select_rows(const char *format,...) pg_attribute_printf(1, 2);
+static char *format_text(const char *format, va_list args) pg_attribute_printf(1, 0);
 static char *get_text(uint64 row, int column);
 static Oid	get_oid(uint64 row, int column);
 static bool get_bool(uint64 row, int column);
@@ -156,23 +157,12 @@ report_problem(Check *check, const char *object, const char *hint, const char *f
 {
 	Datum		values[3];
 	bool		nulls[3] = {false, false, hint == NULL};
-	StringInfoData problem;
-	int			needed;
+	va_list		args;
 
-	initStringInfo(&problem);
-	do
-	{
-		va_list		args;
-
-		va_start(args, format);
-		needed = appendStringInfoVA(&problem, format, args);
-		va_end(args);
-		if (needed > 0)
-			enlargeStringInfo(&problem, needed);
-	} while (needed > 0);
-
+	va_start(args, format);
+	values[1] = CStringGetTextDatum(format_text(format, args));
+	va_end(args);
 	values[0] = CStringGetTextDatum(object);
-	values[1] = CStringGetTextDatum(problem.data);
 	values[2] = hint ? CStringGetTextDatum(hint) : (Datum) 0;
 	tuplestore_putvalues(check->result->setResult, check->result->setDesc, values, nulls);
 }
@@ -595,24 +585,36 @@ catch_fault(void (*function) (Subject *), Subject *subject)
 static uint64
 select_rows(const char *format,...)
 {
-	StringInfoData query;
+	va_list		args;
+	char	   *query;
+
+	va_start(args, format);
+	query = format_text(format, args);
+	va_end(args);
+	if (SPI_execute(query, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not run query: %s", query);
+	return SPI_processed;
+}
+
+/* As psprintf(), for those that are called with arguments of their own. */
+static char *
+format_text(const char *format, va_list args)
+{
+	StringInfoData text;
 	int			needed;
 
-	initStringInfo(&query);
+	initStringInfo(&text);
 	do
 	{
-		va_list		args;
+		va_list		copy;
 
-		va_start(args, format);
-		needed = appendStringInfoVA(&query, format, args);
-		va_end(args);
+		va_copy(copy, args);
+		needed = appendStringInfoVA(&text, format, copy);
+		va_end(copy);
 		if (needed > 0)
-			enlargeStringInfo(&query, needed);
+			enlargeStringInfo(&text, needed);
 	} while (needed > 0);
-
-	if (SPI_execute(query.data, true, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not run query: %s", query.data);
-	return SPI_processed;
+	return text.data;
 }
 
 static char *

@@ -21,7 +21,6 @@
 #include "utils/builtins.h"
 
 pg_noreturn static void raise_fault(FunctionCallInfo fcinfo, Fault *fault);
-static Fault *read_arguments(FunctionCallInfo fcinfo, Removal *removal);
 static bool has_no_names(FunctionCallInfo fcinfo);
 static const char **read_names_leniently(FunctionCallInfo fcinfo, int argument, int *nnames);
 static const char *get_server(FunctionCallInfo fcinfo);
@@ -45,7 +44,7 @@ dt_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 
 	queue_check_writable("dt_enqueue_remove_tags_custom_fields()");
 	citus_check_transaction("dt_enqueue_remove_tags_custom_fields()");
-	fault = read_arguments(fcinfo, &removal);
+	fault = payload_read_arguments(fcinfo, &removal);
 	if (fault)
 		raise_fault(fcinfo, fault);
 	get_requester(fcinfo, &requester);
@@ -68,7 +67,7 @@ dt_try_enqueue_remove_tags_custom_fields(PG_FUNCTION_ARGS)
 
 	queue_check_writable("dt_try_enqueue_remove_tags_custom_fields()");
 	citus_check_transaction("dt_try_enqueue_remove_tags_custom_fields()");
-	fault = read_arguments(fcinfo, &removal);
+	fault = payload_read_arguments(fcinfo, &removal);
 	get_requester(fcinfo, &requester);
 	if (fault == NULL)
 		PG_RETURN_INT64(enqueue_one(&requester, &removal));
@@ -97,7 +96,7 @@ dt_keep(PG_FUNCTION_ARGS)
 
 	queue_check_writable("dt_keep()");
 	citus_check_transaction("dt_keep()");
-	fault = read_arguments(fcinfo, &names);
+	fault = payload_read_arguments(fcinfo, &names);
 	if (fault && !has_no_names(fcinfo))
 		raise_fault(fcinfo, fault);
 	get_requester(fcinfo, &requester);
@@ -128,18 +127,6 @@ raise_fault(FunctionCallInfo fcinfo, Fault *fault)
 	fault_about(fault, PG_ARGISNULL(0) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(0)),
 				get_server(fcinfo), GetUserId());
 	fault_raise(fault);
-}
-
-/* The arguments that make a removal; calls have them, too. */
-static Fault *
-read_arguments(FunctionCallInfo fcinfo, Removal *removal)
-{
-#define ARGUMENT(n, get) (PG_ARGISNULL(n) ? NULL : get(n))
-	return payload_check(ARGUMENT(0, PG_GETARG_TEXT_PP),
-						 ARGUMENT(1, PG_GETARG_ARRAYTYPE_P),
-						 ARGUMENT(2, PG_GETARG_ARRAYTYPE_P),
-						 ARGUMENT(3, PG_GETARG_TEXT_PP), removal);
-#undef ARGUMENT
 }
 
 /* The names in an array of any shape, without nulls, for the history. */
