@@ -339,7 +339,8 @@ sub could_not_serialize
 	like($session->{stderr}, qr/could not serialize access due to concurrent update/, 'could not serialize: the statement fails');
 	$session->quit;
 	my @tags = tags();
-	is(join(' ', @tags[ 0 .. 14 ]), join(' ', map { "t$_" } 1 .. 15), 'could not serialize: the calls up to this row were made');
+	# Requests that are in flight at once arrive in any order.
+	is(join(' ', grep { $_ <= 15 } sort { $a <=> $b } map { substr($_, 1) } @tags), join(' ', 1 .. 15), 'could not serialize: the calls up to this row were made');
 	cmp_ok(scalar @tags, '<=', 18, 'could not serialize: and at most three more');
 	is($calls->sql("SELECT count(*) FROM c WHERE tag IS NULL"), '0', 'could not serialize: no row is changed');
 	return;
