@@ -25,6 +25,7 @@ OBJS = \
 	src/api/inbox.o \
 	src/api/pace.o \
 	src/api/payload.o \
+	src/api/poll_set.o \
 	src/api/sockets.o \
 	src/api/transfer_clock.o \
 	src/api/trust.o \

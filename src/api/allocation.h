@@ -11,6 +11,7 @@
 /* Has memory been lacking since somebody last set this to false? */
 extern bool allocation_failed;
 
+extern void allocation_keep_memory(void);
 extern void *allocation_malloc(size_t size);
 extern void *allocation_calloc(size_t number, size_t size);
 extern void *allocation_realloc(void *memory, size_t size);

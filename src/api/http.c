@@ -9,6 +9,8 @@
  *	 turns of at most POLL_SLICE milliseconds, between which the caller serves
  *	 interrupts.  A signal ends the wait of a turn; one that comes just before the
  *	 wait is served at the end of it.
+ * - libcurl is told which sockets are ready (curl_multi_socket_action()), and looks
+ *	 at no other: curl_multi_perform() would ask the kernel about each transfer.
  * - No error is thrown through libcurl: callbacks neither palloc nor ereport, they
  *	 set a flag and return short.
  * - Signals are blocked around every call that may start a thread: libcurl's
@@ -22,11 +24,13 @@
 #include "postgres.h"
 
 #include <curl/curl.h>
+#include <poll.h>
 #include <signal.h>
 
 #include "api/allocation.h"
 #include "api/http.h"
 #include "api/inbox.h"
+#include "api/poll_set.h"
 #include "api/sockets.h"
 #include "api/transfer_clock.h"
 #include "api/trust.h"
@@ -40,7 +44,7 @@
 #include "utils/memutils.h"
 
 /*
- * Which libcurl this is, is asked at run time (libcurl_version()): its headers may be
+ * Which libcurl this is, is asked at run time ("version"): its headers may be
  * older or newer than the library.  So what older headers lack is made here.
  */
 #define OLDEST_LIBCURL 0x075800
@@ -80,15 +84,16 @@ typedef struct HttpGuard
 	HttpTransfer *transfer;		/* NULL once released */
 } HttpGuard;
 
-/* An easy handle and what belongs to it; malloc'd and used again. */
+/* A request and what belongs to it; malloc'd and used again. */
 struct HttpTransfer
 {
 	dlist_node	node;			/* in "idle", else unlinked */
-	CURL	   *easy;			/* NULL when idle and not reusable */
+	CURL	   *easy;			/* of the request; NULL when idle */
 	HttpGuard  *guard;			/* NULL when idle */
 	bool		running;		/* is it on the multi handle? */
 
-	/* What the handle is set up for; NULL when it is not. */
+	/* A handle that is set up, and for what; NULL when it is not. */
+	CURL	   *pattern;
 	CURLU	   *url;
 	struct curl_slist *headers; /* the first is Authorization */
 	char	   *target;			/* malloc'd, see target_text() */
@@ -110,17 +115,19 @@ struct HttpTransfer
 static CURLM *multi = NULL;
 static dlist_head idle = DLIST_STATIC_INIT(idle);
 
-/* Has a transfer been added that libcurl has not looked at yet? */
-static bool added = false;
+static unsigned int version = 0;	/* of the libcurl that runs */
+
+/* When libcurl wants to look at its timers, by clock_now(); PG_INT64_MAX: never. */
+static int64 look_at = PG_INT64_MAX;
 
 static void set_up_libcurl(void);
 static void check_libcurl_version(void);
-static unsigned int libcurl_version(void);
 static void grow_connection_pool(int max_connections);
 static HttpTransfer *idle_or_new_transfer(void);
+static CURL *new_handle(CURL *pattern);
 static void guard_transfer(HttpTransfer *transfer, HttpGuard *guard);
 static void release_guarded_transfer(void *arg);
-static void set_up_transfer(HttpTransfer *transfer, const HttpTarget *target);
+static void set_up_pattern(HttpTransfer *transfer, const HttpTarget *target);
 static char *target_text(const HttpTarget *target);
 static void set_fixed_options(HttpTransfer *transfer);
 static void set_target_options(HttpTransfer *transfer, const HttpTarget *target);
@@ -128,8 +135,11 @@ static const char *find_system_trust(const char **directory);
 static void add_header(HttpTransfer *transfer, const char *line);
 static void forget_target(HttpTransfer *transfer);
 static bool is_easy_reusable(void);
-static void free_easy(HttpTransfer *transfer);
-static void wait_for_sockets(int timeout, WaitReason reason);
+static void free_handle(CURL *easy);
+static void wait_for_sockets(int timeout, int64 now, WaitReason reason);
+static CURLMcode drive_transfers(void);
+static int	set_timer(CURLM *handle, long timeout, void *arg);
+static int	watch_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
 static void collect_finished(void);
 static CURLMcode send_afresh(HttpTransfer *transfer);
 static void end_overdue(HttpTransfer *transfer);
@@ -164,7 +174,8 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	set_up_libcurl();
 	transfer = idle_or_new_transfer();
 	guard_transfer(transfer, guard);
-	set_up_transfer(transfer, target);
+	set_up_pattern(transfer, target);
+	transfer->easy = is_easy_reusable() ? transfer->pattern : new_handle(transfer->pattern);
 
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) length);
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDS, body);
@@ -183,7 +194,6 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	transfer->running = (code == CURLM_OK);
 	check_multi(code, "curl_multi_add_handle");
 	transfer_timer_start(&transfer->timer, transfer, Max(timeout, 1));
-	added = true;
 	return transfer;
 }
 
@@ -198,7 +208,6 @@ http_turn(int timeout, WaitReason reason)
 {
 	int64		start = clock_now();
 	HttpTransfer *overdue;
-	int			nrunning;
 	sigset_t	saved;
 	CURLMcode	code;
 
@@ -207,18 +216,16 @@ http_turn(int timeout, WaitReason reason)
 				(errcode(ERRCODE_ADMIN_SHUTDOWN),
 				 errmsg("terminating connection due to unexpected postmaster exit")));
 
-	if (!added)
-		wait_for_sockets(transfer_timer_limit(Min(timeout, POLL_SLICE)), reason);
-	added = false;
+	wait_for_sockets(transfer_timer_limit(Min(timeout, POLL_SLICE)), start, reason);
 
 	block_signals(&saved);
-	code = curl_multi_perform(multi, &nrunning);
+	code = drive_transfers();
 	collect_finished();
 	transfer_clock_advance(clock_now() - start);
 	while ((overdue = transfer_timer_next_overdue()) != NULL)
 		end_overdue(overdue);
 	restore_signals(&saved);
-	check_multi(code, "curl_multi_perform");
+	check_multi(code, "curl_multi_socket_action");
 }
 
 /*
@@ -265,8 +272,15 @@ http_release(HttpTransfer *transfer)
 	 * A connection that was only made ends with its handle.  And with libcurl
 	 * 8.14 a handle that lacked memory once may fail for ever.
 	 */
-	if (!is_easy_reusable() || transfer->connect_only || lacked_memory)
-		free_easy(transfer);
+	if (transfer->easy != transfer->pattern)
+		free_handle(transfer->easy);
+	transfer->easy = NULL;
+	if (transfer->connect_only || lacked_memory)
+	{
+		free_handle(transfer->pattern);
+		transfer->pattern = NULL;
+		forget_target(transfer);
+	}
 	inbox_clear(&transfer->inbox);
 	dlist_push_head(&idle, &transfer->node);
 }
@@ -293,6 +307,7 @@ set_up_libcurl(void)
 	check_libcurl_version();
 	for (int i = 0; i < (int) lengthof(unwanted); i++)
 		(void) unsetenv(unwanted[i]);
+	allocation_keep_memory();
 	block_signals(&saved);
 	code = curl_global_init_mem(CURL_GLOBAL_DEFAULT, allocation_malloc, free,
 								allocation_realloc, allocation_strdup, allocation_calloc);
@@ -303,8 +318,11 @@ set_up_libcurl(void)
 	if (multi == NULL)
 		check_easy(CURLE_OUT_OF_MEMORY, "curl_multi_init");
 
+	/* These cannot fail. */
+	(void) curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, watch_socket);
+	(void) curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, set_timer);
 	/* From 8.20 on, resolver threads belong to the multi handle. */
-	if (libcurl_version() >= 0x081400)
+	if (version >= 0x081400)
 		(void) curl_multi_setopt(multi, CURLMOPT_QUICK_EXIT, 1L);
 }
 
@@ -312,18 +330,13 @@ set_up_libcurl(void)
 static void
 check_libcurl_version(void)
 {
-	if (libcurl_version() < OLDEST_LIBCURL)
+	version = curl_version_info(CURLVERSION_NOW)->version_num;
+	if (version < OLDEST_LIBCURL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("libcurl %s is too old for doubletick",
 						curl_version_info(CURLVERSION_NOW)->version),
 				 errhint("Install libcurl 7.88 or newer, and restart the server.")));
-}
-
-static unsigned int
-libcurl_version(void)
-{
-	return curl_version_info(CURLVERSION_NOW)->version_num;
 }
 
 /*
@@ -355,7 +368,6 @@ static HttpTransfer *
 idle_or_new_transfer(void)
 {
 	HttpTransfer *transfer;
-	sigset_t	saved;
 
 	if (dlist_is_empty(&idle))
 	{
@@ -365,16 +377,25 @@ idle_or_new_transfer(void)
 		dlist_push_head(&idle, &transfer->node);
 	}
 	transfer = dlist_head_element(HttpTransfer, node, &idle);
-	if (transfer->easy == NULL)
-	{
-		block_signals(&saved);
-		transfer->easy = curl_easy_init();
-		restore_signals(&saved);
-		if (transfer->easy == NULL)
-			check_easy(CURLE_OUT_OF_MEMORY, "curl_easy_init");
-	}
+	if (transfer->pattern == NULL)
+		transfer->pattern = new_handle(NULL);
 	dlist_delete(&transfer->node);
 	return transfer;
+}
+
+/* An easy handle, set up like "pattern" if that is not NULL. */
+static CURL *
+new_handle(CURL *pattern)
+{
+	CURL	   *easy;
+	sigset_t	saved;
+
+	block_signals(&saved);
+	easy = pattern ? curl_easy_duphandle(pattern) : curl_easy_init();
+	restore_signals(&saved);
+	if (easy == NULL)
+		check_easy(CURLE_OUT_OF_MEMORY, "curl_easy_init");
+	return easy;
 }
 
 /* Has the transfer released when the current memory context is reset. */
@@ -399,14 +420,14 @@ release_guarded_transfer(void *arg)
 
 /* Sets the options only if the target differs from that of the last request. */
 static void
-set_up_transfer(HttpTransfer *transfer, const HttpTarget *target)
+set_up_pattern(HttpTransfer *transfer, const HttpTarget *target)
 {
 	char	   *text = target_text(target);
 
 	if (transfer->target == NULL || strcmp(transfer->target, text) != 0)
 	{
 		forget_target(transfer);
-		curl_easy_reset(transfer->easy);
+		curl_easy_reset(transfer->pattern);
 		set_fixed_options(transfer);
 		set_target_options(transfer, target);
 		transfer->target = strdup(text);
@@ -429,7 +450,7 @@ target_text(const HttpTarget *target)
 static void
 set_fixed_options(HttpTransfer *transfer)
 {
-	CURL	   *easy = transfer->easy;
+	CURL	   *easy = transfer->pattern;
 
 	SET_OPTION(easy, CURLOPT_PRIVATE, transfer);
 	SET_OPTION(easy, CURLOPT_ERRORBUFFER, transfer->error);
@@ -493,7 +514,7 @@ set_fixed_options(HttpTransfer *transfer)
 static void
 set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 {
-	CURL	   *easy = transfer->easy;
+	CURL	   *easy = transfer->pattern;
 	char	   *authorization = psprintf(AUTHORIZATION "%s", target->authorization);
 	const char *ca_file = target->ca_file;
 	const char *directory = NULL;
@@ -515,7 +536,7 @@ set_target_options(HttpTransfer *transfer, const HttpTarget *target)
 	/* Without the empty string libcurl would use the environment's proxies. */
 	SET_OPTION(easy, CURLOPT_PROXY, target->proxy ? target->proxy : "");
 
-	if (ca_file != NULL && libcurl_version() >= 0x081100)
+	if (ca_file != NULL && version >= 0x081100)
 		directory = NO_DIRECTORY;
 	if (ca_file == NULL)
 		ca_file = find_system_trust(&directory);
@@ -571,35 +592,103 @@ forget_target(HttpTransfer *transfer)
 /*
  * May an easy handle be used for a second request?  Before 8.1 libcurl keeps a
  * pointer to the last header of an answer after freeing it, and writes there if the
- * next answer's first header line begins with a blank.
+ * next answer's first header line begins with a blank.  So each request gets a copy
+ * of a handle that has never had one.
  */
 static bool
 is_easy_reusable(void)
 {
-	return libcurl_version() >= 0x080100;
+	return version >= 0x080100;
 }
 
 static void
-free_easy(HttpTransfer *transfer)
+free_handle(CURL *easy)
 {
 	sigset_t	saved;
 
 	block_signals(&saved);
-	curl_easy_cleanup(transfer->easy);
+	curl_easy_cleanup(easy);
 	restore_signals(&saved);
-	transfer->easy = NULL;
-	forget_target(transfer);
 }
 
+/* Waits at most "timeout" milliseconds, and not beyond libcurl's next timer. */
 static void
-wait_for_sockets(int timeout, WaitReason reason)
+wait_for_sockets(int timeout, int64 now, WaitReason reason)
 {
-	CURLMcode	code;
+	if (look_at != PG_INT64_MAX)
+		timeout = (int) Min(timeout, Max(look_at - now + 999, 0) / 1000);
 
 	pgstat_report_wait_start(wait_event_number(reason));
-	code = curl_multi_poll(multi, NULL, 0, timeout, NULL);
+	poll_set_wait(timeout);
 	pgstat_report_wait_end();
-	check_multi(code, "curl_multi_poll");
+}
+
+/*
+ * Has libcurl do what the sockets that are ready, and its timers, allow.  Called with
+ * signals blocked: must not throw.
+ */
+static CURLMcode
+drive_transfers(void)
+{
+	CURLMcode	code = CURLM_OK;
+	int			nrunning;
+	int			fd;
+	short		events;
+
+	while (code == CURLM_OK && poll_set_next(&fd, &events))
+	{
+		int			bits = 0;
+
+		if (events & POLLIN)
+			bits |= CURL_CSELECT_IN;
+		if (events & POLLOUT)
+			bits |= CURL_CSELECT_OUT;
+		if (events & ~(POLLIN | POLLOUT))
+			bits |= CURL_CSELECT_ERR;
+		code = curl_multi_socket_action(multi, fd, bits, &nrunning);
+	}
+	if (code == CURLM_OK && clock_now() >= look_at)
+	{
+		look_at = PG_INT64_MAX;
+		code = curl_multi_socket_action(multi, CURL_SOCKET_TIMEOUT, 0, &nrunning);
+	}
+	return code;
+}
+
+/* Called by libcurl: it wants to look at its timers in so many milliseconds; -1: never. */
+static int
+set_timer(CURLM *handle pg_attribute_unused(), long timeout, void *arg pg_attribute_unused())
+{
+	look_at = timeout < 0 ? PG_INT64_MAX : clock_now() + timeout * INT64CONST(1000);
+	return 0;
+}
+
+/*
+ * Called by libcurl: it wants to know when the socket is ready for "what".  Without the
+ * memory to note that, its transfer is over: -1 would end all transfers.
+ */
+static int
+watch_socket(CURL *easy, curl_socket_t fd, int what, void *arg pg_attribute_unused(),
+			 void *socket_arg pg_attribute_unused())
+{
+	short		events = 0;
+
+	if (what == CURL_POLL_IN || what == CURL_POLL_INOUT)
+		events |= POLLIN;
+	if (what == CURL_POLL_OUT || what == CURL_POLL_INOUT)
+		events |= POLLOUT;
+	if (!poll_set_watch(fd, events))
+	{
+		HttpTransfer *transfer = NULL;
+
+		(void) curl_easy_getinfo(easy, CURLINFO_PRIVATE, (char **) &transfer);
+		if (transfer)			/* else it is libcurl's own handle */
+		{
+			transfer->inbox.no_memory = true;
+			transfer_timer_end(&transfer->timer);
+		}
+	}
+	return 0;
 }
 
 /* Called with signals blocked: must not throw. */
@@ -630,7 +719,6 @@ send_afresh(HttpTransfer *transfer)
 {
 	transfer->afresh = true;
 	transfer->error[0] = '\0';
-	added = true;
 	(void) curl_easy_setopt(transfer->easy, CURLOPT_FRESH_CONNECT, 1L);
 	return curl_multi_add_handle(multi, transfer->easy);
 }

@@ -115,6 +115,11 @@ inbox_blot_out(char *bytes, size_t length, const char *secret)
 	{
 		size_t		found = secret_length;
 
+		if (*bytes != *secret && *bytes != '\\')
+		{
+			bytes++;
+			continue;
+		}
 		if ((size_t) (end - bytes) < found || memcmp(bytes, secret, found) != 0)
 			found = length_of_escaped(bytes, end, secret);
 		memset(bytes, '*', found);

@@ -94,6 +94,25 @@ now(void)
 	return t.tv_sec + t.tv_nsec / 1e9;
 }
 
+/*
+ * How long a process has run on a processor, by the kernel's scheduler.  Unlike the clock
+ * it leaves out what others use.
+ */
+double
+cpu_seconds(int pid)
+{
+	char		path[64];
+	long long	ns;
+	FILE	   *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/schedstat", pid);
+	file = fopen(path, "r");
+	if (file == NULL || fscanf(file, "%lld", &ns) != 1)
+		die(path, "cannot be read");
+	fclose(file);
+	return ns / 1e9;
+}
+
 void
 die(const char *what, const char *why)
 {

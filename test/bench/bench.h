@@ -17,6 +17,7 @@
 
 extern void die(const char *what, const char *why) __attribute__((noreturn));
 extern double now(void);
+extern double cpu_seconds(int pid);
 extern int	compare(const void *a, const void *b);
 extern double median(const double *values, int n);
 extern PGconn *connect_to(const char *conninfo);

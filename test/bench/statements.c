@@ -3,7 +3,7 @@
  * statements.c
  *		What a statement with many calls in flight costs.
  *
- * Usage: statements CONNINFO URL API_KEY PART [N]
+ * Usage: statements CONNINFO URL CA_FILE API_KEY PART [N]
  *
  * Run by the script "statements" beside this file, which prepares all of that.  The
  * parts:
@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "bench.h"
 
@@ -31,7 +32,7 @@ static void fill(PGconn *conn, int nrows);
 static double timed(PGconn *conn, const char *sql);
 static void share(PGconn *conn, int n);
 static void returning(PGconn *conn, int n);
-static void multi(PGconn *conn, const char *url, const char *key, int n);
+static void multi(PGconn *conn, const char *url, const char *ca_file, const char *key, int n);
 static double multi_round(CURLM *curlm, CURL **easy, char **bodies, int n, int nrequests);
 static void idle(const char *conninfo);
 static void hang(PGconn *conn);
@@ -40,11 +41,11 @@ int
 main(int argc, char **argv)
 {
 	PGconn	   *conn;
-	int			n = argc > 5 ? atoi(argv[5]) : 0;
+	int			n = argc > 6 ? atoi(argv[6]) : 0;
 	char		sql[64];
 
-	if (argc < 5)
-		die("usage", "statements CONNINFO URL API_KEY PART [N]");
+	if (argc < 6)
+		die("usage", "statements CONNINFO URL CA_FILE API_KEY PART [N]");
 	curl_global_init(CURL_GLOBAL_DEFAULT);
 	conn = connect_to(argv[1]);
 	run(conn, "LOAD 'doubletick'");
@@ -54,18 +55,18 @@ main(int argc, char **argv)
 		snprintf(sql, sizeof(sql), "SET doubletick.max_in_flight = %d", n);
 		run(conn, sql);
 	}
-	if (strcmp(argv[4], "share") == 0)
+	if (strcmp(argv[5], "share") == 0)
 		share(conn, n);
-	else if (strcmp(argv[4], "returning") == 0)
+	else if (strcmp(argv[5], "returning") == 0)
 		returning(conn, n);
-	else if (strcmp(argv[4], "multi") == 0)
-		multi(conn, argv[2], argv[3], n);
-	else if (strcmp(argv[4], "idle") == 0)
+	else if (strcmp(argv[5], "multi") == 0)
+		multi(conn, argv[2], argv[3], argv[4], n);
+	else if (strcmp(argv[5], "idle") == 0)
 		idle(argv[1]);
-	else if (strcmp(argv[4], "hang") == 0)
+	else if (strcmp(argv[5], "hang") == 0)
 		hang(conn);
 	else
-		die("part", argv[4]);
+		die("part", argv[5]);
 	PQfinish(conn);
 	return 0;
 }
@@ -127,7 +128,7 @@ returning(PGconn *conn, int n)
 }
 
 static void
-multi(PGconn *conn, const char *url, const char *key, int n)
+multi(PGconn *conn, const char *url, const char *ca_file, const char *key, int n)
 {
 	int			nrows = 4000;
 	CURLM	   *curlm = curl_multi_init();
@@ -136,11 +137,13 @@ multi(PGconn *conn, const char *url, const char *key, int n)
 	double		plain[ROUNDS];
 	double		sql[ROUNDS];
 	double		ratio[ROUNDS];
+	double		cpu[ROUNDS];
+	int			pid = PQbackendPID(conn);
 
 	curl_multi_setopt(curlm, CURLMOPT_MAXCONNECTS, (long) n);
 	for (int i = 0; i < n; i++)
 	{
-		easy[i] = plain_handle(url, "/dev/null", key);
+		easy[i] = plain_handle(url, ca_file, key);
 		bodies[i] = calloc(1, 256);
 	}
 	fill(conn, nrows);
@@ -148,12 +151,20 @@ multi(PGconn *conn, const char *url, const char *key, int n)
 	multi_round(curlm, easy, bodies, n, nrows);
 	for (int i = 0; i < ROUNDS; i++)
 	{
+		double		of_plain = cpu_seconds(getpid());
+		double		of_sql;
+
 		plain[i] = multi_round(curlm, easy, bodies, n, nrows);
+		of_plain = cpu_seconds(getpid()) - of_plain;
+		of_sql = cpu_seconds(pid);
 		sql[i] = timed(conn, "SELECT phone, " CALL " FROM c");
+		of_sql = cpu_seconds(pid) - of_sql;
 		ratio[i] = plain[i] / sql[i];
+		cpu[i] = of_plain / of_sql;
 	}
-	printf("%3d in flight, 0 ms       %8.1f rows/s, plain libcurl %8.1f requests/s, %.2f of it\n", n,
-		   nrows / median(sql, ROUNDS), nrows / median(plain, ROUNDS), median(ratio, ROUNDS));
+	printf("%3d in flight, 0 ms       %8.1f rows/s, plain libcurl %8.1f requests/s, %.2f of it; by CPU time %.2f\n", n,
+		   nrows / median(sql, ROUNDS), nrows / median(plain, ROUNDS), median(ratio, ROUNDS),
+		   median(cpu, ROUNDS));
 }
 
 /* Sends requests for distinct phones, n at a time. */
