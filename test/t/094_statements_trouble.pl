@@ -83,6 +83,24 @@ sub in_flight
 	$sandbox->clear_rules;
 	finish($session);
 	is($sandbox->stats->{max_in_flight}, 3, 'in flight: never more than max_connections');
+
+	# Of two servers, each has its own max_connections.
+	fresh();
+	$sandbox->hold('*');
+	$calls->server('other', base_url => $sandbox->http, ca_file => undef, max_connections => '3');
+	($session) = begin("$window 8; SELECT id, dt_try_remove_tags_custom_fields(phone, ARRAY[tag], server => CASE WHEN id % 2 = 0 THEN 'other' ELSE 'plain' END) FROM c");
+	$sandbox->await_held(1);
+	$sandbox->release;
+	foreach my $turn (1 .. 3)
+	{
+		$sandbox->await_held(6);
+		is(scalar(grep { $sandbox->held(phone($_)) } map { 2 * $_ } 1 .. 10), 3, "in flight: three of one server, turn $turn");
+		$sandbox->release;
+	}
+	$sandbox->clear_rules;
+	finish($session);
+	is($sandbox->stats->{max_in_flight}, 6, 'in flight: and three of the other one');
+	$calls->sql('DROP SERVER other CASCADE');
 	$calls->sql("ALTER SERVER plain OPTIONS (SET max_connections '100')");
 	return;
 }
