@@ -128,7 +128,6 @@ static void set_up_libcurl(void);
 static void check_libcurl_version(void);
 static unsigned int libcurl_version(void);
 static void limit_connections(void);
-static void grow_connection_pool(int max_connections);
 static HttpTransfer *idle_or_new_transfer(void);
 static void guard_transfer(HttpTransfer *transfer, HttpGuard *guard);
 static void release_guarded_transfer(void *arg);
@@ -191,7 +190,6 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	SET_OPTION(transfer->easy, CURLOPT_FRESH_CONNECT, (long) target->connect_only);
 	SET_OPTION(transfer->easy, CURLOPT_CONNECT_ONLY, (long) target->connect_only);
 	transfer->connect_only = target->connect_only;
-	grow_connection_pool(target->max_connections);
 
 	transfer->not_silent = false;
 	transfer->afresh = false;
@@ -364,26 +362,14 @@ http_capacity(void)
 
 /*
  * Connections that are kept count, too: libcurl closes one of them for a new one, and
- * has a transfer wait if there is none.
+ * has a transfer wait if there is none.  All targets share one pool of them, from which
+ * requests of many servers may be in flight.
  */
 static void
 limit_connections(void)
 {
+	(void) curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) http_capacity());
 	(void) curl_multi_setopt(multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long) http_capacity());
-}
-
-/* All targets share one pool of connections, so the largest number counts. */
-static void
-grow_connection_pool(int max_connections)
-{
-	static int	kept = 0;
-
-	max_connections = Min(max_connections, http_capacity());
-	if (max_connections <= kept)
-		return;
-	check_multi(curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) max_connections),
-				"CURLMOPT_MAXCONNECTS");
-	kept = max_connections;
 }
 
 static HttpTransfer *
