@@ -50,6 +50,9 @@
 /* How long a turn waits at most, in µs; then each call is looked at again. */
 #define LONGEST_TURN USECS_PER_SEC
 
+/* An answer that is longer than this is read in memory of its own, in bytes. */
+#define LONG_ANSWER (16 * 1024)
+
 #define NOT_COUNTED PG_INT64_MIN
 
 /* What calls of one server share.  Each server that the process has called has one. */
@@ -133,6 +136,7 @@ static int64 time_left(const Call *call);
 static Fault *pause_fault(const Call *call, int64 pause);
 static void send_request(Call *call);
 static void read_answer(Call *call);
+static void read_reply(const HttpReply *reply, Answer *answer);
 static void try_again_or_end(Call *call, const Answer *answer, int64 retry_after);
 static int64 pause_before_retry(int ntries);
 static bool hits_every_row(const Fault *fault);
@@ -516,7 +520,7 @@ read_answer(Call *call)
 		return;
 
 	counters_add_answer(account->serverid, reply->status);
-	answer_read(reply, &answer);
+	read_reply(reply, &answer);
 	retry_after = Min(reply->retry_after, SECS_PER_DAY) * USECS_PER_SEC;
 	http_release(call->transfer);
 	call->transfer = NULL;
@@ -527,6 +531,31 @@ read_answer(Call *call)
 		end_call(call, NULL);
 	else
 		try_again_or_end(call, &answer, retry_after);
+}
+
+/*
+ * To read an answer takes some times its length, and the rows of a statement keep what
+ * they have until they are handed up.  So of a long one only the result is kept.
+ */
+static void
+read_reply(const HttpReply *reply, Answer *answer)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context;
+
+	if (reply->length <= LONG_ANSWER)
+	{
+		answer_read(reply, answer);
+		return;
+	}
+	context = AllocSetContextCreate(caller, "doubletick answer", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	answer_read(reply, answer);
+	MemoryContextSwitchTo(caller);
+	if (answer->fault)
+		return;					/* which goes with the caller's context */
+	answer->body = memcpy(palloc(VARSIZE(answer->body)), answer->body, VARSIZE(answer->body));
+	MemoryContextDelete(context);
 }
 
 /*
