@@ -189,7 +189,7 @@ forget_call(void *arg)
 	if (call->is_open)
 		dlist_delete(&call->node);
 	if (call->transfer)
-		count_in_flight(call, -1);	/* the transfer is tied to the context, too */
+		count_in_flight(call, -1);	/* its transfer ends, too */
 }
 
 /* Ends a call with a fault; NULL: with the body of the answer. */
