@@ -15,7 +15,9 @@
 #include "api/http.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_type.h"
+#include "compat.h"
 #include "drain/outcome.h"
+#include "executor/executor.h"
 #include "fmgr.h"
 #include "queue/store.h"
 #include "utils/array.h"
@@ -26,11 +28,13 @@
 
 static void age_table(QueueRelation table, Datum interval, ArrayType *ids);
 static bool array_contains(ArrayType *ids, int64 id);
+static void run_alone(EXECUTOR_RUN_ARGUMENTS);
 
 PG_FUNCTION_INFO_V1(dt_test_outcome);
 PG_FUNCTION_INFO_V1(dt_test_customer);
 PG_FUNCTION_INFO_V1(dt_test_time_passes);
 PG_FUNCTION_INFO_V1(dt_test_turn);
+PG_FUNCTION_INFO_V1(dt_test_take_run_hook);
 
 /*
  * dt_test_outcome(result int, status int, is_object bool, no_route bool,
@@ -153,6 +157,25 @@ dt_test_turn(PG_FUNCTION_ARGS)
 {
 	http_turn(PG_GETARG_INT32(0), WAIT_ANSWER);
 	PG_RETURN_VOID();
+}
+
+/*
+ * dt_test_take_run_hook() returns void
+ *
+ * Does for the rest of the session what a library does that has its own
+ * ExecutorRun_hook, and does not call the one that was there.
+ */
+Datum
+dt_test_take_run_hook(PG_FUNCTION_ARGS pg_attribute_unused())
+{
+	ExecutorRun_hook = run_alone;
+	PG_RETURN_VOID();
+}
+
+static void
+run_alone(EXECUTOR_RUN_ARGUMENTS)
+{
+	standard_ExecutorRun(EXECUTOR_RUN_PASSED);
 }
 
 #endif							/* DOUBLETICK_TESTING */

@@ -23,8 +23,7 @@ endpoint_of(const Account *account)
 		.authorization = pstrdup(account->api_key),
 		.ca_file = account->ca_file ? pstrdup(account->ca_file) : NULL,
 		.proxy = account->proxy ? pstrdup(account->proxy) : NULL,
-		.connect_timeout = account->connect_timeout,
-		.max_connections = account->max_connections
+		.connect_timeout = account->connect_timeout
 	};
 
 	return target;

@@ -72,6 +72,12 @@
  */
 #define DNS_CACHE_TIMEOUT 2L
 
+/* Descriptors of latches and the like, which PostgreSQL counts as those of others. */
+#define OTHER_DESCRIPTORS 5
+
+/* For how long a lack of file descriptors has us open fewer connections, in µs. */
+#define LACK_TIME USECS_PER_SEC
+
 /* A directory of certificates that has none, and can never have one. */
 #define NO_DIRECTORY "/dev/null"
 
@@ -98,7 +104,8 @@ struct HttpTransfer
 	struct curl_slist *headers; /* the first is Authorization */
 	char	   *target;			/* malloc'd, see target_text() */
 
-	TransferTimer timer;		/* runs while it is on the multi handle */
+	TransferTimer timer;		/* runs while it is on the multi handle, but
+								 * not while it waits for a descriptor */
 	bool		connect_only;	/* is nothing to be sent? */
 	bool		not_silent;		/* see note_sending() */
 	bool		afresh;			/* is it sent over a new connection for that? */
@@ -120,9 +127,13 @@ static unsigned int version = 0;	/* of the libcurl that runs */
 /* When libcurl wants to look at its timers, by clock_now(); PG_INT64_MAX: never. */
 static int64 look_at = PG_INT64_MAX;
 
+/* How many connections may be open, after a lack of descriptors; 0: there was none. */
+static int	lacking_capacity = 0;
+static int64 lacking_since;		/* by clock_now() */
+
 static void set_up_libcurl(void);
 static void check_libcurl_version(void);
-static void grow_connection_pool(int max_connections);
+static void limit_connections(void);
 static HttpTransfer *idle_or_new_transfer(void);
 static CURL *new_handle(CURL *pattern);
 static void guard_transfer(HttpTransfer *transfer, HttpGuard *guard);
@@ -142,6 +153,9 @@ static int	set_timer(CURLM *handle, long timeout, void *arg);
 static int	watch_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
 static void collect_finished(void);
 static CURLMcode send_afresh(HttpTransfer *transfer);
+static bool may_wait_for_descriptor(HttpTransfer *transfer, CURLcode code);
+static CURLMcode send_with_fewer(HttpTransfer *transfer);
+static void restart_timer(HttpTransfer *transfer);
 static void end_overdue(HttpTransfer *transfer);
 static void read_outcome(HttpTransfer *transfer, CURLcode code);
 static HttpResult classify_outcome(const HttpTransfer *transfer, CURLcode code);
@@ -172,6 +186,11 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 
 	allocation_failed = false;
 	set_up_libcurl();
+	if (lacking_capacity > 0 && clock_now() - lacking_since >= LACK_TIME)
+	{
+		lacking_capacity = 0;
+		limit_connections();
+	}
 	transfer = idle_or_new_transfer();
 	guard_transfer(transfer, guard);
 	set_up_pattern(transfer, target);
@@ -182,7 +201,6 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	SET_OPTION(transfer->easy, CURLOPT_FRESH_CONNECT, (long) target->connect_only);
 	SET_OPTION(transfer->easy, CURLOPT_CONNECT_ONLY, (long) target->connect_only);
 	transfer->connect_only = target->connect_only;
-	grow_connection_pool(target->max_connections);
 
 	transfer->not_silent = false;
 	transfer->afresh = false;
@@ -324,6 +342,7 @@ set_up_libcurl(void)
 	/* From 8.20 on, resolver threads belong to the multi handle. */
 	if (version >= 0x081400)
 		(void) curl_multi_setopt(multi, CURLMOPT_QUICK_EXIT, 1L);
+	limit_connections();
 }
 
 /* The server may run with an older library than the one that we were built with. */
@@ -340,28 +359,30 @@ check_libcurl_version(void)
 }
 
 /*
- * How many connections a process may have open at once.  PostgreSQL grants a third
- * of its file descriptors to others (AcquireExternalFD()); we leave some of those
- * to name resolution and to other extensions.
+ * How many connections a process may have open at once, and so requests in flight.
+ * PostgreSQL grants a third of its file descriptors to others (AcquireExternalFD()), and
+ * takes some of these itself, in each process; we leave a quarter of the rest to name
+ * resolution and to other extensions.  When there was none left for a connection, it is
+ * fewer for a while.
  */
 int
 http_capacity(void)
 {
-	return Max(max_safe_fds / 4, 1);
+	if (lacking_capacity > 0)
+		return lacking_capacity;
+	return Max((max_safe_fds / 3 - OTHER_DESCRIPTORS) * 3 / 4, 1);
 }
 
-/* All targets share one pool of connections, so the largest number counts. */
+/*
+ * Connections that are kept count, too: libcurl closes one of them for a new one, and
+ * has a transfer wait if there is none.  All targets share one pool of them, from which
+ * requests of many servers may be in flight.
+ */
 static void
-grow_connection_pool(int max_connections)
+limit_connections(void)
 {
-	static int	kept = 0;
-
-	max_connections = Min(max_connections, http_capacity());
-	if (max_connections <= kept)
-		return;
-	check_multi(curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) max_connections),
-				"CURLMOPT_MAXCONNECTS");
-	kept = max_connections;
+	(void) curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) http_capacity());
+	(void) curl_multi_setopt(multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long) http_capacity());
 }
 
 static HttpTransfer *
@@ -707,6 +728,8 @@ collect_finished(void)
 		(void) curl_multi_remove_handle(multi, transfer->easy);
 		if (transfer->not_silent && !transfer->afresh && send_afresh(transfer) == CURLM_OK)
 			continue;
+		if (may_wait_for_descriptor(transfer, code) && send_with_fewer(transfer) == CURLM_OK)
+			continue;
 		transfer->running = false;
 		transfer_timer_stop(&transfer->timer);
 		read_outcome(transfer, code);
@@ -721,6 +744,39 @@ send_afresh(HttpTransfer *transfer)
 	transfer->error[0] = '\0';
 	(void) curl_easy_setopt(transfer->easy, CURLOPT_FRESH_CONNECT, 1L);
 	return curl_multi_add_handle(multi, transfer->easy);
+}
+
+/* Did a transfer fail for want of a descriptor, of which other connections have some? */
+static bool
+may_wait_for_descriptor(HttpTransfer *transfer, CURLcode code)
+{
+	return code != CURLE_OK && transfer->no_descriptor && transfer->sent_at == 0 &&
+		sockets_count() > 0 && http_capacity() > 1;
+}
+
+/*
+ * Lets libcurl have no more connections than there are, so that it closes one that is
+ * kept, or has the transfer wait until another one ends.  That does not count as time
+ * for which there was no connection.
+ */
+static CURLMcode
+send_with_fewer(HttpTransfer *transfer)
+{
+	lacking_capacity = Max(Min(http_capacity() - 1, sockets_count()), 1);
+	lacking_since = clock_now();
+	limit_connections();
+	transfer_timer_stop(&transfer->timer);
+	transfer->no_descriptor = false;
+	transfer->error[0] = '\0';
+	return curl_multi_add_handle(multi, transfer->easy);
+}
+
+/* Called when a transfer gets its connection, or a socket for it. */
+static void
+restart_timer(HttpTransfer *transfer)
+{
+	if (!transfer->timer.is_running)
+		transfer_timer_start(&transfer->timer, transfer, transfer->timer.timeout);
 }
 
 /* Ends a transfer whose time is up.  Called with signals blocked: must not throw. */
@@ -854,6 +910,7 @@ note_sending(void *arg, char *peer pg_attribute_unused(), char *own pg_attribute
 {
 	HttpTransfer *transfer = arg;
 
+	restart_timer(transfer);
 	if (!sockets_use(own_port, transfer->afresh))
 	{
 		transfer->not_silent = true;
@@ -872,7 +929,10 @@ open_socket(void *arg, curlsocktype purpose pg_attribute_unused(),
 	int			fd = sockets_open(address->family, address->socktype, address->protocol,
 								  &transfer->no_descriptor, &transfer->inbox.no_memory);
 
-	return fd < 0 ? CURL_SOCKET_BAD : fd;
+	if (fd < 0)
+		return CURL_SOCKET_BAD;
+	restart_timer(transfer);
+	return fd;
 }
 
 static int

@@ -25,7 +25,6 @@ typedef struct HttpTarget
 	const char *ca_file;		/* PEM bundle to trust, NULL for the system's */
 	const char *proxy;			/* URL, NULL for none */
 	int			connect_timeout;	/* ms, TLS handshake included */
-	int			max_connections;	/* connections that may be kept open */
 	bool		connect_only;	/* is nothing to be sent? */
 } HttpTarget;
 

@@ -30,6 +30,7 @@ typedef struct HttpSocket
 } HttpSocket;
 
 static dlist_head sockets = DLIST_STATIC_INIT(sockets);
+static int	nsockets = 0;
 
 static int	own_port_of(int fd);
 static bool has_input(int fd);
@@ -59,6 +60,7 @@ sockets_open(int family, int type, int protocol, bool *no_descriptor, bool *no_m
 	}
 	(void) fcntl(sock->fd, F_SETFD, FD_CLOEXEC);
 	dlist_push_head(&sockets, &sock->node);
+	nsockets++;
 	return sock->fd;
 }
 
@@ -78,11 +80,21 @@ sockets_close(int fd)
 		{
 			dlist_delete(&sock->node);
 			free(sock);
+			nsockets--;
 			break;
 		}
 	}
 	ReleaseExternalFD();
 	return close(fd);
+}
+
+/*
+ * How many are open.
+ */
+int
+sockets_count(void)
+{
+	return nsockets;
 }
 
 /*

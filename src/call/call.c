@@ -12,8 +12,8 @@
  *
  * - no call that was made before it is open for the same phone, so that requests of
  *	 one customer leave in order, one after the other;
- * - fewer requests are in flight than "doubletick.max_in_flight" and the server's option
- *	 "max_connections" allow;
+ * - fewer requests are in flight than "doubletick.max_in_flight" allows, and fewer of its
+ *	 server than the server's option "max_connections" allows;
  * - the server is not paused, and it is the call's turn of the pace.
  *
  * Calls get their turns in the order in which they were made.
@@ -50,7 +50,20 @@
 /* How long a turn waits at most, in µs; then each call is looked at again. */
 #define LONGEST_TURN USECS_PER_SEC
 
+/* An answer that is longer than this is read in memory of its own, in bytes. */
+#define LONG_ANSWER (16 * 1024)
+
 #define NOT_COUNTED PG_INT64_MIN
+
+/* What calls of one server share.  Each server that the process has called has one. */
+typedef struct CallServer
+{
+	dlist_node	node;			/* in "servers" */
+	Oid			serverid;
+	int			nin_flight;		/* calls that have a request in flight */
+	uint64		paced_in;		/* the last turn in which a call of it had to
+								 * wait for its turn of the pace */
+} CallServer;
 
 /* Times are by transfer_clock_now(), in microseconds. */
 struct Call
@@ -68,7 +81,7 @@ struct Call
 	Oid			role;
 
 	Account		account;
-	bool		is_known;		/* has "account" been looked up? */
+	CallServer *of_server;		/* NULL: "account" has not been looked up */
 	bool		has_waited;		/* since then? */
 
 	/*
@@ -97,14 +110,17 @@ typedef struct Wait
 {
 	int64		longest;		/* µs */
 	WaitReason	reason;
-	Oid			paced;			/* a server for which a call waits for its
-								 * turn */
 } Wait;
 
 static dlist_head open_calls = DLIST_STATIC_INIT(open_calls);
 
 /* How many of them have a request in flight. */
 static int	nin_flight = 0;
+
+static dlist_head servers = DLIST_STATIC_INIT(servers);
+
+/* How often calls_turn() was called. */
+static uint64 nturns = 0;
 
 static void forget_call(void *arg);
 static void end_call(Call *call, Fault *fault);
@@ -113,11 +129,14 @@ static bool wait_at_most(Wait *wait, int64 microseconds, WaitReason reason);
 static bool is_phone_busy(const Call *call);
 static bool may_leave(Call *call, Wait *wait);
 static bool look_up_account(Call *call);
+static CallServer *find_or_make_server(Oid serverid);
+static void count_in_flight(Call *call, int change);
 static void count_time(Call *call, bool does_count);
 static int64 time_left(const Call *call);
 static Fault *pause_fault(const Call *call, int64 pause);
 static void send_request(Call *call);
 static void read_answer(Call *call);
+static void read_reply(const HttpReply *reply, Answer *answer);
 static void try_again_or_end(Call *call, const Answer *answer, int64 retry_after);
 static int64 pause_before_retry(int ntries);
 static bool hits_every_row(const Fault *fault);
@@ -170,7 +189,7 @@ forget_call(void *arg)
 	if (call->is_open)
 		dlist_delete(&call->node);
 	if (call->transfer)
-		nin_flight--;			/* the transfer is tied to the context, too */
+		count_in_flight(call, -1);	/* its transfer ends, too */
 }
 
 /* Ends a call with a fault; NULL: with the body of the answer. */
@@ -259,10 +278,11 @@ call_result(const Call *call)
 void
 calls_turn(void)
 {
-	Wait		wait = {LONGEST_TURN, WAIT_ANSWER, InvalidOid};
+	Wait		wait = {LONGEST_TURN, WAIT_ANSWER};
 	dlist_mutable_iter iter;
 
 	CHECK_FOR_INTERRUPTS();
+	nturns++;
 	dlist_foreach_modify(iter, &open_calls)
 	{
 		Call	   *call = dlist_container(Call, node, iter.cur);
@@ -317,12 +337,13 @@ may_leave(Call *call, Wait *wait)
 	if (left > 0)
 		return wait_at_most(wait, left, WAIT_RETRY);
 
-	if (is_phone_busy(call) || (!call->is_known && !look_up_account(call)))
+	if (is_phone_busy(call) || (call->of_server == NULL && !look_up_account(call)))
 		return false;
 
 	pace = pace_of(&call->account);
-	if (wait->paced == pace.serverid ||
-		nin_flight >= Min(Min(setting_max_in_flight, http_capacity()), call->account.max_connections))
+	if (call->of_server->paced_in == nturns ||
+		call->of_server->nin_flight >= call->account.max_connections ||
+		nin_flight >= Min(setting_max_in_flight, http_capacity()))
 	{
 		count_time(call, false);
 		return false;
@@ -341,7 +362,7 @@ may_leave(Call *call, Wait *wait)
 	left = pace_claim(&pace);
 	if (left > 0)
 	{
-		wait->paced = pace.serverid;
+		call->of_server->paced_in = nturns;
 		count_time(call, false);
 		return wait_at_most(wait, left, WAIT_PACE);
 	}
@@ -398,11 +419,40 @@ look_up_account(Call *call)
 		end_call(call, fault);
 		return false;
 	}
-	if (!call->is_known)
+	if (call->of_server == NULL)
 		call->budget = call->account.timeout * INT64CONST(1000);
-	call->is_known = true;
+	call->of_server = find_or_make_server(call->account.serverid);
 	call->has_waited = false;
 	return true;
+}
+
+/* There are few, and mostly it is the one that was found last. */
+static CallServer *
+find_or_make_server(Oid serverid)
+{
+	dlist_iter	iter;
+	CallServer *server;
+
+	dlist_foreach(iter, &servers)
+	{
+		server = dlist_container(CallServer, node, iter.cur);
+		if (server->serverid == serverid)
+		{
+			dlist_move_head(&servers, &server->node);
+			return server;
+		}
+	}
+	server = MemoryContextAllocZero(TopMemoryContext, sizeof(CallServer));
+	server->serverid = serverid;
+	dlist_push_head(&servers, &server->node);
+	return server;
+}
+
+static void
+count_in_flight(Call *call, int change)
+{
+	nin_flight += change;
+	call->of_server->nin_flight += change;
 }
 
 /* Has the time from now on count for the call's timeout, or not. */
@@ -443,7 +493,7 @@ send_request(Call *call)
 	HttpTarget	target = endpoint_of(&call->account);
 
 	call->transfer = http_start(&target, body, length, (int) ((time_left(call) + 999) / 1000));
-	nin_flight++;
+	count_in_flight(call, 1);
 	call->is_sent = false;
 	call->ntries++;
 	counters_add_sent(call->account.serverid, true);
@@ -470,17 +520,42 @@ read_answer(Call *call)
 		return;
 
 	counters_add_answer(account->serverid, reply->status);
-	answer_read(reply, &answer);
+	read_reply(reply, &answer);
 	retry_after = Min(reply->retry_after, SECS_PER_DAY) * USECS_PER_SEC;
 	http_release(call->transfer);
 	call->transfer = NULL;
-	nin_flight--;
+	count_in_flight(call, -1);
 
 	call->body = answer.body;
 	if (answer.fault == NULL)
 		end_call(call, NULL);
 	else
 		try_again_or_end(call, &answer, retry_after);
+}
+
+/*
+ * To read an answer takes some times its length, and the rows of a statement keep what
+ * they have until they are handed up.  So of a long one only the result is kept.
+ */
+static void
+read_reply(const HttpReply *reply, Answer *answer)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context;
+
+	if (reply->length <= LONG_ANSWER)
+	{
+		answer_read(reply, answer);
+		return;
+	}
+	context = AllocSetContextCreate(caller, "doubletick answer", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	answer_read(reply, answer);
+	MemoryContextSwitchTo(caller);
+	if (answer->fault)
+		return;					/* which goes with the caller's context */
+	answer->body = memcpy(palloc(VARSIZE(answer->body)), answer->body, VARSIZE(answer->body));
+	MemoryContextDelete(context);
 }
 
 /*

@@ -400,6 +400,7 @@ finish_turn(Drain *drain, Turn *turn)
 		settle_committed(requests, request);
 		schedule_lane(turn->schedule, lane, turn->clock);
 	}
+	schedule_shrink(turn->schedule);
 	drain->next_at = time_of_next_turn(drain);
 }
 

@@ -25,6 +25,9 @@
 /* Lanes and servers that the hash tables are made for; they grow. */
 #define INITIAL_SIZE 16
 
+/* Memory that is kept when no lane is left, in bytes. */
+#define KEPT_MEMORY (64 * 1024)
+
 /* Time between two looks at whether a held or paused lane may go on, in µs. */
 #define CHECK_INTERVAL USECS_PER_SEC
 
@@ -35,9 +38,13 @@ static void unplace_lane(Schedule *schedule, Lane *lane);
 static int	compare_servers(const pairingheap_node *a, const pairingheap_node *b, void *arg);
 static int	compare_lanes(const pairingheap_node *a, const pairingheap_node *b, void *arg);
 
+/*
+ * Sets up a schedule without lanes, in a memory context of its own.
+ */
 void
-schedule_init(Schedule *schedule, MemoryContext context)
+schedule_init(Schedule *schedule, MemoryContext parent)
 {
+	MemoryContext context = AllocSetContextCreate(parent, "doubletick schedule", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext caller = MemoryContextSwitchTo(context);
 
 	memset(schedule, 0, sizeof(Schedule));
@@ -236,6 +243,22 @@ schedule_remove_lane(Schedule *schedule, Lane *lane)
 	(void) hash_search(schedule->lanes, &lane->key, HASH_REMOVE, NULL);
 	if (--server->nlanes == 0)
 		(void) hash_search(schedule->servers, &server->name, HASH_REMOVE, NULL);
+}
+
+/*
+ * Called between two turns: gives memory back if no lane is left.  Until then it is used
+ * again for other lanes, since a hash table does not become smaller.
+ */
+void
+schedule_shrink(Schedule *schedule)
+{
+	MemoryContext old = schedule->context;
+
+	if (hash_get_num_entries(schedule->lanes) > 0 ||
+		MemoryContextMemAllocated(old, true) <= KEPT_MEMORY)
+		return;
+	schedule_init(schedule, MemoryContextGetParent(old));
+	MemoryContextDelete(old);
 }
 
 /*

@@ -25,13 +25,14 @@ typedef struct Schedule
 	int			nservers_in_line;	/* servers that have lanes in line */
 } Schedule;
 
-extern void schedule_init(Schedule *schedule, MemoryContext context);
+extern void schedule_init(Schedule *schedule, MemoryContext parent);
 extern Lane *schedule_find_lane(Schedule *schedule, const char *server, Oid role);
 extern void schedule_lane(Schedule *schedule, Lane *lane, int64 clock);
 extern Lane *schedule_next_lane(Schedule *schedule, int64 clock);
 extern void schedule_server(Schedule *schedule, Server *server, int64 next_at);
 extern Lane *schedule_next_empty(Schedule *schedule);
 extern void schedule_remove_lane(Schedule *schedule, Lane *lane);
+extern void schedule_shrink(Schedule *schedule);
 extern bool schedule_has_line(const Schedule *schedule);
 extern int64 schedule_next_at(Schedule *schedule);
 extern int64 schedule_next_due(Schedule *schedule);

@@ -107,37 +107,83 @@ until ($after{descriptors} <= $before{descriptors} || time > $deadline)
 cmp_ok($after{descriptors}, '<=', $before{descriptors}, 'descriptors are as many as before');
 $session->quit;
 
-# Each server has a connection of its own; when there is no descriptor left for
-# one more, that is a fault like others, and the session lives on.
-my $max_connections = 30;
-for my $i (1 .. $max_connections)
+# Each server has a connection of its own.  When there is no descriptor left for one
+# more, one that is idle is closed.
+my $nservers = 30;
+$node->safe_psql('postgres', 'CREATE EXTENSION dblink');
+for my $i (1 .. $nservers)
 {
 	my $ca_file = $sandbox->ca_file . ".$i";
 
 	system_or_bail('cp', $sandbox->ca_file, $ca_file);
 	$node->safe_psql('postgres', <<"SQL");
 CREATE SERVER s$i FOREIGN DATA WRAPPER doubletick
-	OPTIONS (base_url '@{[ $sandbox->url('https') ]}', ca_file '$ca_file', rate_limit '0', timeout '2s',
+	OPTIONS (base_url '@{[ $sandbox->url('https') ]}', ca_file '$ca_file', rate_limit '0', timeout '5s',
 		max_connections '1000');
 CREATE USER MAPPING FOR PUBLIC SERVER s$i OPTIONS (api_key '@{[ $sandbox->key ]}');
 SQL
 }
-my $many = <<"SQL";
-CREATE FUNCTION call_all() RETURNS SETOF jsonb LANGUAGE plpgsql AS \$\$
-BEGIN
-	FOR i IN 1 .. $max_connections LOOP
-		PERFORM set_config('doubletick.server', 's' || i, true);
-		RETURN NEXT dt_try_remove_tags_custom_fields('919876543210', '{lead}');
-	END LOOP;
-END \$\$;
-SQL
-$node->safe_psql('postgres', $many);
-my $answers = $node->safe_psql('postgres', 'SET statement_timeout = 0; SELECT call_all()');
-like($answers, qr/"tags"/, 'connections are opened while there are descriptors');
-like($answers, qr/no file descriptor is left in this session/, 'and refused when there are none left');
-like($node->safe_psql('postgres', "SELECT count(*) FROM call_all(); SET doubletick.server = s1;
-		SELECT dt_try_remove_tags_custom_fields('919876543210', '{lead}')"),
-	qr/^$max_connections\n.*"tags"/s, 'while the connections that are open go on to serve');
+# Calls through all servers: one after the other, or many at once.
+my $call = "dt_remove_tags_custom_fields((919876543300 + n)::text, '{lead}', server => 's' || n)";
+my $calls = "DROP TABLE IF EXISTS answers; CREATE TEMP TABLE answers AS SELECT $call AS answer FROM generate_series(1, $nservers) AS n;"
+  . " SELECT count(answer -> 'tags') FROM answers";
+my $singly = "SET client_min_messages = warning; SET doubletick.max_in_flight = 1; $calls";
+my $at_once = "SET client_min_messages = warning; SET doubletick.max_in_flight = 256; $calls";
+
+is($node->safe_psql('postgres', "$singly; $calls"), "$nservers\n$nservers",
+	'more servers than descriptors: each call succeeds');
+is($node->safe_psql('postgres', "$at_once; $calls"), "$nservers\n$nservers", 'and many at once, too');
+
+# PostgreSQL grants a third of its descriptors; we open connections for fewer, so that
+# others find some.
+$sandbox->clear_stats;
+$sandbox->rule('*', { delay_ms => 200 });
+$session = $node->background_psql('postgres');
+is($session->query_safe($at_once), $nservers, 'slow answers: each call succeeds');
+cmp_ok($sandbox->stats->{max_in_flight}, '>', 4, 'some are in flight at once');
+cmp_ok($sandbox->stats->{max_in_flight}, '<=', 64 / 4, 'and no more than a quarter of the descriptors');
+is($session->query_safe("SELECT dblink_connect('x', 'dbname=postgres')"), 'OK', 'while others find descriptors');
+$session->quit;
+
+# Others may have taken nearly all of this third.
+my $ntaken;
+($session, $ntaken) = session_without_descriptors();
+cmp_ok($ntaken, '>', 6, 'others take all descriptors');
+$session->query("SELECT dblink_disconnect('c$_')") foreach 1 .. 3;
+$sandbox->clear_stats;
+is($session->query($at_once), $nservers, 'few descriptors are left: each call succeeds');
+cmp_ok($sandbox->stats->{max_in_flight}, '<=', 3, 'few descriptors are left: fewer calls at once');
+is($session->query($singly), $nservers, 'few descriptors are left: one after the other');
+$session->quit;
+
+# A call that waits for a descriptor is not out of time for that.
+($session) = session_without_descriptors();
+$session->query("SELECT dblink_disconnect('c1')");
+$node->safe_psql('postgres', "ALTER SERVER s$_ OPTIONS (SET timeout '1s')") foreach 1 .. 5;
+$sandbox->rule('*', { delay_ms => 600 });
+is($session->query($at_once =~ s/(?<=1, )$nservers/5/r), 5, 'one descriptor is left: no call is out of time');
+$sandbox->clear_rules;
+
+# With none at all, that is a fault like others, and the session lives on.
+$session->quit;
+($session) = session_without_descriptors();
+$session->query("SET doubletick.server = 'doubletick'");
+my $attempt = "SELECT dt_try_remove_tags_custom_fields('919876543210', '{lead}')";
+like($session->query($attempt), qr/no file descriptor is left in this session/, 'no descriptor is left: says so');
+$session->query("SELECT dblink_disconnect('c1')");
+like($session->query($attempt), qr/"tags"/, 'no descriptor is left: until there is one');
+$session->quit;
+
+# A session in which dblink has all that PostgreSQL grants, and how many these are.
+sub session_without_descriptors
+{
+	my $new = $node->background_psql('postgres', on_error_stop => 0);
+	my $n = 0;
+
+	$n++ while ($new->query("SELECT dblink_connect('c$n', 'dbname=postgres')") // '') eq 'OK';
+	$new->{stderr} = '';
+	return ($new, $n);
+}
 
 done_testing();
 

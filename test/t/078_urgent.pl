@@ -311,7 +311,7 @@ SQL
 	eventually(sub {
 			$calls->sql("SELECT pg_log_backend_memory_contexts($drain->{pid})");
 			my $said = slurp_file($node->logfile, $offset);
-			my @lanes = $said =~ /doubletick drain: (\d+) total/g;
+			my @lanes = $said =~ /doubletick schedule: (\d+) total/g;
 			my @groups = $said =~ /doubletick groups: (\d+) total/g;
 			return @groups && ($bytes = $lanes[-1] + $groups[-1]) > 16 * $count;
 		}, "$name: the drainer knows the rows");

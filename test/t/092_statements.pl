@@ -109,7 +109,33 @@ my @covered = (
 	[ 'a foreign table', 1, 'SELECT id, TRY(phone, tag) FROM f', 'FOREIGN' ],
 	[ 'an UPDATE of a foreign table', 1, 'UPDATE f SET answer = TRY(phone, tag)', 'FOREIGN', 'SELECT id, answer FROM f ORDER BY id' ],
 	[ 'a DELETE that the other server does', 1, 'DELETE FROM f WHERE id > 15 RETURNING id, TRY(phone, tag)', 'FOREIGN' ],
-	[ 'just-in-time compilation', 1, 'SELECT id, TRY(phone, tag) FROM c', 'SET LOCAL jit = on; SET LOCAL jit_above_cost = 0' ]);
+	[ 'just-in-time compilation', 1, 'SELECT id, TRY(phone, tag) FROM c', 'SET LOCAL jit = on; SET LOCAL jit_above_cost = 0' ],
+	[ 'inheritance', 1, 'SELECT id, TRY(phone, tag), tableoid::regclass FROM c', 'INHERITANCE' ],
+	[ 'UPDATE of a table that others inherit', 1, 'UPDATE c SET answer = TRY(phone, tag)', 'INHERITANCE', 'SELECT id, answer FROM c ORDER BY id' ],
+	[ 'UPDATE RETURNING of a table that others inherit', 1, 'UPDATE c SET grp = 3 RETURNING id, TRY(phone, tag)', 'INHERITANCE' ],
+	[ 'a transition table', 1, 'UPDATE c SET answer = TRY(phone, tag)',
+		q{CREATE FUNCTION t() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO log SELECT id, answer ->> ''error'' FROM n; INSERT INTO log SELECT id, TRY(phone, ''n'' || tag) ->> ''error'' FROM n; RETURN NULL; END';
+		  CREATE TRIGGER t AFTER UPDATE ON c REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION t()}, 'SELECT * FROM log ORDER BY id, what' ]);
+
+# PostgreSQL 17 has MERGE ... RETURNING; 18 has the old and the new row in RETURNING.
+my $version = int($calls->sql('SHOW server_version_num') / 10000);
+my $merge = 'MERGE INTO c USING p ON c.id = p.id WHEN MATCHED AND p.grp = 1 THEN UPDATE SET tag = c.tag || c.grp'
+  . ' WHEN MATCHED AND p.grp = 2 THEN DELETE WHEN NOT MATCHED THEN INSERT VALUES (p.id, p.phone, p.tag, 7)';
+push @covered, (
+	[ 'MERGE RETURNING', 1, "$merge RETURNING merge_action(), c.id, p.grp, TRY(c.phone, c.tag)", 'DELETE FROM c WHERE id > 20', 'SELECT id, tag, grp FROM c ORDER BY id' ],
+	[ 'MERGE RETURNING that fails', 1, "$merge RETURNING c.id, RAISE(c.phone, c.tag)", '', 'SELECT count(*) FROM c' ],
+	[ 'what MERGE did as an argument', 1, "$merge RETURNING c.id, TRY(c.phone, merge_action())" ],
+	[ 'MERGE RETURNING of partitions', 1, 'MERGE INTO p USING c ON p.id = c.id WHEN MATCHED THEN UPDATE SET grp = (p.grp + 1) % 4 RETURNING merge_action(), p.id, p.grp, TRY(p.phone, p.tag)',
+		'', 'SELECT id, grp FROM p ORDER BY id' ],
+	[ 'a CTE that merges', 1, "WITH m AS ($merge RETURNING merge_action() AS what, c.*) SELECT what, id, TRY(phone, tag) FROM m" ])
+  if $version >= 17;
+push @covered, (
+	[ 'RETURNING the old and the new row', 1, 'UPDATE c SET tag = tag || 1, grp = 2 RETURNING old.tag, new, TRY(old.phone, new.tag), old.grp + new.grp' ],
+	[ 'RETURNING rows that are not there', 1, 'DELETE FROM c WHERE grp = 1 RETURNING new, new.id, TRY(old.phone, coalesce(new.tag, old.tag)) ' ],
+	[ 'RETURNING an old row that there may be', 1, "INSERT INTO c SELECT id + 12, phone, tag, 9 FROM c ON CONFLICT (id) DO UPDATE SET grp = 8 RETURNING old.grp, new.grp, TRY(new.phone, new.tag)" ],
+	[ 'MERGE RETURNING the old row', 1, "$merge RETURNING merge_action(), old.grp, new.grp, TRY(coalesce(new.phone, old.phone), coalesce(new.tag, old.tag))" ],
+	[ 'UPDATE RETURNING old of partitions', 1, 'UPDATE p SET grp = (grp + 1) % 4 RETURNING old.grp, new.grp, TRY(phone, tag)' ])
+  if $version >= 18;
 
 my @alone = (
 	[ 'one row', 'SELECT TRY(919876543001::text, 1)' ],
@@ -136,6 +162,7 @@ my @alone = (
 	[ 'a LIMIT over partitions', 'SELECT id, TRY(phone, tag) FROM p LIMIT 5' ],
 	[ 'WITH that is materialized', 'WITH x AS MATERIALIZED (SELECT id, TRY(phone, tag) AS y FROM c) SELECT * FROM x' ],
 	[ 'ON CONFLICT SET', q{INSERT INTO c VALUES (1, '919876543001', 'x', 1) ON CONFLICT (id) DO UPDATE SET answer = TRY(c.phone, c.tag)}, '', 'SELECT answer FROM c WHERE id = 1' ],
+	[ 'an action of MERGE', 'MERGE INTO c USING p ON c.id = p.id WHEN MATCHED THEN UPDATE SET answer = TRY(c.phone, p.tag)', '', 'SELECT id, answer FROM c ORDER BY id' ],
 	[ 'VALUES with calls', q{VALUES (TRY('919876543001', 'a')), (TRY('919876543002', 'b'))} ],
 	[ 'a function of its own', 'SELECT id, g(phone, tag) FROM c', q{CREATE FUNCTION g(text, text) RETURNS jsonb LANGUAGE plpgsql AS 'BEGIN RETURN TRY($1, $2); END'} ],
 	[ 'SECURITY DEFINER', 'SELECT id, TRY(phone, tag) FROM c', 'ALTER FUNCTION dt_try_remove_tags_custom_fields SECURITY DEFINER' ],
@@ -143,6 +170,7 @@ my @alone = (
 	[ 'foreign tables that are read at once', 'SELECT id, TRY(phone, tag) FROM f WHERE id < 12 UNION ALL SELECT id, TRY(phone, tag) FROM f WHERE id > 12 ORDER BY 1', 'ASYNC' ],
 	[ 'track_functions', 'SELECT id, TRY(phone, tag) FROM c', q{SET LOCAL track_functions = 'all'} ],
 	[ 'a statement without calls', 'SELECT id FROM c' ]);
+push @alone, [ 'what MERGE did beside a call in one expression', "$merge RETURNING c.id, merge_action() || (TRY(c.phone, c.tag) ->> 'error')" ] if $version >= 17;
 
 # EXPLAIN has no place for the others: their rows are compared alone.
 my @others = (
@@ -151,6 +179,7 @@ my @others = (
 		'FETCH 4 FROM x; FETCH BACKWARD 2 FROM x; FETCH 6 FROM x; MOVE BACKWARD ALL FROM x; FETCH 2 FROM x; FETCH LAST FROM x' ],
 	[ 'a cursor that outlives', 'DECLARE x CURSOR WITH HOLD FOR SELECT id, TRY(phone, tag) FROM c', '', 'FETCH 3 FROM x; FETCH ALL FROM x' ],
 	[ 'a cursor over a LIMIT', 'DECLARE x CURSOR FOR SELECT id, TRY(phone, tag) FROM c LIMIT 10 OFFSET 2', '', 'FETCH 4 FROM x; FETCH ALL FROM x' ],
+	[ 'a cursor of which all rows are read', 'DECLARE x CURSOR FOR SELECT id, TRY(phone, tag) FROM c', 'SET LOCAL cursor_tuple_fraction = 1', 'FETCH 5 FROM x; FETCH ALL FROM x' ],
 	[ 'COPY TO', 'COPY (SELECT id, TRY(phone, tag) FROM c) TO STDOUT' ],
 	[ 'a FOR loop', q{DO $$DECLARE r record; BEGIN FOR r IN SELECT id, TRY(phone, tag) AS x FROM c LOOP INSERT INTO log VALUES (r.id, r.x ->> 'error'); EXIT WHEN r.id = 14; END LOOP; END$$}, '', 'SELECT * FROM log' ],
 	[ 'PERFORM', q{DO $$BEGIN PERFORM TRY(phone, tag) FROM c; END$$} ],
@@ -171,6 +200,7 @@ my $host = $calls->node->host;
 my $foreign = 'CREATE EXTENSION postgres_fdw; CREATE SERVER self FOREIGN DATA WRAPPER postgres_fdw '
   . "OPTIONS (host '$host', port '$port', dbname 'postgres'); CREATE USER MAPPING FOR CURRENT_USER SERVER self; "
   . "CREATE FOREIGN TABLE f (id int, phone text, tag text, grp int, answer jsonb) SERVER self OPTIONS (table_name 'c')";
+my $inheritance = "CREATE TABLE more (what text) INHERITS (c); INSERT INTO more SELECT id + 100, phone, 'm' || tag, grp, answer, 'more' FROM c WHERE id < 10";
 my @cases = (
 	(map { { name => $_->[0], scans => $_->[1], statement => $_->[2], setup => $_->[3], after => $_->[4] } } @covered),
 	(map { { name => $_->[0], scans => 0, statement => $_->[1], setup => $_->[2], after => $_->[3] } } @alone),
@@ -178,6 +208,7 @@ my @cases = (
 foreach my $case (@cases)
 {
 	$case->{setup} = $foreign if ($case->{setup} // '') eq 'FOREIGN';
+	$case->{setup} = $inheritance if ($case->{setup} // '') eq 'INHERITANCE';
 	$case->{setup} = "$foreign; ALTER SERVER self OPTIONS (ADD async_capable 'true')" if ($case->{setup} // '') eq 'ASYNC';
 }
 
