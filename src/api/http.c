@@ -706,6 +706,7 @@ watch_socket(CURL *easy, curl_socket_t fd, int what, void *arg pg_attribute_unus
 		if (transfer)			/* else it is libcurl's own handle */
 		{
 			transfer->inbox.no_memory = true;
+			restart_timer(transfer);
 			transfer_timer_end(&transfer->timer);
 		}
 	}
