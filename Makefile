@@ -21,8 +21,10 @@ OBJS = \
 	src/api/answer.o \
 	src/api/counters.o \
 	src/api/endpoint.o \
+	src/api/handle.o \
 	src/api/http.o \
 	src/api/inbox.o \
+	src/api/libcurl.o \
 	src/api/pace.o \
 	src/api/payload.o \
 	src/api/poll_set.o \

@@ -3,7 +3,7 @@
  * api/http.c
  *		HTTP by libcurl, inside a PostgreSQL process.
  *
- * The only file that includes libcurl.  The rules:
+ * With libcurl.c and handle.c the only file that knows libcurl.  The rules:
  *
  * - libcurl never blocks.  The process has one multi handle, and drives it in
  *	 turns of at most POLL_SLICE milliseconds, between which the caller serves
@@ -23,17 +23,15 @@
  */
 #include "postgres.h"
 
-#include <curl/curl.h>
 #include <poll.h>
-#include <signal.h>
 
 #include "api/allocation.h"
+#include "api/handle.h"
 #include "api/http.h"
 #include "api/inbox.h"
 #include "api/poll_set.h"
 #include "api/sockets.h"
 #include "api/transfer_clock.h"
-#include "api/trust.h"
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "compat.h"
@@ -43,45 +41,14 @@
 #include "storage/pmsignal.h"
 #include "utils/memutils.h"
 
-/*
- * Which libcurl this is, is asked at run time ("version"): its headers may be
- * older or newer than the library.  So what older headers lack is made here.
- */
-#define OLDEST_LIBCURL 0x075800
-
-#if LIBCURL_VERSION_NUM < OLDEST_LIBCURL
-#error "doubletick needs libcurl 7.88 or newer"
-#endif
-#if LIBCURL_VERSION_NUM < 0x080600
-#define CURLE_TOO_LARGE ((CURLcode) 100)
-#endif
-#if LIBCURL_VERSION_NUM < 0x081400
-#define CURLMOPT_QUICK_EXIT ((CURLMoption) (CURLOPTTYPE_LONG + 21))
-#endif
-
 /* Longest wait between two looks at interrupts, in ms. */
 #define POLL_SLICE 10
-
-/* How long a parsed certificate bundle is used before it is read again, in s. */
-#define CA_CACHE_TIMEOUT 600L
-
-/*
- * How long a resolved name is used before it is looked up again, in s.  From 8.16 on
- * libcurl also remembers, for half of that, that a name could not be resolved: with
- * its default of 60 s, trying again within a call would be in vain.
- */
-#define DNS_CACHE_TIMEOUT 2L
 
 /* Descriptors of latches and the like, which PostgreSQL counts as those of others. */
 #define OTHER_DESCRIPTORS 5
 
 /* For how long a lack of file descriptors has us open fewer connections, in µs. */
 #define LACK_TIME USECS_PER_SEC
-
-/* A directory of certificates that has none, and can never have one. */
-#define NO_DIRECTORY "/dev/null"
-
-#define AUTHORIZATION "Authorization: "
 
 /* Ties a transfer to the memory context that it was started in. */
 typedef struct HttpGuard
@@ -98,11 +65,7 @@ struct HttpTransfer
 	HttpGuard  *guard;			/* NULL when idle */
 	bool		running;		/* is it on the multi handle? */
 
-	/* A handle that is set up, and for what; NULL when it is not. */
-	CURL	   *pattern;
-	CURLU	   *url;
-	struct curl_slist *headers; /* the first is Authorization */
-	char	   *target;			/* malloc'd, see target_text() */
+	HandlePattern pattern;
 
 	TransferTimer timer;		/* runs while it is on the multi handle, but
 								 * not while it waits for a descriptor */
@@ -122,8 +85,6 @@ struct HttpTransfer
 static CURLM *multi = NULL;
 static dlist_head idle = DLIST_STATIC_INIT(idle);
 
-static unsigned int version = 0;	/* of the libcurl that runs */
-
 /* When libcurl wants to look at its timers, by clock_now(); PG_INT64_MAX: never. */
 static int64 look_at = PG_INT64_MAX;
 
@@ -131,22 +92,12 @@ static int64 look_at = PG_INT64_MAX;
 static int	lacking_capacity = 0;
 static int64 lacking_since;		/* by clock_now() */
 
-static void set_up_libcurl(void);
-static void check_libcurl_version(void);
+static void make_multi(void);
 static void limit_connections(void);
 static HttpTransfer *idle_or_new_transfer(void);
-static CURL *new_handle(CURL *pattern);
+static void set_callbacks(HttpTransfer *transfer);
 static void guard_transfer(HttpTransfer *transfer, HttpGuard *guard);
 static void release_guarded_transfer(void *arg);
-static void set_up_pattern(HttpTransfer *transfer, const HttpTarget *target);
-static char *target_text(const HttpTarget *target);
-static void set_fixed_options(HttpTransfer *transfer);
-static void set_target_options(HttpTransfer *transfer, const HttpTarget *target);
-static const char *find_system_trust(const char **directory);
-static void add_header(HttpTransfer *transfer, const char *line);
-static void forget_target(HttpTransfer *transfer);
-static bool is_easy_reusable(void);
-static void free_handle(CURL *easy);
 static void wait_for_sockets(int timeout, int64 now, WaitReason reason);
 static CURLMcode drive_transfers(void);
 static int	set_timer(CURLM *handle, long timeout, void *arg);
@@ -164,13 +115,7 @@ static int	note_sending(void *arg, char *peer, char *own, int peer_port, int own
 static curl_socket_t open_socket(void *arg, curlsocktype purpose,
 								 struct curl_sockaddr *address);
 static int	close_socket(void *arg, curl_socket_t fd);
-static void block_signals(sigset_t *saved);
-static void restore_signals(const sigset_t *saved);
-static void check_easy(CURLcode code, const char *what);
 static void check_multi(CURLMcode code, const char *what);
-
-#define SET_OPTION(easy, option, value) \
-	check_easy(curl_easy_setopt((easy), (option), (value)), #option)
 
 /*
  * Starts a POST, or only connects; this ends after "timeout" milliseconds of the
@@ -185,7 +130,9 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	CURLMcode	code;
 
 	allocation_failed = false;
-	set_up_libcurl();
+	libcurl_set_up();
+	if (multi == NULL)
+		make_multi();
 	if (lacking_capacity > 0 && clock_now() - lacking_since >= LACK_TIME)
 	{
 		lacking_capacity = 0;
@@ -193,8 +140,9 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	}
 	transfer = idle_or_new_transfer();
 	guard_transfer(transfer, guard);
-	set_up_pattern(transfer, target);
-	transfer->easy = is_easy_reusable() ? transfer->pattern : new_handle(transfer->pattern);
+	if (handle_set_up(&transfer->pattern, target))
+		set_callbacks(transfer);
+	transfer->easy = handle_get(&transfer->pattern);
 
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) length);
 	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDS, body);
@@ -236,13 +184,13 @@ http_turn(int timeout, WaitReason reason)
 
 	wait_for_sockets(transfer_timer_limit(Min(timeout, POLL_SLICE)), start, reason);
 
-	block_signals(&saved);
+	libcurl_block_signals(&saved);
 	code = drive_transfers();
 	collect_finished();
 	transfer_clock_advance(clock_now() - start);
 	while ((overdue = transfer_timer_next_overdue()) != NULL)
 		end_overdue(overdue);
-	restore_signals(&saved);
+	libcurl_restore_signals(&saved);
 	check_multi(code, "curl_multi_socket_action");
 }
 
@@ -279,9 +227,9 @@ http_release(HttpTransfer *transfer)
 	if (transfer->running)
 	{
 		/* This closes its connection, too. */
-		block_signals(&saved);
+		libcurl_block_signals(&saved);
 		(void) curl_multi_remove_handle(multi, transfer->easy);
-		restore_signals(&saved);
+		libcurl_restore_signals(&saved);
 		transfer->running = false;
 	}
 	transfer_timer_stop(&transfer->timer);
@@ -290,72 +238,32 @@ http_release(HttpTransfer *transfer)
 	 * A connection that was only made ends with its handle.  And with libcurl
 	 * 8.14 a handle that lacked memory once may fail for ever.
 	 */
-	if (transfer->easy != transfer->pattern)
-		free_handle(transfer->easy);
+	handle_give_back(&transfer->pattern, transfer->easy);
 	transfer->easy = NULL;
 	if (transfer->connect_only || lacked_memory)
-	{
-		free_handle(transfer->pattern);
-		transfer->pattern = NULL;
-		forget_target(transfer);
-	}
+		handle_forget(&transfer->pattern);
 	inbox_clear(&transfer->inbox);
 	dlist_push_head(&idle, &transfer->node);
 }
 
-/*
- * libcurl is set up when a process first needs it, since that must follow the fork.
- *
- * Two variables of the environment, which it reads meanwhile, are removed: they would
- * have it write the keys of TLS sessions to a file, or use another TLS library.
- * set_fixed_options() overrides the variables that it reads later.  OPENSSL_CONF and
- * the like stay: PostgreSQL's own TLS may need them, and the postmaster may have read
- * them long ago.  doc/security.md lists them all.
- */
 static void
-set_up_libcurl(void)
+make_multi(void)
 {
-	static const char *const unwanted[] = {"SSLKEYLOGFILE", "CURL_SSL_BACKEND"};
 	sigset_t	saved;
-	CURLcode	code;
 
-	if (multi != NULL)
-		return;
-
-	check_libcurl_version();
-	for (int i = 0; i < (int) lengthof(unwanted); i++)
-		(void) unsetenv(unwanted[i]);
-	allocation_keep_memory();
-	block_signals(&saved);
-	code = curl_global_init_mem(CURL_GLOBAL_DEFAULT, allocation_malloc, free,
-								allocation_realloc, allocation_strdup, allocation_calloc);
-	if (code == CURLE_OK)
-		multi = curl_multi_init();
-	restore_signals(&saved);
-	check_easy(code, "curl_global_init");
+	libcurl_block_signals(&saved);
+	multi = curl_multi_init();
+	libcurl_restore_signals(&saved);
 	if (multi == NULL)
-		check_easy(CURLE_OUT_OF_MEMORY, "curl_multi_init");
+		libcurl_check(CURLE_OUT_OF_MEMORY, "curl_multi_init");
 
 	/* These cannot fail. */
 	(void) curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, watch_socket);
 	(void) curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, set_timer);
 	/* From 8.20 on, resolver threads belong to the multi handle. */
-	if (version >= 0x081400)
+	if (libcurl_info->version_num >= 0x081400)
 		(void) curl_multi_setopt(multi, CURLMOPT_QUICK_EXIT, 1L);
 	limit_connections();
-}
-
-/* The server may run with an older library than the one that we were built with. */
-static void
-check_libcurl_version(void)
-{
-	version = curl_version_info(CURLVERSION_NOW)->version_num;
-	if (version < OLDEST_LIBCURL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("libcurl %s is too old for doubletick",
-						curl_version_info(CURLVERSION_NOW)->version),
-				 errhint("Install libcurl 7.88 or newer, and restart the server.")));
 }
 
 /*
@@ -394,29 +302,31 @@ idle_or_new_transfer(void)
 	{
 		transfer = calloc(1, sizeof(HttpTransfer));
 		if (transfer == NULL)
-			check_easy(CURLE_OUT_OF_MEMORY, "http_start");
+			libcurl_check(CURLE_OUT_OF_MEMORY, "http_start");
 		dlist_push_head(&idle, &transfer->node);
 	}
 	transfer = dlist_head_element(HttpTransfer, node, &idle);
-	if (transfer->pattern == NULL)
-		transfer->pattern = new_handle(NULL);
 	dlist_delete(&transfer->node);
 	return transfer;
 }
 
-/* An easy handle, set up like "pattern" if that is not NULL. */
-static CURL *
-new_handle(CURL *pattern)
+/* Has libcurl tell the transfer what happens.  Copies of the handle do so, too. */
+static void
+set_callbacks(HttpTransfer *transfer)
 {
-	CURL	   *easy;
-	sigset_t	saved;
+	CURL	   *easy = transfer->pattern.easy;
 
-	block_signals(&saved);
-	easy = pattern ? curl_easy_duphandle(pattern) : curl_easy_init();
-	restore_signals(&saved);
-	if (easy == NULL)
-		check_easy(CURLE_OUT_OF_MEMORY, "curl_easy_init");
-	return easy;
+	SET_OPTION(easy, CURLOPT_PRIVATE, transfer);
+	SET_OPTION(easy, CURLOPT_ERRORBUFFER, transfer->error);
+	SET_OPTION(easy, CURLOPT_HEADERFUNCTION, inbox_add_header);
+	SET_OPTION(easy, CURLOPT_HEADERDATA, &transfer->inbox);
+	SET_OPTION(easy, CURLOPT_WRITEFUNCTION, inbox_add_body);
+	SET_OPTION(easy, CURLOPT_WRITEDATA, &transfer->inbox);
+	SET_OPTION(easy, CURLOPT_PREREQFUNCTION, note_sending);
+	SET_OPTION(easy, CURLOPT_PREREQDATA, transfer);
+	SET_OPTION(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
+	SET_OPTION(easy, CURLOPT_OPENSOCKETDATA, transfer);
+	SET_OPTION(easy, CURLOPT_CLOSESOCKETFUNCTION, close_socket);
 }
 
 /* Has the transfer released when the current memory context is reset. */
@@ -437,199 +347,6 @@ release_guarded_transfer(void *arg)
 
 	if (guard->transfer != NULL)
 		http_release(guard->transfer);
-}
-
-/* Sets the options only if the target differs from that of the last request. */
-static void
-set_up_pattern(HttpTransfer *transfer, const HttpTarget *target)
-{
-	char	   *text = target_text(target);
-
-	if (transfer->target == NULL || strcmp(transfer->target, text) != 0)
-	{
-		forget_target(transfer);
-		curl_easy_reset(transfer->pattern);
-		set_fixed_options(transfer);
-		set_target_options(transfer, target);
-		transfer->target = strdup(text);
-		if (transfer->target == NULL)
-			check_easy(CURLE_OUT_OF_MEMORY, "http_start");
-	}
-	pfree(text);
-}
-
-/* All that the options of a handle depend on, as one string to compare. */
-static char *
-target_text(const HttpTarget *target)
-{
-	return psprintf("%s\n%s\n%s\n%s\n%d", target->url, target->authorization,
-					target->ca_file ? target->ca_file : "",
-					target->proxy ? target->proxy : "", target->connect_timeout);
-}
-
-/* What is the same for every request. */
-static void
-set_fixed_options(HttpTransfer *transfer)
-{
-	CURL	   *easy = transfer->pattern;
-
-	SET_OPTION(easy, CURLOPT_PRIVATE, transfer);
-	SET_OPTION(easy, CURLOPT_ERRORBUFFER, transfer->error);
-	SET_OPTION(easy, CURLOPT_HEADERFUNCTION, inbox_add_header);
-	SET_OPTION(easy, CURLOPT_HEADERDATA, &transfer->inbox);
-	SET_OPTION(easy, CURLOPT_WRITEFUNCTION, inbox_add_body);
-	SET_OPTION(easy, CURLOPT_WRITEDATA, &transfer->inbox);
-	SET_OPTION(easy, CURLOPT_PREREQFUNCTION, note_sending);
-	SET_OPTION(easy, CURLOPT_PREREQDATA, transfer);
-	SET_OPTION(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
-	SET_OPTION(easy, CURLOPT_OPENSOCKETDATA, transfer);
-	SET_OPTION(easy, CURLOPT_CLOSESOCKETFUNCTION, close_socket);
-
-	SET_OPTION(easy, CURLOPT_POST, 1L);
-	SET_OPTION(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1);
-	SET_OPTION(easy, CURLOPT_ACCEPT_ENCODING, "");
-	SET_OPTION(easy, CURLOPT_USERAGENT, "doubletick/" DOUBLETICK_VERSION);
-	SET_OPTION(easy, CURLOPT_TCP_KEEPALIVE, 1L);
-
-	/* No signals, and no wait for the resolver when a transfer is aborted. */
-	SET_OPTION(easy, CURLOPT_NOSIGNAL, 1L);
-	SET_OPTION(easy, CURLOPT_QUICK_EXIT, 1L);
-
-	/* HTTP only, and only to base_url, whatever environment or server say. */
-	SET_OPTION(easy, CURLOPT_PROTOCOLS_STR, "http,https");
-	SET_OPTION(easy, CURLOPT_FOLLOWLOCATION, 0L);
-	SET_OPTION(easy, CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
-	SET_OPTION(easy, CURLOPT_NOPROXY, "");
-	SET_OPTION(easy, CURLOPT_HEADEROPT, (long) CURLHEADER_SEPARATE);
-	SET_OPTION(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
-
-	/* Most are libcurl's defaults, but nothing may change them. */
-	SET_OPTION(easy, CURLOPT_SSL_VERIFYPEER, 1L);
-	SET_OPTION(easy, CURLOPT_SSL_VERIFYHOST, 2L);
-	SET_OPTION(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
-	SET_OPTION(easy, CURLOPT_PROXY_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
-	SET_OPTION(easy, CURLOPT_CA_CACHE_TIMEOUT, CA_CACHE_TIMEOUT);
-	SET_OPTION(easy, CURLOPT_DNS_CACHE_TIMEOUT, DNS_CACHE_TIMEOUT);
-
-	/*
-	 * Before 8.1 a session is cached with its handle, which is not used
-	 * again, and is freed twice if there was no memory to cache it.
-	 */
-	SET_OPTION(easy, CURLOPT_SSL_SESSIONID_CACHE, (long) is_easy_reusable());
-}
-
-/*
- * What differs from target to target.  libcurl copies strings, but not the parsed URL
- * and the headers.
- *
- * The URL is parsed here, since libcurl would parse CURLOPT_URL for each request.
- *
- * Trusted is either one PEM bundle or the system's directory.  With both, the bundle
- * would be parsed for each connection: libcurl does not keep a parsed bundle if there
- * is a directory, even a default one, and parsing it is most of what a new connection
- * costs (test/bench/call).  From 8.17 on, libcurl replaces a directory or a bundle that
- * is not set by the system's.  The system's directory would add to the trust in
- * "ca_file", which must be all that is trusted, so one without certificates is set; and
- * beside the system's directory, one of its own files is the bundle.
- */
-static void
-set_target_options(HttpTransfer *transfer, const HttpTarget *target)
-{
-	CURL	   *easy = transfer->pattern;
-	char	   *authorization = psprintf(AUTHORIZATION "%s", target->authorization);
-	const char *ca_file = target->ca_file;
-	const char *directory = NULL;
-
-	add_header(transfer, authorization);
-	add_header(transfer, "Content-Type: application/json");
-	add_header(transfer, "Accept: application/json");
-	add_header(transfer, "Expect:");	/* saves a round trip */
-	SET_OPTION(easy, CURLOPT_HTTPHEADER, transfer->headers);
-	pfree(authorization);
-
-	transfer->url = curl_url();
-	if (transfer->url == NULL ||
-		(curl_url_set(transfer->url, CURLUPART_URL, target->url, 0) != CURLUE_OK && allocation_failed))
-		check_easy(CURLE_OUT_OF_MEMORY, "curl_url_set");
-	SET_OPTION(easy, CURLOPT_CURLU, transfer->url);
-	SET_OPTION(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) Max(target->connect_timeout, 1));
-
-	/* Without the empty string libcurl would use the environment's proxies. */
-	SET_OPTION(easy, CURLOPT_PROXY, target->proxy ? target->proxy : "");
-
-	if (ca_file != NULL && version >= 0x081100)
-		directory = NO_DIRECTORY;
-	if (ca_file == NULL)
-		ca_file = find_system_trust(&directory);
-	/* A TLS library that knows no directories refuses to set or unset one. */
-	(void) curl_easy_setopt(easy, CURLOPT_CAPATH, directory);
-	(void) curl_easy_setopt(easy, CURLOPT_PROXY_CAPATH, directory);
-	if (ca_file != NULL)
-	{
-		SET_OPTION(easy, CURLOPT_CAINFO, ca_file);
-		SET_OPTION(easy, CURLOPT_PROXY_CAINFO, ca_file);
-	}
-}
-
-/*
- * The file of certificates that the system trusts: the bundle, or if OpenSSL can use the
- * system's directory, a file of this, and sets "directory" to it.
- */
-static const char *
-find_system_trust(const char **directory)
-{
-	const		curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
-	const char *file = NULL;
-
-	if (info->capath && info->ssl_version && strncmp(info->ssl_version, "OpenSSL/", 8) == 0)
-		file = trust_hashed_file(info->capath);
-	if (file == NULL)
-		return info->cainfo;
-	*directory = info->capath;
-	return file;
-}
-
-static void
-add_header(HttpTransfer *transfer, const char *line)
-{
-	struct curl_slist *longer = curl_slist_append(transfer->headers, line);
-
-	if (longer == NULL)
-		check_easy(CURLE_OUT_OF_MEMORY, "curl_slist_append");
-	transfer->headers = longer;
-}
-
-static void
-forget_target(HttpTransfer *transfer)
-{
-	curl_url_cleanup(transfer->url);
-	transfer->url = NULL;
-	curl_slist_free_all(transfer->headers);
-	transfer->headers = NULL;
-	free(transfer->target);
-	transfer->target = NULL;
-}
-
-/*
- * May an easy handle be used for a second request?  Before 8.1 libcurl keeps a
- * pointer to the last header of an answer after freeing it, and writes there if the
- * next answer's first header line begins with a blank.  So each request gets a copy
- * of a handle that has never had one.
- */
-static bool
-is_easy_reusable(void)
-{
-	return version >= 0x080100;
-}
-
-static void
-free_handle(CURL *easy)
-{
-	sigset_t	saved;
-
-	block_signals(&saved);
-	curl_easy_cleanup(easy);
-	restore_signals(&saved);
 }
 
 /* Waits at most "timeout" milliseconds, and not beyond libcurl's next timer. */
@@ -798,7 +515,7 @@ read_outcome(HttpTransfer *transfer, CURLcode code)
 {
 	HttpReply  *reply = &transfer->reply;
 	Inbox	   *inbox = &transfer->inbox;
-	const char *secret = transfer->headers->data + strlen(AUTHORIZATION);
+	const char *secret = transfer->pattern.headers->data + strlen(HANDLE_AUTHORIZATION);
 	long		status = 0;
 	curl_off_t	retry_after = 0;
 
@@ -942,39 +659,11 @@ close_socket(void *arg pg_attribute_unused(), curl_socket_t fd)
 	return sockets_close(fd);
 }
 
-/* Blocks all signals; PostgreSQL's own set leaves SIGQUIT open. */
-static void
-block_signals(sigset_t *saved)
-{
-	sigset_t	all;
-
-	sigfillset(&all);
-	(void) pthread_sigmask(SIG_SETMASK, &all, saved);
-}
-
-static void
-restore_signals(const sigset_t *saved)
-{
-	(void) pthread_sigmask(SIG_SETMASK, saved, NULL);
-}
-
-static void
-check_easy(CURLcode code, const char *what)
-{
-	if (code == CURLE_OUT_OF_MEMORY || (code != CURLE_OK && allocation_failed))
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory"),
-				 errdetail("Failed in libcurl: %s.", what)));
-	if (code != CURLE_OK)
-		elog(ERROR, "libcurl: %s: %s", what, curl_easy_strerror(code));
-}
-
 static void
 check_multi(CURLMcode code, const char *what)
 {
 	if (code == CURLM_OUT_OF_MEMORY || (code != CURLM_OK && allocation_failed))
-		check_easy(CURLE_OUT_OF_MEMORY, what);
+		libcurl_check(CURLE_OUT_OF_MEMORY, what);
 	if (code != CURLM_OK)
 		elog(ERROR, "libcurl: %s: %s", what, curl_multi_strerror(code));
 }

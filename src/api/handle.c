@@ -1,0 +1,273 @@
+/*-------------------------------------------------------------------------
+ *
+ * api/handle.c
+ *		Handles for requests (easy handles of libcurl), set up for where they go.
+ *
+ * To set one up takes some forty options, so it is done only if a request goes elsewhere
+ * than the one before.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "api/allocation.h"
+#include "api/handle.h"
+#include "api/trust.h"
+
+/* How long a parsed certificate bundle is used before it is read again, in s. */
+#define CA_CACHE_TIMEOUT 600L
+
+/*
+ * How long a resolved name is used before it is looked up again, in s.  From 8.16 on
+ * libcurl also remembers, for half of that, that a name could not be resolved: with
+ * its default of 60 s, trying again within a call would be in vain.
+ */
+#define DNS_CACHE_TIMEOUT 2L
+
+/* A directory of certificates that has none, and can never have one. */
+#define NO_DIRECTORY "/dev/null"
+
+static CURL *new_easy(CURL *pattern);
+static const char *find_trust(const HttpTarget *target, const char **directory);
+static char *target_text(const HttpTarget *target, const char *ca_file, const char *directory);
+static void set_fixed_options(CURL *easy);
+static void set_target_options(HandlePattern *pattern, const HttpTarget *target,
+							   const char *ca_file, const char *directory);
+static void add_header(HandlePattern *pattern, const char *line);
+static void forget_target(HandlePattern *pattern);
+static bool is_easy_reusable(void);
+static void free_easy(CURL *easy);
+
+/*
+ * Sets a pattern up for a target.  True if it has lost all its options for that, those
+ * included that the caller had set; raises an error without memory.
+ */
+bool
+handle_set_up(HandlePattern *pattern, const HttpTarget *target)
+{
+	const char *directory = NULL;
+	const char *ca_file = find_trust(target, &directory);
+	char	   *text = target_text(target, ca_file, directory);
+	bool		is_other = pattern->target == NULL || strcmp(pattern->target, text) != 0;
+
+	if (is_other)
+	{
+		if (pattern->easy == NULL)
+			pattern->easy = new_easy(NULL);
+		forget_target(pattern);
+		curl_easy_reset(pattern->easy);
+		set_fixed_options(pattern->easy);
+		set_target_options(pattern, target, ca_file, directory);
+		pattern->target = strdup(text);
+		if (pattern->target == NULL)
+			libcurl_check(CURLE_OUT_OF_MEMORY, "handle_set_up");
+	}
+	pfree(text);
+	return is_other;
+}
+
+/*
+ * The handle for one request: that of the pattern, or a copy.  It must be given back.
+ */
+CURL *
+handle_get(const HandlePattern *pattern)
+{
+	return is_easy_reusable() ? pattern->easy : new_easy(pattern->easy);
+}
+
+/*
+ * Frees the handle if it is a copy; it may be NULL.
+ */
+void
+handle_give_back(const HandlePattern *pattern, CURL *easy)
+{
+	if (easy != pattern->easy)
+		free_easy(easy);
+}
+
+/*
+ * Frees all of a pattern, whose handle has been given back.
+ */
+void
+handle_forget(HandlePattern *pattern)
+{
+	free_easy(pattern->easy);
+	pattern->easy = NULL;
+	forget_target(pattern);
+}
+
+/* A new handle, set up like "pattern" if that is not NULL. */
+static CURL *
+new_easy(CURL *pattern)
+{
+	CURL	   *easy;
+	sigset_t	saved;
+
+	libcurl_block_signals(&saved);
+	easy = pattern ? curl_easy_duphandle(pattern) : curl_easy_init();
+	libcurl_restore_signals(&saved);
+	if (easy == NULL)
+		libcurl_check(CURLE_OUT_OF_MEMORY, "curl_easy_init");
+	return easy;
+}
+
+/*
+ * The file of certificates that are trusted; sets "directory" if there is one of them.
+ *
+ * Trusted is either one PEM bundle or the system's directory.  With both, the bundle
+ * would be parsed for each connection: libcurl does not keep a parsed bundle if there
+ * is a directory, even a default one, and parsing it is most of what a new connection
+ * costs (test/bench/call).  From 8.17 on, libcurl replaces a directory or a bundle that
+ * is not set by the system's.  The system's directory would add to the trust in
+ * "ca_file", which must be all that is trusted, so one without certificates is set; and
+ * beside the system's directory, one of its own files is the bundle.
+ */
+static const char *
+find_trust(const HttpTarget *target, const char **directory)
+{
+	const		curl_version_info_data *info = libcurl_info;
+	const char *file = NULL;
+
+	if (target->ca_file != NULL)
+	{
+		if (info->version_num >= 0x081100)
+			*directory = NO_DIRECTORY;
+		return target->ca_file;
+	}
+	/* OpenSSL can use the system's directory if that has hashed names. */
+	if (info->capath && info->ssl_version && strncmp(info->ssl_version, "OpenSSL/", 8) == 0)
+		file = trust_hashed_file(info->capath);
+	if (file == NULL)
+		return info->cainfo;
+	*directory = info->capath;
+	return file;
+}
+
+/* All that the options of a handle depend on, as one string to compare. */
+static char *
+target_text(const HttpTarget *target, const char *ca_file, const char *directory)
+{
+	return psprintf("%s\n%s\n%s\n%s\n%s\n%d", target->url, target->authorization,
+					ca_file ? ca_file : "", directory ? directory : "",
+					target->proxy ? target->proxy : "", target->connect_timeout);
+}
+
+/* What is the same for every request. */
+static void
+set_fixed_options(CURL *easy)
+{
+	SET_OPTION(easy, CURLOPT_POST, 1L);
+	SET_OPTION(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1);
+	SET_OPTION(easy, CURLOPT_ACCEPT_ENCODING, "");
+	SET_OPTION(easy, CURLOPT_USERAGENT, "doubletick/" DOUBLETICK_VERSION);
+	SET_OPTION(easy, CURLOPT_TCP_KEEPALIVE, 1L);
+
+	/* No signals, and no wait for the resolver when a transfer is aborted. */
+	SET_OPTION(easy, CURLOPT_NOSIGNAL, 1L);
+	SET_OPTION(easy, CURLOPT_QUICK_EXIT, 1L);
+
+	/* HTTP only, and only to base_url, whatever environment or server say. */
+	SET_OPTION(easy, CURLOPT_PROTOCOLS_STR, "http,https");
+	SET_OPTION(easy, CURLOPT_FOLLOWLOCATION, 0L);
+	SET_OPTION(easy, CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
+	SET_OPTION(easy, CURLOPT_NOPROXY, "");
+	SET_OPTION(easy, CURLOPT_HEADEROPT, (long) CURLHEADER_SEPARATE);
+	SET_OPTION(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
+
+	/* Most are libcurl's defaults, but nothing may change them. */
+	SET_OPTION(easy, CURLOPT_SSL_VERIFYPEER, 1L);
+	SET_OPTION(easy, CURLOPT_SSL_VERIFYHOST, 2L);
+	SET_OPTION(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	SET_OPTION(easy, CURLOPT_PROXY_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	SET_OPTION(easy, CURLOPT_CA_CACHE_TIMEOUT, CA_CACHE_TIMEOUT);
+	SET_OPTION(easy, CURLOPT_DNS_CACHE_TIMEOUT, DNS_CACHE_TIMEOUT);
+
+	/*
+	 * Before 8.1 a session is cached with its handle, which is not used
+	 * again, and is freed twice if there was no memory to cache it.
+	 */
+	SET_OPTION(easy, CURLOPT_SSL_SESSIONID_CACHE, (long) is_easy_reusable());
+}
+
+/*
+ * What differs from target to target.  libcurl copies strings, but not the parsed URL
+ * and the headers.
+ *
+ * The URL is parsed here, since libcurl would parse CURLOPT_URL for each request.
+ */
+static void
+set_target_options(HandlePattern *pattern, const HttpTarget *target,
+				   const char *ca_file, const char *directory)
+{
+	CURL	   *easy = pattern->easy;
+	char	   *authorization = psprintf(HANDLE_AUTHORIZATION "%s", target->authorization);
+
+	add_header(pattern, authorization);
+	add_header(pattern, "Content-Type: application/json");
+	add_header(pattern, "Accept: application/json");
+	add_header(pattern, "Expect:"); /* saves a round trip */
+	SET_OPTION(easy, CURLOPT_HTTPHEADER, pattern->headers);
+	pfree(authorization);
+
+	pattern->url = curl_url();
+	if (pattern->url == NULL ||
+		(curl_url_set(pattern->url, CURLUPART_URL, target->url, 0) != CURLUE_OK && allocation_failed))
+		libcurl_check(CURLE_OUT_OF_MEMORY, "curl_url_set");
+	SET_OPTION(easy, CURLOPT_CURLU, pattern->url);
+	SET_OPTION(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) Max(target->connect_timeout, 1));
+
+	/* Without the empty string libcurl would use the environment's proxies. */
+	SET_OPTION(easy, CURLOPT_PROXY, target->proxy ? target->proxy : "");
+
+	/* A TLS library that knows no directories refuses to set or unset one. */
+	(void) curl_easy_setopt(easy, CURLOPT_CAPATH, directory);
+	(void) curl_easy_setopt(easy, CURLOPT_PROXY_CAPATH, directory);
+	if (ca_file != NULL)
+	{
+		SET_OPTION(easy, CURLOPT_CAINFO, ca_file);
+		SET_OPTION(easy, CURLOPT_PROXY_CAINFO, ca_file);
+	}
+}
+
+static void
+add_header(HandlePattern *pattern, const char *line)
+{
+	struct curl_slist *longer = curl_slist_append(pattern->headers, line);
+
+	if (longer == NULL)
+		libcurl_check(CURLE_OUT_OF_MEMORY, "curl_slist_append");
+	pattern->headers = longer;
+}
+
+static void
+forget_target(HandlePattern *pattern)
+{
+	curl_url_cleanup(pattern->url);
+	pattern->url = NULL;
+	curl_slist_free_all(pattern->headers);
+	pattern->headers = NULL;
+	free(pattern->target);
+	pattern->target = NULL;
+}
+
+/*
+ * May an easy handle be used for a second request?  Before 8.1 libcurl keeps a
+ * pointer to the last header of an answer after freeing it, and writes there if the
+ * next answer's first header line begins with a blank.  So each request gets a copy
+ * of a handle that has never had one.
+ */
+static bool
+is_easy_reusable(void)
+{
+	return libcurl_info->version_num >= 0x080100;
+}
+
+static void
+free_easy(CURL *easy)
+{
+	sigset_t	saved;
+
+	libcurl_block_signals(&saved);
+	curl_easy_cleanup(easy);
+	libcurl_restore_signals(&saved);
+}

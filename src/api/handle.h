@@ -1,0 +1,36 @@
+/*-------------------------------------------------------------------------
+ *
+ * api/handle.h
+ *		Handles for requests (easy handles of libcurl).
+ *
+ * Only http.c includes this.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef DOUBLETICK_API_HANDLE_H
+#define DOUBLETICK_API_HANDLE_H
+
+#include "api/http.h"
+#include "api/libcurl.h"
+
+/* The name of the first header, before its value, which is secret. */
+#define HANDLE_AUTHORIZATION "Authorization: "
+
+/* A handle that is set up, and for what.  Zeroes are a valid one. */
+typedef struct HandlePattern
+{
+	CURL	   *easy;
+	CURLU	   *url;
+	struct curl_slist *headers; /* the first is Authorization */
+	char	   *target;			/* malloc'd, see target_text() */
+} HandlePattern;
+
+extern bool handle_set_up(HandlePattern *pattern, const HttpTarget *target);
+extern CURL *handle_get(const HandlePattern *pattern);
+extern void handle_give_back(const HandlePattern *pattern, CURL *easy);
+extern void handle_forget(HandlePattern *pattern);
+
+#define SET_OPTION(easy, option, value) \
+	libcurl_check(curl_easy_setopt((easy), (option), (value)), #option)
+
+#endif							/* DOUBLETICK_API_HANDLE_H */
