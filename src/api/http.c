@@ -77,6 +77,7 @@ struct HttpTransfer
 	Inbox		inbox;
 	int64		sent_at;		/* see http_sent_at() */
 	bool		no_descriptor;	/* was there none for the last socket? */
+	bool		is_last_wait;	/* see may_wait_for_descriptor() */
 	char		error[CURL_ERROR_SIZE];
 
 	HttpReply	reply;			/* once not running */
@@ -153,6 +154,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	transfer->not_silent = false;
 	transfer->afresh = false;
 	transfer->no_descriptor = false;
+	transfer->is_last_wait = false;
 	transfer->sent_at = 0;
 	transfer->error[0] = '\0';
 
@@ -464,12 +466,16 @@ send_afresh(HttpTransfer *transfer)
 	return curl_multi_add_handle(multi, transfer->easy);
 }
 
-/* Did a transfer fail for want of a descriptor, of which other connections have some? */
+/*
+ * Did a transfer fail for want of a descriptor, of which other connections have some?  It
+ * waits again and again while fewer connections are allowed each time, and once when it
+ * is but one.
+ */
 static bool
 may_wait_for_descriptor(HttpTransfer *transfer, CURLcode code)
 {
 	return code != CURLE_OK && transfer->no_descriptor && transfer->sent_at == 0 &&
-		sockets_count() > 0 && http_capacity() > 1;
+		sockets_count() > 0 && !transfer->is_last_wait;
 }
 
 /*
@@ -483,6 +489,7 @@ send_with_fewer(HttpTransfer *transfer)
 	lacking_capacity = Max(Min(http_capacity() - 1, sockets_count()), 1);
 	lacking_since = clock_now();
 	limit_connections();
+	transfer->is_last_wait = lacking_capacity == 1;
 	transfer_timer_stop(&transfer->timer);
 	transfer->no_descriptor = false;
 	transfer->error[0] = '\0';

@@ -156,11 +156,12 @@ cmp_ok($sandbox->stats->{max_in_flight}, '<=', 3, 'few descriptors are left: few
 is($session->query($singly), $nservers, 'few descriptors are left: one after the other');
 $session->quit;
 
-# A call that waits for a descriptor is not out of time for that.
+# A call that waits for a descriptor is not out of time for that, not even for
+# connect_timeout (5 s).
 ($session) = session_without_descriptors();
 $session->query("SELECT dblink_disconnect('c1')");
-$node->safe_psql('postgres', "ALTER SERVER s$_ OPTIONS (SET timeout '1s')") foreach 1 .. 5;
-$sandbox->rule('*', { delay_ms => 600 });
+$node->safe_psql('postgres', "ALTER SERVER s$_ OPTIONS (SET timeout '4s')") foreach 1 .. 5;
+$sandbox->rule('*', { delay_ms => 1500 });
 is($session->query($at_once =~ s/(?<=1, )$nservers/5/r), 5, 'one descriptor is left: no call is out of time');
 $sandbox->clear_rules;
 

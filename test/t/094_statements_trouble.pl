@@ -173,27 +173,29 @@ sub slow_client
 	$sandbox->clear_rules(phone(5));
 	ok($node->poll_query_until('postgres', "SELECT wait_event = 'ClientWrite' FROM pg_stat_activity WHERE pid = $pid"),
 		'a slow client: the statement waits for it');
-	$sandbox->clear_rules;
+	$sandbox->clear_rules(phone($_)) foreach 6 .. 8;
 	ok($node->poll_query_until('postgres', "SELECT state_change < clock_timestamp() - interval '4 s' FROM pg_stat_activity WHERE pid = $pid"),
 		'a slow client: longer than the timeout');
 	is($calls->sql("SELECT wait_event FROM pg_stat_activity WHERE pid = $pid"), 'ClientWrite', 'a slow client: and still does');
 	kill 'CONT', $psql;
+	$sandbox->clear_rules;
 	my ($out) = finish($session);
 	is(scalar(() = $out =~ /^\d+\|\{"tags"/mg), 20, 'a slow client: no call is out of time for it');
 	$calls->sql("ALTER SERVER plain OPTIONS (DROP timeout)");
 	return;
 }
 
-# A trigger that takes longer than the timeout, with calls in flight meanwhile.
+# A trigger that takes longer than the timeout, with a call in flight that is answered
+# after it.
 sub slow_trigger
 {
 	fresh();
 	$calls->sql(<<'SQL');
-ALTER SERVER plain OPTIONS (ADD timeout '500ms');
-CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); RETURN new; END';
-CREATE TRIGGER slow BEFORE UPDATE ON c FOR EACH ROW WHEN (old.id IN (2, 3)) EXECUTE FUNCTION slow();
+ALTER SERVER plain OPTIONS (ADD timeout '2s');
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2.5); RETURN new; END';
+CREATE TRIGGER slow BEFORE UPDATE ON c FOR EACH ROW WHEN (old.id = 2) EXECUTE FUNCTION slow();
 SQL
-	$sandbox->rule('*', { delay_ms => 100 });
+	$sandbox->rule(phone(9), { delay_ms => 3000 });
 	finish((begin("$window 8; UPDATE c SET answer = $call"))[0]);
 	is($calls->sql("SELECT count(*) FROM c WHERE answer ? 'tags'"), 20, 'a slow trigger: no call is out of time for it');
 	$calls->sql('DROP TRIGGER slow ON c; ALTER SERVER plain OPTIONS (DROP timeout)');
