@@ -16,6 +16,8 @@
  * Whatever else this transaction does in between is another command.
  *
  * Phones and names may be remembered whose removals are gone.  Then the index is asked.
+ * So the table is read with all rows that VACUUM must leave, whether or not they are
+ * visible: else a row could be missed that the drainer moves meanwhile.
  *
  *-------------------------------------------------------------------------
  */
@@ -135,17 +137,16 @@ begin_command(void)
 	known_command = GetCurrentCommandId(true);
 }
 
-/* Sees the same removals as queue_add_keep(). */
 static void
 read_phones(Store *waiting)
 {
 	TupleDesc	desc = RelationGetDescr(waiting->rel);
-	SnapshotData dirty;
+	SnapshotData snapshot;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	InitDirtySnapshot(dirty);
-	scan = systable_beginscan(waiting->rel, InvalidOid, false, &dirty, 0, NULL);
+	InitNonVacuumableSnapshot(snapshot, GlobalVisTestFor(waiting->rel));
+	scan = systable_beginscan(waiting->rel, InvalidOid, false, &snapshot, 0, NULL);
 	while (!gave_up && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
@@ -177,7 +178,8 @@ have_waiting_name(uint64 phone, const Removal *names)
 
 /*
  * Called by queue_add_keep() when it has read very many rows of a phone: from the second
- * time on, remembers the names of all its removals, whosever they are.
+ * time on, remembers the names of all its removals, whosever they are.  It sees the same
+ * removals: of a row that is gone, names that are out of line may be gone, too.
  */
 void
 phones_learn_names(Store *waiting, const char *phone)
