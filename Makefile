@@ -69,6 +69,7 @@ OBJS = \
 	src/queue/history.o \
 	src/queue/ids.o \
 	src/queue/locks.o \
+	src/queue/phones.o \
 	src/queue/relations.o \
 	src/queue/replicated.o \
 	src/queue/retry.o \

@@ -276,29 +276,28 @@ CROSS JOIN LATERAL (
 	OFFSET 0
 ) AS keeps
 CROSS JOIN LATERAL (
+	-- NOT IN is hashed: a keep may have very many names
 	SELECT CASE WHEN keeps.exist THEN ARRAY(
 			SELECT tag.name FROM unnest(w.tags) WITH ORDINALITY AS tag(name, n)
-			WHERE NOT EXISTS (
-				SELECT FROM @extschema@.dt_waiting AS k
+			WHERE tag.name NOT IN (
+				SELECT unnest(k.tags) FROM @extschema@.dt_waiting AS k
 				WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
 					AND (w.replicated OR NOT k.replicated)
 					AND k.server = w.server AND k.role = w.role
 					AND @extschema@.dt_same_number(k.waba, w.waba)
 					AND (k.origin IS NULL OR k.origin = w.origin)
-					AND tag.name = ANY (k.tags)
 			)
 			ORDER BY tag.n
 		) ELSE w.tags END AS tags,
 		CASE WHEN keeps.exist THEN ARRAY(
 			SELECT field.name FROM unnest(w.fields) WITH ORDINALITY AS field(name, n)
-			WHERE NOT EXISTS (
-				SELECT FROM @extschema@.dt_waiting AS k
+			WHERE field.name NOT IN (
+				SELECT unnest(k.fields) FROM @extschema@.dt_waiting AS k
 				WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
 					AND (w.replicated OR NOT k.replicated)
 					AND k.server = w.server AND k.role = w.role
 					AND @extschema@.dt_same_number(k.waba, w.waba)
 					AND (k.origin IS NULL OR k.origin = w.origin)
-					AND field.name = ANY (k.fields)
 			)
 			ORDER BY field.n
 		) ELSE w.fields END AS fields
@@ -323,7 +322,9 @@ SELECT r.id, r.server, pg_get_userbyid(r.role) AS role, r.phone,
 FROM r
 -- the role of a replicated row may be another one here
 WHERE CASE WHEN r.replicated THEN has_table_privilege(r.source, 'SELECT') ELSE pg_has_role(r.role, 'USAGE') END
-	AND (r.tags_left <> '{}' OR r.fields_left <> '{}');
+	AND (r.tags_left <> '{}' OR r.fields_left <> '{}')
+-- the reader's ORDER BY id cannot choose the index, since the view is a security barrier
+ORDER BY r.id;
 
 COMMENT ON VIEW @extschema@.dt_queue IS
 'Removals that wait, as they would be sent now: without names that came back. Shows the rows of roles whose privileges the reader has; those that arrived by logical replication to who may read dt_waiting.';
@@ -426,26 +427,24 @@ WITH definition AS (
 ), row_seen AS (
 	TABLE oldest UNION ALL TABLE newest
 ), part AS (
-	SELECT seen.server, seen.role, seen.replicated, count(*) AS waiting,
-		count(*) FILTER (WHERE seen.due_at <= now()) AS due, min(seen.enqueued_at) AS oldest
+	-- each row counts for as many as "rows" says
+	SELECT seen.server, seen.role, seen.replicated, 1 AS rows, seen.due_at, seen.enqueued_at
 	FROM row_seen AS seen
 	WHERE NOT seen.keep
-	GROUP BY seen.server, seen.role, seen.replicated
 	UNION ALL
-	SELECT w.server, w.role, w.replicated, count(*) * (SELECT size.step FROM size),
-		count(*) FILTER (WHERE w.due_at <= now()) * (SELECT size.step FROM size), min(w.enqueued_at)
+	SELECT w.server, w.role, w.replicated, (SELECT size.step FROM size), w.due_at, w.enqueued_at
 	FROM @extschema@.dt_waiting AS w TABLESAMPLE @extschema@.dt_every_page ((SELECT size.step FROM size))
 	WHERE (SELECT size.is_long FROM size) AND NOT w.keep
 		AND w.id > (SELECT size.last FROM size) AND w.id < (SELECT min(newest.id) FROM newest)
-	GROUP BY w.server, w.role, w.replicated
 	UNION ALL
 	-- who is held must not be missed, however little of theirs waits
-	SELECT h.server, h.role, false, 0, 0, NULL FROM @extschema@.dt_hold AS h
+	SELECT h.server, h.role, false, 0, NULL, NULL FROM @extschema@.dt_hold AS h
 	WHERE (SELECT size.is_long FROM size)
 ), lane AS MATERIALIZED (
 	-- ask for privileges once for each group
-	SELECT part.server, part.role, part.replicated, sum(part.waiting)::bigint AS waiting,
-		sum(part.due)::bigint AS due, min(part.oldest) AS oldest
+	SELECT part.server, part.role, part.replicated, sum(part.rows) AS waiting,
+		coalesce(sum(part.rows) FILTER (WHERE part.due_at <= now()), 0) AS due,
+		min(part.enqueued_at) AS oldest
 	FROM part
 	GROUP BY part.server, part.role, part.replicated
 ), visible AS (

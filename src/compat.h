@@ -19,6 +19,7 @@
 #include "catalog/pg_foreign_server.h"
 #include "nodes/nodeFuncs.h"
 #include "pgstat.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
@@ -68,6 +69,13 @@
 #else
 #define CONTEXT_ALLOC_ARGUMENTS MemoryContext context, Size size
 #define CONTEXT_ALLOC_PASSED context, size
+#endif
+
+/* PostgreSQL 17 put the number that a backend gives its transaction next to its own. */
+#if PG_VERSION_NUM >= 170000
+#define my_local_xid() (MyProc->vxid.lxid)
+#else
+#define my_local_xid() (MyProc->lxid)
 #endif
 
 /*

@@ -320,8 +320,8 @@ set_reason(Lane *lane, const char *reason, const char *definition)
 static void
 write_hold(const Lane *lane)
 {
-	Datum		values[HOLD_NCOLUMNS + STORE_DROPPED_COLUMNS];
-	bool		nulls[HOLD_NCOLUMNS + STORE_DROPPED_COLUMNS] = {false};
+	StoredColumns columns = {0};
+	Datum	   *values = columns.values;
 	Store		hold;
 
 	values[HOLD_SERVER - 1] = CStringGetTextDatum(lane_server(lane));
@@ -333,7 +333,7 @@ write_hold(const Lane *lane)
 
 	store_open(&hold, RELATION_HOLD);
 	delete_hold(&hold, lane);
-	store_insert(&hold, store_form_tuple(&hold, values, nulls, HOLD_NCOLUMNS));
+	store_insert(&hold, &columns, HOLD_NCOLUMNS);
 	store_close(&hold);
 }
 

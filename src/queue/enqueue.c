@@ -19,7 +19,6 @@
 #include "base/extension.h"
 #include "base/names.h"
 #include "base/phone.h"
-#include "common/hashfn.h"
 #include "compat.h"
 #include "executor/tuptable.h"
 #include "fmgr.h"
@@ -27,8 +26,8 @@
 #include "queue/enqueue.h"
 #include "queue/history.h"
 #include "queue/ids.h"
+#include "queue/phones.h"
 #include "queue/wakeup.h"
-#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
@@ -36,42 +35,23 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* A phone, by phone_value(), that has waiting removals. */
-typedef struct WaitingPhone
-{
-	uint64		phone;
-	char		status;
-} WaitingPhone;
-
-#define SH_PREFIX phones
-#define SH_ELEMENT_TYPE WaitingPhone
-#define SH_KEY_TYPE uint64
-#define SH_KEY phone
-#define SH_HASH_KEY(tb, key) murmurhash32((uint32) ((key) ^ ((key) >> 32)))
-#define SH_EQUAL(tb, a, b) ((a) == (b))
-#define SH_SCOPE static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
-
-/* So many index probes cost as much as reading one block of the table. */
-#define PROBES_PER_BLOCK 16
-
 /*
  * So many rows of one statement are inserted together.  They share page locks and
  * WAL records, which saves 5 % of a statement's instructions.
  */
 #define MAX_BUFFERED 256
 
+/* When a phone has so many rows, it is worth to remember what names they have. */
+#define MANY_ROWS 16
+
 struct Queue
 {
 	Store		waiting;
 	int			max_buffered;
 	int			nbuffered;
-	MemoryContext context;		/* of buffered tuples */
-	int64		nprobes;		/* calls of queue_may_have_waiting() */
-	phones_hash *phones;		/* NULL: the table was not read */
-	TupleTableSlot *buffered[FLEXIBLE_ARRAY_MEMBER];	/* NULL: not needed yet */
+	MemoryContext context;		/* of buffered tuples, and what follows */
+	StoredColumns **columns;	/* of each buffered tuple */
+	TupleTableSlot **slots;		/* a slot for each; NULL: not needed yet */
 };
 
 /* A customer that queue_add_keep() has found for a phone. */
@@ -87,7 +67,6 @@ typedef struct PhoneCustomer
 static void insert_row(Queue *queue, const QueueRow *row);
 static void buffer_row(Queue *queue, const QueueRow *row);
 static void insert_buffered(Queue *queue);
-static void read_waiting_phones(Queue *queue);
 static void insert_keep(Queue *queue, const Requester *requester, const PhoneCustomer *customer,
 						const Removal *kept);
 static List *read_customers_of_phone(Store *waiting, const Requester *requester,
@@ -99,6 +78,10 @@ static bool has_same_waba(const QueueRow *removal, const Requester *requester,
 						  const Removal *names);
 static int	intersect_with_waiting(const char **names, int nnames, const PhoneCustomer *customer,
 								   bool tags);
+static void leave_out_enqueued(Removal *lost, const PhoneCustomer *customer,
+							   const Requester *requester);
+static const char **names_left(const PhoneCustomer *customer, const QueueRow *removal, bool tags,
+							   int *nnames);
 static const char **names_of_row(const QueueRow *row, bool tags, int *nnames);
 
 /*
@@ -127,14 +110,24 @@ queue_check_writable(const char *command)
 Queue *
 queue_open(int64 nrows)
 {
-	int			max_buffered = Min(nrows, MAX_BUFFERED);
-	Queue	   *queue = palloc0(offsetof(Queue, buffered) + sizeof(TupleTableSlot *) * max_buffered);
+	Queue	   *queue = palloc0(sizeof(Queue));
 
 	store_open(&queue->waiting, RELATION_WAITING);
-	queue->max_buffered = max_buffered;
-	if (max_buffered > 1)
+	queue->max_buffered = Min(nrows, MAX_BUFFERED);
+
+	/*
+	 * Nobody else's index may need a column whose value is gone when the
+	 * buffered rows are inserted.
+	 */
+	if (!queue->waiting.indexes_are_cached)
+		queue->max_buffered = 1;
+	if (queue->max_buffered > 1)
+	{
+		queue->columns = palloc(sizeof(StoredColumns *) * queue->max_buffered);
+		queue->slots = palloc0(sizeof(TupleTableSlot *) * queue->max_buffered);
 		queue->context = AllocSetContextCreate(CurrentMemoryContext, "doubletick queue",
 											   ALLOCSET_DEFAULT_SIZES);
+	}
 	return queue;
 }
 
@@ -147,13 +140,13 @@ queue_close(Queue *queue)
 	if (queue->context)
 	{
 		insert_buffered(queue);
-		for (int i = 0; i < queue->max_buffered && queue->buffered[i]; i++)
-			ExecDropSingleTupleTableSlot(queue->buffered[i]);
+		for (int i = 0; i < queue->max_buffered && queue->slots[i]; i++)
+			ExecDropSingleTupleTableSlot(queue->slots[i]);
 		MemoryContextDelete(queue->context);
+		pfree(queue->columns);
+		pfree(queue->slots);
 	}
 	store_close(&queue->waiting);
-	if (queue->phones)
-		phones_destroy(queue->phones);
 	pfree(queue);
 }
 
@@ -168,6 +161,7 @@ queue_add_removal(Queue *queue, const Requester *requester, const Removal *remov
 
 	queue_make_row(&row, requester, removal);
 	insert_row(queue, &row);
+	phones_note_removal(removal);
 	wake_worker_at_commit();
 	return row.id;
 }
@@ -186,15 +180,17 @@ static void
 buffer_row(Queue *queue, const QueueRow *row)
 {
 	MemoryContext caller = MemoryContextSwitchTo(queue->context);
-	HeapTuple	tuple = store_form_waiting(&queue->waiting, row);
+	StoredColumns *columns = palloc(sizeof(StoredColumns));
+	HeapTuple	tuple = store_form_waiting(&queue->waiting, row, columns);
 	int			n = queue->nbuffered++;
 
+	queue->columns[n] = columns;
 	MemoryContextSwitchTo(GetMemoryChunkContext(queue));
-	if (queue->buffered[n] == NULL)
-		queue->buffered[n] = MakeSingleTupleTableSlot(RelationGetDescr(queue->waiting.rel),
-													  &TTSOpsHeapTuple);
+	if (queue->slots[n] == NULL)
+		queue->slots[n] = MakeSingleTupleTableSlot(RelationGetDescr(queue->waiting.rel),
+												   &TTSOpsHeapTuple);
 	MemoryContextSwitchTo(caller);
-	ExecStoreHeapTuple(tuple, queue->buffered[n], false);
+	ExecStoreHeapTuple(tuple, queue->slots[n], false);
 	if (queue->nbuffered == queue->max_buffered)
 		insert_buffered(queue);
 }
@@ -205,53 +201,22 @@ insert_buffered(Queue *queue)
 	MemoryContext caller = MemoryContextSwitchTo(queue->context);
 
 	CHECK_FOR_INTERRUPTS();
-	store_insert_slots(&queue->waiting, queue->buffered, queue->nbuffered);
+	store_insert_slots(&queue->waiting, queue->slots, queue->columns, queue->nbuffered);
 	for (int i = 0; i < queue->nbuffered; i++)
-		ExecClearTuple(queue->buffered[i]);
+		ExecClearTuple(queue->slots[i]);
 	queue->nbuffered = 0;
 	MemoryContextSwitchTo(caller);
 	MemoryContextReset(queue->context);
 }
 
 /*
- * Called by the trigger before queue_add_keep(): may a removal for this phone wait?  If
- * not, a keep would have nothing to take back.
- *
- * After about as many index probes as a sequential scan would cost, reads the table
- * once and remembers the phones that have waiting removals.
+ * Called by the trigger before queue_add_keep(): may a removal of one of these names
+ * wait?  If not, a keep would have nothing to take back.
  */
 bool
-queue_may_have_waiting(Queue *queue, const char *phone)
+queue_may_have_waiting(Queue *queue, const Removal *names)
 {
-	if (queue->phones == NULL && ++queue->nprobes % PROBES_PER_BLOCK == 0 &&
-		queue->nprobes / PROBES_PER_BLOCK > RelationGetNumberOfBlocks(queue->waiting.rel))
-		read_waiting_phones(queue);
-	return queue->phones == NULL || phones_lookup(queue->phones, phone_value(phone)) != NULL;
-}
-
-/* Sees the same removals as queue_add_keep(). */
-static void
-read_waiting_phones(Queue *queue)
-{
-	TupleDesc	desc = RelationGetDescr(queue->waiting.rel);
-	SnapshotData dirty;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	queue->phones = phones_create(GetMemoryChunkContext(queue), 64, NULL);
-	InitDirtySnapshot(dirty);
-	scan = systable_beginscan(queue->waiting.rel, InvalidOid, false, &dirty, 0, NULL);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		bool		isnull;
-		bool		found;
-		Datum		customer = heap_getattr(tuple, WAITING_CUSTOMER, desc, &isnull);
-
-		CHECK_FOR_INTERRUPTS();
-		if (!DatumGetBool(heap_getattr(tuple, WAITING_KEEP, desc, &isnull)))
-			(void) phones_insert(queue->phones, store_phone_value(DatumGetInt64(customer)), &found);
-	}
-	systable_endscan(scan);
+	return phones_may_have_waiting(&queue->waiting, names);
 }
 
 /*
@@ -268,9 +233,12 @@ read_waiting_phones(Queue *queue)
  * Of another transaction in progress, removals count, since it may commit, and keeps
  * do not, since it may roll back.  A dirty snapshot takes no predicate lock, so that
  * no serializable transaction fails for this.
+ *
+ * "lost" may be NULL, or has names that the requester will enqueue next, none of which
+ * is among the others: leaves out those that it has enqueued before in this transaction.
  */
 void
-queue_add_keep(Queue *queue, const Requester *requester, Removal *names)
+queue_add_keep(Queue *queue, const Requester *requester, Removal *names, Removal *lost)
 {
 	List	   *customers = read_customers_of_phone(&queue->waiting, requester, names);
 	Removal		all = {0};
@@ -281,6 +249,8 @@ queue_add_keep(Queue *queue, const Requester *requester, Removal *names)
 		const PhoneCustomer *customer = lfirst(cell);
 		Removal		kept = *names;
 
+		if (lost)
+			leave_out_enqueued(lost, customer, requester);
 		kept.waba = customer->row->waba;
 		kept.tags = names_copy(names->tags, names->ntags);
 		kept.ntags = intersect_with_waiting(kept.tags, kept.ntags, customer, true);
@@ -327,6 +297,7 @@ read_customers_of_phone(Store *waiting, const Requester *requester, const Remova
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
+	int			nrows = 0;
 
 	InitDirtySnapshot(dirty);
 	store_init_phone_keys(keys, names->phone);
@@ -342,6 +313,7 @@ read_customers_of_phone(Store *waiting, const Requester *requester, const Remova
 		PhoneCustomer *customer;
 
 		CHECK_FOR_INTERRUPTS();
+		nrows++;
 		if (is_keep ? customers == NIL || is_in_progress :
 			role != requester->role && (isnull || origin != requester->origin))
 			continue;
@@ -362,6 +334,8 @@ read_customers_of_phone(Store *waiting, const Requester *requester, const Remova
 			customer->removals = lappend(customer->removals, row);
 	}
 	store_end_scan(scan);
+	if (nrows >= MANY_ROWS)
+		phones_learn_names(waiting, names->phone);
 	return customers;
 }
 
@@ -431,26 +405,69 @@ intersect_with_waiting(const char **names, int nnames, const PhoneCustomer *cust
 		return 0;
 	foreach(cell, customer->removals)
 	{
-		const QueueRow *removal = lfirst(cell);
 		int			nwaiting;
-		const char **waiting = names_of_row(removal, tags, &nwaiting);
-		ListCell   *keep_cell;
+		const char **waiting = names_left(customer, lfirst(cell), tags, &nwaiting);
 
 		CHECK_FOR_INTERRUPTS();
-		foreach(keep_cell, customer->keeps)
-		{
-			const QueueRow *keep = lfirst(keep_cell);
-			int			nkept;
-			const char **kept;
-
-			if (!store_takes_back(keep, removal))
-				continue;
-			kept = names_of_row(keep, tags, &nkept);
-			nwaiting = names_subtract(waiting, nwaiting, kept, nkept);
-		}
 		names_append_copy(&all, &nall, waiting, nwaiting);
 	}
 	return names_intersect(names, nnames, all, nall);
+}
+
+/*
+ * Thousands of rows of one phone that lose the same name in one transaction enqueue it
+ * once: else each would look for names to keep in the removals of all before it.
+ *
+ * A name must be enqueued again when a keep has taken it back.  The keep of another
+ * transaction in progress may come to take back the first removal, and then no second
+ * one follows.  But that transaction's row has the name, and this one's row lost it
+ * without waiting for that transaction.
+ */
+static void
+leave_out_enqueued(Removal *lost, const PhoneCustomer *customer, const Requester *requester)
+{
+	int64		xact = (int64) U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
+	ListCell   *cell;
+
+	if (payload_is_empty(lost) || !customer->is_requesters ||
+		!phone_equal(lost->phone, customer->row->phone) ||
+		!phone_equal(lost->waba, customer->row->waba))
+		return;
+	foreach(cell, customer->removals)
+	{
+		const QueueRow *removal = lfirst(cell);
+		const char **names;
+		int			nnames;
+
+		if (removal->xact != xact || removal->origin != requester->origin ||
+			removal->enqueued_by != requester->enqueued_by)
+			continue;
+		names = names_left(customer, removal, true, &nnames);
+		lost->ntags = names_subtract(lost->tags, lost->ntags, names, nnames);
+		names = names_left(customer, removal, false, &nnames);
+		lost->nfields = names_subtract(lost->fields, lost->nfields, names, nnames);
+	}
+}
+
+/* Those names of a removal that no keep takes back from it. */
+static const char **
+names_left(const PhoneCustomer *customer, const QueueRow *removal, bool tags, int *nnames)
+{
+	const char **names = names_of_row(removal, tags, nnames);
+	ListCell   *cell;
+
+	foreach(cell, customer->keeps)
+	{
+		const QueueRow *keep = lfirst(cell);
+		const char **kept;
+		int			nkept;
+
+		if (!store_takes_back(keep, removal))
+			continue;
+		kept = names_of_row(keep, tags, &nkept);
+		*nnames = names_subtract(names, *nnames, kept, nkept);
+	}
+	return names;
 }
 
 static const char **

@@ -103,7 +103,7 @@ dt_keep(PG_FUNCTION_ARGS)
 	if (fault)
 		PG_RETURN_BOOL(false);
 	queue = queue_open(1);
-	queue_add_keep(queue, &requester, &names);
+	queue_add_keep(queue, &requester, &names, NULL);
 	queue_close(queue);
 	PG_RETURN_BOOL(!payload_is_empty(&names));
 }

@@ -48,8 +48,9 @@ void
 history_insert(Store *settled, const QueueRow *row, const char *state,
 			   Jsonb *answer, const char *error)
 {
-	Datum		values[SETTLED_NCOLUMNS + STORE_DROPPED_COLUMNS];
-	bool		nulls[SETTLED_NCOLUMNS + STORE_DROPPED_COLUMNS] = {false};
+	StoredColumns columns = {0};
+	Datum	   *values = columns.values;
+	bool	   *nulls = columns.nulls;
 
 	values[SETTLED_ID - 1] = Int64GetDatum(row->id);
 	values[SETTLED_ENQUEUED_AT - 1] = TimestampTzGetDatum(row->enqueued_at);
@@ -75,7 +76,7 @@ history_insert(Store *settled, const QueueRow *row, const char *state,
 	values[SETTLED_ORIGIN - 1] = Int64GetDatum(row->origin);
 	nulls[SETTLED_ORIGIN - 1] = row->origin == 0;
 
-	store_insert(settled, store_form_tuple(settled, values, nulls, SETTLED_NCOLUMNS));
+	store_insert(settled, &columns, SETTLED_NCOLUMNS);
 }
 
 /*

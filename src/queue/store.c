@@ -50,6 +50,8 @@ typedef struct IndexCache
 	MemoryContext context;
 	CatalogIndexState indexes;	/* NULL: not to be cached */
 	Oid			oids[2];
+	LocalTransactionId lxid;	/* the last transaction that locked the table */
+	SubTransactionId subxact;	/* and these indexes, and its subtransaction */
 } IndexCache;
 
 static IndexCache index_caches[NRELATIONS];
@@ -61,8 +63,11 @@ static const int own_indexes[NRELATIONS] = {
 	[RELATION_HOLD] = 1,
 };
 
-static void open_indexes(Store *store, QueueRelation table);
+static bool is_locked_already(QueueRelation table);
+static void open_indexes(Store *store, QueueRelation table, LOCKMODE lockmode);
 static void check_and_cache_indexes(IndexCache *cache, Relation rel, QueueRelation table);
+static void insert_index_entries(Store *store, const StoredColumns *columns, ItemPointer tid);
+static void fill_waiting_columns(const QueueRow *row, StoredColumns *columns);
 static bool find_row(Store *waiting, int64 id, QueueRow *row);
 
 /*
@@ -72,14 +77,29 @@ static bool find_row(Store *waiting, int64 id, QueueRow *row);
 void
 store_open(Store *store, QueueRelation table)
 {
-	Oid			locked = relation_lock(table);
+	bool		is_locked = is_locked_already(table);
+	Oid			oid = is_locked ? InvalidOid : relation_lock(table);
 
-	store->rel = table_open(OidIsValid(locked) ? locked : relation_oid(table), NoLock);
-	open_indexes(store, table);
+	store->rel = table_open(OidIsValid(oid) ? oid : relation_oid(table), NoLock);
+	open_indexes(store, table, is_locked ? NoLock : RowExclusiveLock);
+}
+
+/*
+ * Has this very subtransaction locked the table and its indexes?  Locking them again
+ * would cost 900 instructions.  Another subtransaction's locks may be gone.
+ */
+static bool
+is_locked_already(QueueRelation table)
+{
+	const IndexCache *cache = &index_caches[table];
+
+	(void) relation_oid(table);
+	return cache->generation == relations_generation() && cache->indexes != NULL &&
+		cache->lxid == my_local_xid() && cache->subxact == GetCurrentSubTransactionId();
 }
 
 static void
-open_indexes(Store *store, QueueRelation table)
+open_indexes(Store *store, QueueRelation table, LOCKMODE lockmode)
 {
 	IndexCache *cache = &index_caches[table];
 
@@ -94,7 +114,9 @@ open_indexes(Store *store, QueueRelation table)
 	store->indexes = cache->indexes;
 	store->indexes->ri_RelationDesc = store->rel;
 	for (int i = 0; i < store->indexes->ri_NumIndices; i++)
-		store->indexes->ri_IndexRelationDescs[i] = index_open(cache->oids[i], RowExclusiveLock);
+		store->indexes->ri_IndexRelationDescs[i] = index_open(cache->oids[i], lockmode);
+	cache->lxid = my_local_xid();
+	cache->subxact = GetCurrentSubTransactionId();
 }
 
 /*
@@ -151,54 +173,66 @@ store_close(Store *store)
 }
 
 /*
- * Makes a tuple.  The arrays have STORE_DROPPED_COLUMNS elements more than our columns.
+ * Makes a tuple of columns, of which the first "ncolumns" are set.
  */
 HeapTuple
-store_form_tuple(Store *store, Datum *values, bool *nulls, int ncolumns)
+store_form_tuple(Store *store, StoredColumns *columns, int ncolumns)
 {
 	TupleDesc	desc = RelationGetDescr(store->rel);
 
 	for (int i = ncolumns; i < desc->natts; i++)
-		nulls[i] = true;
-	return heap_form_tuple(desc, values, nulls);
+		columns->nulls[i] = true;
+	return heap_form_tuple(desc, columns->values, columns->nulls);
 }
 
 /*
- * Inserts a tuple, and frees it.
+ * Inserts a row with these columns.  CatalogTupleInsertWithInfo() would make a slot of
+ * the tuple and take it apart again for the indexes, for 1,300 instructions.
  */
 void
-store_insert(Store *store, HeapTuple tuple)
+store_insert(Store *store, StoredColumns *columns, int ncolumns)
 {
-	CatalogTupleInsertWithInfo(store->rel, tuple, store->indexes);
+	HeapTuple	tuple = store_form_tuple(store, columns, ncolumns);
+
+	simple_heap_insert(store->rel, tuple);
+	insert_index_entries(store, columns, &tuple->t_self);
 	heap_freetuple(tuple);
 }
 
 /*
- * Inserts the tuples of some slots: those that go to the same page share its lock
- * and a WAL record.  CatalogTuplesMultiInsertWithInfo() would not do: it loses the
- * TID of a tuple that is toasted, and it makes a slot for each tuple (3 % of
- * a statement's instructions).
+ * Inserts the tuples of some slots, and of each the columns that it was made of: those
+ * that go to the same page share its lock and a WAL record.
+ * CatalogTuplesMultiInsertWithInfo() would not do: it loses the TID of a tuple that is
+ * toasted, and it makes a slot for each tuple (3 % of a statement's instructions).
  */
 void
-store_insert_slots(Store *store, TupleTableSlot **slots, int nslots)
+store_insert_slots(Store *store, TupleTableSlot **slots, StoredColumns **columns, int nslots)
 {
 	if (nslots > 0)
 		heap_multi_insert(store->rel, slots, nslots, GetCurrentCommandId(true), 0, NULL);
-	for (int n = 0; n < nslots; n++)
-	{
-		for (int i = 0; i < store->indexes->ri_NumIndices; i++)
-		{
-			Relation	index = store->indexes->ri_IndexRelationDescs[i];
-			IndexInfo  *info = store->indexes->ri_IndexRelationInfo[i];
-			Datum		values[INDEX_MAX_KEYS];
-			bool		nulls[INDEX_MAX_KEYS];
+	for (int i = 0; i < nslots; i++)
+		insert_index_entries(store, columns[i], &slots[i]->tts_tid);
+}
 
-			if (!info->ii_ReadyForInserts)
-				continue;
-			FormIndexDatum(info, slots[n], NULL, values, nulls);
-			(void) index_insert(index, values, nulls, &slots[n]->tts_tid, store->rel,
-								info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
+/* All indexes are of plain columns: check_index_shape() refuses others. */
+static void
+insert_index_entries(Store *store, const StoredColumns *columns, ItemPointer tid)
+{
+	for (int i = 0; i < store->indexes->ri_NumIndices; i++)
+	{
+		IndexInfo  *info = store->indexes->ri_IndexRelationInfo[i];
+		Datum		values[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
+
+		if (!info->ii_ReadyForInserts)
+			continue;
+		for (int j = 0; j < info->ii_NumIndexAttrs; j++)
+		{
+			values[j] = columns->values[info->ii_IndexAttrNumbers[j] - 1];
+			nulls[j] = columns->nulls[info->ii_IndexAttrNumbers[j] - 1];
 		}
+		(void) index_insert(store->indexes->ri_IndexRelationDescs[i], values, nulls, tid, store->rel,
+							info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
 	}
 }
 
@@ -222,7 +256,8 @@ store_delete(Store *store, const ItemPointerData *tid, bool wait)
 SysScanDesc
 store_scan(Store *store, QueueRelation index, Snapshot snapshot, int nkeys, ScanKey keys)
 {
-	Relation	rel = index_open(relation_oid(index), RowExclusiveLock);
+	LOCKMODE	lockmode = store->indexes_are_cached ? NoLock : RowExclusiveLock;
+	Relation	rel = index_open(relation_oid(index), lockmode);
 
 	return systable_beginscan_ordered(store->rel, rel, snapshot, nkeys, keys);
 }
@@ -263,14 +298,22 @@ store_set_text(Datum *values, bool *nulls, int column, const char *string)
 }
 
 /*
- * Makes the tuple of a row.
+ * Makes the tuple of a row, and the columns that it is made of.
  */
 HeapTuple
-store_form_waiting(Store *waiting, const QueueRow *row)
+store_form_waiting(Store *waiting, const QueueRow *row, StoredColumns *columns)
 {
-	Datum		values[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
-	bool		nulls[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS] = {false};
+	fill_waiting_columns(row, columns);
+	return store_form_tuple(waiting, columns, WAITING_NCOLUMNS);
+}
 
+static void
+fill_waiting_columns(const QueueRow *row, StoredColumns *columns)
+{
+	Datum	   *values = columns->values;
+	bool	   *nulls = columns->nulls;
+
+	memset(nulls, false, WAITING_NCOLUMNS);
 	values[WAITING_ID - 1] = Int64GetDatum(row->id);
 	values[WAITING_ORD - 1] = Int64GetDatum(row->ord);
 	values[WAITING_XACT - 1] = Int64GetDatum(row->xact);
@@ -293,7 +336,6 @@ store_form_waiting(Store *waiting, const QueueRow *row)
 	values[WAITING_TAGS - 1] = PointerGetDatum(row->tags);
 	values[WAITING_FIELDS - 1] = PointerGetDatum(row->fields);
 	store_set_text(values, nulls, WAITING_LAST_ERROR, row->last_error);
-	return store_form_tuple(waiting, values, nulls, WAITING_NCOLUMNS);
 }
 
 /*
@@ -302,7 +344,10 @@ store_form_waiting(Store *waiting, const QueueRow *row)
 void
 store_insert_waiting(Store *waiting, const QueueRow *row)
 {
-	store_insert(waiting, store_form_waiting(waiting, row));
+	StoredColumns columns;
+
+	fill_waiting_columns(row, &columns);
+	store_insert(waiting, &columns, WAITING_NCOLUMNS);
 }
 
 /*
@@ -312,7 +357,8 @@ store_insert_waiting(Store *waiting, const QueueRow *row)
 void
 store_update_waiting(Store *waiting, const QueueRow *row)
 {
-	HeapTuple	tuple = store_form_waiting(waiting, row);
+	StoredColumns columns;
+	HeapTuple	tuple = store_form_waiting(waiting, row, &columns);
 	ItemPointerData place = row->tid;
 
 	CatalogTupleUpdateWithInfo(waiting->rel, &place, tuple, waiting->indexes);

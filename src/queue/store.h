@@ -91,12 +91,20 @@ typedef struct Store
 	bool		indexes_are_cached;
 } Store;
 
+/* The columns of a row that is written: of any of our tables, hence the length. */
+typedef struct StoredColumns
+{
+	Datum		values[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
+	bool		nulls[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
+} StoredColumns;
+
 extern void store_open(Store *store, QueueRelation table);
 extern void store_close(Store *store);
 
-extern HeapTuple store_form_tuple(Store *store, Datum *values, bool *nulls, int ncolumns);
-extern void store_insert(Store *store, HeapTuple tuple);
-extern void store_insert_slots(Store *store, TupleTableSlot **slots, int nslots);
+extern HeapTuple store_form_tuple(Store *store, StoredColumns *columns, int ncolumns);
+extern void store_insert(Store *store, StoredColumns *columns, int ncolumns);
+extern void store_insert_slots(Store *store, TupleTableSlot **slots, StoredColumns **columns,
+							   int nslots);
 extern bool store_delete(Store *store, const ItemPointerData *tid, bool wait);
 extern SysScanDesc store_scan(Store *store, QueueRelation index, Snapshot snapshot, int nkeys,
 							  ScanKey keys);
@@ -105,7 +113,7 @@ extern void store_end_scan(SysScanDesc scan);
 extern char *store_read_text(Datum value, bool isnull);
 extern void store_set_text(Datum *values, bool *nulls, int column, const char *string);
 
-extern HeapTuple store_form_waiting(Store *waiting, const QueueRow *row);
+extern HeapTuple store_form_waiting(Store *waiting, const QueueRow *row, StoredColumns *columns);
 extern void store_insert_waiting(Store *waiting, const QueueRow *row);
 extern void store_update_waiting(Store *waiting, const QueueRow *row);
 extern void store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row);

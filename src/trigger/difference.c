@@ -145,18 +145,20 @@ difference_may_keep(Queue *queue, const Removal *now)
 	if (payload_is_empty(now) || !get_usable_form(now, &usable))
 		return false;
 	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
-	return queue_may_have_waiting(queue, usable.phone);
+	return queue_may_have_waiting(queue, &usable);
 }
 
 /*
- * Enqueues keeps of these names, if removals of them wait.  Changes the lists.
+ * Called before difference_remove(): enqueues keeps of the names that a customer has
+ * now, if removals of them wait.  Leaves in "lost" those that are to be enqueued.
+ * Changes the lists.
  */
 void
-difference_keep(Queue *queue, const Definition *definition, Removal *now)
+difference_keep(Queue *queue, const Definition *definition, Removal *now, Removal *lost)
 {
 	if (!get_usable_form(now, now))
 		return;
-	queue_add_keep(queue, &definition->requester, now);
+	queue_add_keep(queue, &definition->requester, now, lost);
 	gains_note_suppressed(definition, now);
 }
 

@@ -59,7 +59,7 @@ row_fired(Definition *definition, const TriggerData *data)
 				   columns_read_row(columns, new, &has), number_by_place(data, new), &lost);
 	queue = queue_open(1);
 	if (difference_may_keep(queue, &has))
-		difference_keep(queue, definition, &has);
+		difference_keep(queue, definition, &has, &lost);
 	difference_remove(queue, definition, &lost);
 	queue_close(queue);
 }

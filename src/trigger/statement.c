@@ -443,14 +443,15 @@ enqueue_customers(Statement *statement)
 static void
 enqueue_customer(Statement *statement, Customer *customer)
 {
-	if (customer->kept)
-	{
-		make_names_distinct(customer->kept);
-		difference_keep(open_queue(statement), statement->definition, customer->kept);
-	}
 	make_names_distinct(&customer->lost);
 	if (customer->remaining)
 		subtract_remaining(statement, customer, customer->remaining);
+	if (customer->kept)
+	{
+		make_names_distinct(customer->kept);
+		difference_keep(open_queue(statement), statement->definition, customer->kept,
+						&customer->lost);
+	}
 	difference_remove(open_queue(statement), statement->definition, &customer->lost);
 }
 

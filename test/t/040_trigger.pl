@@ -69,6 +69,87 @@ foreach my $level (qw(row statement))
 	is(failed(), '', "$level: and that is no failure");
 }
 
+# Rows of one phone that lose the same name in one transaction enqueue it once.
+
+foreach my $level (qw(row statement))
+{
+	my @three = map { "($_, '$a', '{x,y}', '[\"f\"]', NULL)" } 1 .. 3;
+	my $lose = "UPDATE customers SET tags = '{y}', enqueued = true WHERE id = ";
+	my $removals = "SELECT string_agg(tags::text || fields::text, ' ' ORDER BY id) FROM dt_waiting WHERE NOT keep";
+	my $reset = sub {
+		customers($level, @three);
+		run('ALTER TABLE customers ADD enqueued bool');
+	};
+
+	$reset->();
+	run("UPDATE customers SET tags = '{y}'");
+	is(one($removals), '{x}{}', "$level: one phone: three rows in one statement");
+	$reset->();
+	run('BEGIN', $lose . 1, $lose . 2, "UPDATE customers SET tags = '{y}', fields = NULL WHERE id = 3", 'COMMIT');
+	is(one($removals), '{x}{} {}{f}', "$level: one phone: in three statements, of which the last loses more");
+	$reset->();
+	run($lose . 1, $lose . 2);
+	is(one($removals), '{x}{} {x}{}', "$level: one phone: each transaction for itself");
+	$reset->();
+	run('BEGIN', "SELECT dt_enqueue_remove_tags_custom_fields('$a', '{x}')", $lose . 1, $lose . 2, 'COMMIT');
+	is(one($removals), '{x}{} {x}{}', "$level: one phone: what is enqueued by hand does not count");
+	$reset->();
+	run('GRANT ALL ON customers TO app', 'BEGIN', $lose . 1, 'SET ROLE app', $lose . 2, $lose . 3, 'RESET ROLE', 'COMMIT');
+	is(one('SELECT string_agg(enqueued_by, \' \' ORDER BY id) FROM dt_queue'), one('SELECT current_user') . ' app',
+		"$level: one phone: each role that enqueues for itself");
+	$reset->();
+	run("UPDATE customers SET waba = '$c' WHERE id = 2", 'TRUNCATE dt_waiting');
+	run('BEGIN', map({ $lose . $_ } 1 .. 3), 'COMMIT');
+	is(queued(), "$a {x} {} -; $a {x} {} $c", "$level: one phone: each customer for itself");
+	is(one($removals), '{x}{} {x}{}', "$level: one phone: once");
+
+	# What came back in between is lost again.
+	$reset->();
+	run('BEGIN', $lose . 1, "INSERT INTO customers VALUES (4, '$a', '{x,y}', NULL, NULL)", $lose . 4, $lose . 2, 'COMMIT');
+	is(queued(), "$a {x} {} -", "$level: one phone: a name that came back in the same transaction");
+	$reset->();
+	run('BEGIN', $lose . 1);
+	is($calls->sql("SELECT dt_keep('$a', '{x}')"), 't', "$level: one phone: another session has the name");
+	run($lose . 2, 'COMMIT');
+	is(queued(), "$a {x} {} -", "$level: one phone: it is lost again after that");
+	$reset->();
+	run('BEGIN', 'SAVEPOINT s', $lose . 1, 'ROLLBACK TO s', $lose . 2, 'COMMIT');
+	is(queued(), "$a {x} {} -", "$level: one phone: the first loss is rolled back");
+	$reset->();
+	run('BEGIN', $lose . 1, 'SELECT dt_cancel(id) FROM dt_queue', $lose . 2, 'COMMIT');
+	is(queued(), "$a {x} {} -", "$level: one phone: the first removal is cancelled");
+}
+
+# After some rows of a command it is known for which phones removals wait.
+
+foreach my $level (qw(row statement))
+{
+	my @many = map { "($_, '1415000' || lpad('$_', 4, '0'), '{x,y}', NULL, NULL)" } 1 .. 3000;
+	my $lose = "UPDATE customers SET tags = '{y}' WHERE id";
+
+	customers($level, @many, "(5001, '$a', '{x,y}', NULL, NULL)", "(5002, '$a', '{y}', NULL, NULL)",
+		"(5003, '$b', '{y}', NULL, NULL)");
+	run("UPDATE customers SET tags = CASE id WHEN 5002 THEN '{x,y}' ELSE '{y}' END::text[] WHERE id BETWEEN 2901 AND 3000 OR id > 5000");
+	is(one("SELECT count(*) FROM dt_queue WHERE phone = '$a'"), '0', "$level: many rows: what one row has lost the next one gains");
+	is(one('SELECT count(*) FROM dt_queue'), '100', "$level: many rows: the others wait");
+
+	run('TRUNCATE dt_waiting', 'BEGIN', "$lose BETWEEN 101 AND 200");
+	$calls->sql("SELECT dt_enqueue_remove_tags_custom_fields('$b', '{x}')");
+	run("UPDATE customers SET tags = '{x,y}' WHERE id = 5003", 'COMMIT');
+	is(one("SELECT count(*) FROM dt_queue WHERE phone = '$b'"), '0',
+		"$level: many rows: what another session enqueues after a statement is taken back in the next one");
+
+	# Very many rows of one phone, each of which loses another name.
+	run('TRUNCATE dt_waiting', "UPDATE customers SET phone = '$c', tags = ARRAY['y', 'y' || id] WHERE id <= 100", 'TRUNCATE dt_waiting',
+		"UPDATE customers SET tags = CASE id WHEN 99 THEN '{y,y50}' WHEN 100 THEN '{y,y90}' ELSE '{y}' END::text[] WHERE id <= 100");
+	is(one("SELECT string_agg(name, ' ' ORDER BY substr(name, 2)::int) FROM dt_queue, unnest(tags) AS name"),
+		join(' ', map { "y$_" } grep { $_ != 50 && $_ != 90 } 1 .. 100), "$level: very many rows: of one phone");
+
+	run("$lose BETWEEN 201 AND 2900", "UPDATE customers SET tags = '{x,y}' WHERE id BETWEEN 201 AND 2900");
+	is(one("SELECT count(*) FROM dt_queue WHERE phone BETWEEN '14150000201' AND '14150002900'"), '0',
+		"$level: very many rows: all that came back is taken back");
+}
+
 # What counts is the sum of all rows and statements of one transaction.
 
 foreach my $level (qw(row statement))
