@@ -108,12 +108,12 @@ use_server() {
 	bin=$work/server/bin
 }
 
-# Has that server started by a command, with its environment: wrap_server COMMAND...
-# But initdb runs postgres as it is: what matters has not begun yet.  And "pg_ctl restart"
-# would start what is running, which is not the wrapper.
+# Has that server, and single-user sessions of it, started by a command, with its
+# environment: wrap_server COMMAND...  But initdb runs postgres as it is: what matters has
+# not begun yet.  And "pg_ctl restart" would start what is running, which is not the wrapper.
 wrap_server() {
 	as_postgres mv "$bin/postgres" "$bin/postgres.real"
-	printf '#!/bin/sh\ncase $1 in\n-D) exec %s "$0.real" "$@" ;;\n*) exec "$0.real" "$@" ;;\nesac\n' "$*" |
+	printf '#!/bin/sh\ncase "$1 $2" in\n"-D "* | "--single -D") exec %s "$0.real" "$@" ;;\n*) exec "$0.real" "$@" ;;\nesac\n' "$*" |
 		as_postgres tee "$bin/postgres" >/dev/null
 	as_postgres mv "$bin/pg_ctl" "$bin/pg_ctl.real"
 	printf '#!/bin/sh\nexec "$0.real" -p %s "$@"\n' "$bin/postgres" | as_postgres tee "$bin/pg_ctl" >/dev/null
