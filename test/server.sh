@@ -110,14 +110,18 @@ use_server() {
 
 # Has that server, and single-user sessions of it, started by a command, with its
 # environment: wrap_server COMMAND...  But initdb runs postgres as it is: what matters has
-# not begun yet.  And "pg_ctl restart" would start what is running, which is not the wrapper;
-# -p comes last, since pg_ctl heeds -V, for which pg_upgrade asks, only where it is first.
+# not begun yet.  And "pg_ctl restart" would start what is running, which is not the wrapper.
+# That of pg_ctl works in a copy of the directory, too (Installation.pm); -p comes last,
+# since pg_ctl heeds -V, for which pg_upgrade asks, only where it is first.
 wrap_server() {
 	as_postgres mv "$bin/postgres" "$bin/postgres.real"
 	printf '#!/bin/sh\ncase "$1 $2" in\n"-D "* | "--single -D") exec %s "$0.real" "$@" ;;\n*) exec "$0.real" "$@" ;;\nesac\n' "$*" |
 		as_postgres tee "$bin/postgres" >/dev/null
 	as_postgres mv "$bin/pg_ctl" "$bin/pg_ctl.real"
-	printf '#!/bin/sh\nexec "$0.real" "$@" -p %s\n' "$bin/postgres" | as_postgres tee "$bin/pg_ctl" >/dev/null
+	as_postgres tee "$bin/pg_ctl" >/dev/null <<-'SH'
+		#!/bin/sh
+		exec "$0.real" "$@" -p "${0%/*}/postgres"
+	SH
 	as_postgres chmod 755 "$bin/postgres" "$bin/pg_ctl"
 }
 
