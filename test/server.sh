@@ -14,7 +14,7 @@
 
 . "$top/test/debian.sh"
 
-server_contrib="amcheck citext hstore postgres_fdw"	# what tests create
+server_contrib="amcheck citext dblink hstore pg_surgery postgres_fdw"	# what tests create
 
 # The directory of servers, which belongs to the user who builds them.
 cache_dir() {
@@ -56,6 +56,16 @@ download_source() {
 	as_postgres env -C "$dir" "${apt[@]}" source --download-only --tar-only "postgresql-$version"
 }
 
+# Is a server in this directory, with all that tests create?  An earlier version of this
+# file may have built it with less.
+is_complete() {
+	local prefix=$1 module
+
+	for module in $server_contrib; do
+		[ -e "$prefix/share/extension/$module.control" ] || return 1
+	done
+}
+
 # Builds a major version into $prefix, and puts it there when it is complete.
 build_server() {
 	local version=$1 prefix=$2 dir=$work/postgresql-$1 tarball
@@ -78,7 +88,10 @@ build_server() {
 	' bash "$prefix" "$server_contrib" >"$dir/build.log" 2>&1 || { tail -20 "$dir/build.log"; die "could not build it"; }
 	as_postgres cp "$dir/source/src/tools/valgrind.supp" "$dir/installed$prefix/share/"
 	# Another run may have been faster.
-	[ -d "$prefix" ] || as_postgres mv -T "$dir/installed$prefix" "$prefix"
+	if ! is_complete "$prefix"; then
+		rm -rf "$prefix"
+		as_postgres mv -T "$dir/installed$prefix" "$prefix"
+	fi
 	rm -rf "$dir"
 }
 
@@ -88,22 +101,27 @@ use_server() {
 	local version=$1 prefix
 
 	prefix=$(cache_dir)/postgresql-$version
-	[ -d "$prefix" ] || build_server "$version" "$prefix"
+	is_complete "$prefix" || build_server "$version" "$prefix"
 	rm -rf "$work/server"
 	as_postgres cp -R "$prefix" "$work/server"
 	PG_CONFIG=$work/server/bin/pg_config
 	bin=$work/server/bin
 }
 
-# Has that server started by a command, with its environment: wrap_server COMMAND...
-# But initdb runs postgres as it is: what matters has not begun yet.  And "pg_ctl restart"
-# would start what is running, which is not the wrapper.
+# Has that server, and single-user sessions of it, started by a command, with its
+# environment: wrap_server COMMAND...  But initdb runs postgres as it is: what matters has
+# not begun yet.  And "pg_ctl restart" would start what is running, which is not the wrapper.
+# That of pg_ctl works in a copy of the directory, too (Installation.pm); -p comes last,
+# since pg_ctl heeds -V, for which pg_upgrade asks, only where it is first.
 wrap_server() {
 	as_postgres mv "$bin/postgres" "$bin/postgres.real"
-	printf '#!/bin/sh\ncase $1 in\n-D) exec %s "$0.real" "$@" ;;\n*) exec "$0.real" "$@" ;;\nesac\n' "$*" |
+	printf '#!/bin/sh\ncase "$1 $2" in\n"-D "* | "--single -D") exec %s "$0.real" "$@" ;;\n*) exec "$0.real" "$@" ;;\nesac\n' "$*" |
 		as_postgres tee "$bin/postgres" >/dev/null
 	as_postgres mv "$bin/pg_ctl" "$bin/pg_ctl.real"
-	printf '#!/bin/sh\nexec "$0.real" -p %s "$@"\n' "$bin/postgres" | as_postgres tee "$bin/pg_ctl" >/dev/null
+	as_postgres tee "$bin/pg_ctl" >/dev/null <<-'SH'
+		#!/bin/sh
+		exec "$0.real" "$@" -p "${0%/*}/postgres"
+	SH
 	as_postgres chmod 755 "$bin/postgres" "$bin/pg_ctl"
 }
 

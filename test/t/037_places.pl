@@ -58,22 +58,31 @@ sub becomes
 	return eventually(sub { states(@ids) eq join ' ', ($state) x @ids }, $name) || diag(states(@ids));
 }
 
-# Keeps a customer from being sent to, by a cancel of a row that is out: it fails, but
-# its transaction goes on. Then cancels that row as soon as its answer is settled.
-sub block_customer
+# Keeps customers from being sent to, by a cancel of a row of each that is out: it
+# fails, but its transaction goes on.  So a slow test cancels rows in time, too.
+sub block_customers
 {
-	my ($id) = @_;
+	my (@ids) = @_;
 
-	return is($canceller->query_safe("BEGIN; SELECT dt_cancel($id)"), 'f', 'the customer is blocked by a cancel, which comes too late');
+	$canceller->query_safe('BEGIN');
+	is($canceller->query_safe("SELECT dt_cancel($_)"), 'f', 'the customer is blocked by a cancel, which comes too late') foreach @ids;
+	return;
 }
 
+sub unblock_customers
+{
+	$canceller->query_safe('COMMIT');
+	return;
+}
+
+# Cancels a row that was out when its customer was blocked, as soon as its answer is settled.
 sub cancel_and_unblock
 {
 	my ($id) = @_;
 
 	eventually(sub { $canceller->query_safe("SELECT dt_cancel($id)"); $canceller->query_safe("SELECT count(*) FROM dt_history WHERE id = $id") eq '1' },
 		'the row is cancelled when its answer is settled');
-	$canceller->query_safe('COMMIT');
+	unblock_customers();
 	return;
 }
 
@@ -83,17 +92,20 @@ sub behind_a_backoff
 	my $drain = busy_drain();
 	my @phones = map { new_phone() } 0 .. 3;
 
-	# Long enough for the cancels to come before.
-	$sb->rule($_, { status => 503, retry_after => '5', times => 1 }) foreach @phones;
+	$sb->hold($_, { status => 503, retry_after => '3', times => 1 }) foreach @phones;
 	my @ids = map { [ enqueue_each($_, qw(a b c)) ] } @phones[ 0 .. 2 ];
 
 	# Of the fourth more than one request can carry.
 	push @ids, [ split /\n/, $calls->sql("SELECT dt_enqueue_remove_tags_custom_fields('$phones[3]',
 		(SELECT array_agg(n || '_' || i) FROM generate_series(1, 400) AS i)) FROM generate_series(1, 5) AS n") ];
 	my $sent = join ',', (map { @$_ } @ids[ 0 .. 2 ]), @{ $ids[3] }[ 0, 1 ];
+	$sb->await_held(1, $_) foreach @phones;
+	block_customers(map { $_->[0] } @ids);
+	$sb->release($_) foreach @phones;
 	eventually(sub { $calls->sql("SELECT count(*) FROM dt_queue WHERE attempts = 1 AND id IN ($sent)") eq '11' }, 'backoff: rows wait for their retry');
-	is($calls->sql("SELECT dt_cancel($ids[$_][$_])"), 'f', "backoff: row $_ is taken out") foreach 0 .. 2;
-	$calls->sql("SELECT dt_cancel($_)") foreach @{ $ids[3] }[ 0, 2 ];
+	is($canceller->query_safe("SELECT dt_cancel($ids[$_][$_])"), 'f', "backoff: row $_ is taken out") foreach 0 .. 2;
+	$canceller->query_safe("SELECT dt_cancel($_)") foreach @{ $ids[3] }[ 0, 2 ];
+	unblock_customers();
 	foreach my $which (0 .. 2)
 	{
 		becomes('done', "backoff, without row $which: the others are sent", map { $ids[$which][$_] } grep { $_ != $which } 0 .. 2);
@@ -115,7 +127,7 @@ sub behind_a_refusal
 	$sb->hold($phone, { status => 422, times => 1 });
 	my @ids = enqueue_each($phone, qw(bad b c));
 	$sb->await_held(1, $phone);
-	block_customer($ids[0]);
+	block_customers($ids[0]);
 	$sb->release($phone);
 	cancel_and_unblock($ids[0]);
 	becomes('done', 'refused: the others are sent', @ids[ 1, 2 ]);
@@ -166,7 +178,7 @@ sub behind_a_request
 		$sb->await_held(1, $phone);
 		push @ids, enqueue_each($phone, qw(b c d e));
 		everything_is_seen("behind a request, without row $which: the drain has seen the others");
-		block_customer($ids[$which]);
+		block_customers($ids[$which]);
 		$sb->release($phone);
 		cancel_and_unblock($ids[$which]);
 		becomes('done', 'the others are sent', grep { $_ != $ids[$which] } @ids);
@@ -189,14 +201,16 @@ sub retried_behind_a_backoff
 	push @failed, enqueue_each($phone, 'b');
 	becomes('failed', 'retried: another one is', @failed);
 
-	# Long enough for the cancel to come before.
-	$sb->rule($phone, { status => 503, retry_after => '5', times => 1 });
+	$sb->hold($phone, { status => 503, retry_after => '3', times => 1 });
 	my @ids = enqueue_each($phone, 'c');
+	$sb->await_held(1, $phone);
+	block_customers(@ids);
+	$sb->release($phone);
 	eventually(sub { $calls->sql("SELECT attempts FROM dt_queue WHERE id = $ids[0]") eq '1' }, 'retried: a third one waits');
 	is($calls->sql("SELECT dt_retry($_)"), 't', 'retried behind it') foreach @failed;
 	everything_is_seen('retried: the drain has seen that');
 	is_received($phone, 'a b c', 'retried: all rows of the customer wait');
-	$calls->sql("SELECT dt_cancel($ids[0])");
+	cancel_and_unblock($ids[0]);
 	becomes('done', 'retried: the others are sent, although the row that they waited for is gone', @failed);
 	is_received($phone, 'a b c a,b', 'retried: in one request');
 	is($calls->sql('SELECT count(*) FROM dt_waiting WHERE keep'), '0', 'retried: dt_retry leaves no keep in the queue');

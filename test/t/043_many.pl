@@ -21,8 +21,7 @@ sub peak
 {
 	my ($pid) = @_;
 
-	return 0 unless -r "/proc/$pid/status";
-	return (slurp_file("/proc/$pid/status") =~ /^VmHWM:\s+(\d+)/m)[0] / 1024;
+	return memory_kb($pid, 'VmHWM') / 1024;
 }
 
 # Drains in a session of its own, and tests the result, the time and the memory.

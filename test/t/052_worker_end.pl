@@ -155,7 +155,7 @@ sub many_transactions
 	  . "'9198764' || lpad((i %% 1000)::text, 5, '0'), ARRAY['many' || i]); COMMIT; END LOOP; END \$\$";
 	my $memory = sub {
 		return $session->query_safe("SELECT sum(total_bytes) FROM pg_backend_memory_contexts WHERE name IN ('TopMemoryContext', 'CacheMemoryContext')")
-		  . ' ' . (-r "/proc/$pid/status" ? (slurp_file("/proc/$pid/status") =~ /^RssAnon:\s+(\d+)/m)[0] : 0);
+		  . ' ' . memory_kb($pid, 'RssAnon');
 	};
 
 	eventually(sub { $calls->waiting eq '0' }, 'nothing waits');
@@ -163,24 +163,17 @@ sub many_transactions
 	$session->query_safe(sprintf $many, 2000);
 	eventually(sub { $calls->waiting eq '0' }, '2,000 transactions are sent');
 	$worker = ($calls->workers)[0];
-	my $worker_before = rss($worker);
+	my $worker_before = memory_kb($worker, 'RssAnon');
 	my @before = split / /, $memory->();
 	$session->query_safe(sprintf $many, 20000);
 	my @after = split / /, $memory->();
 	cmp_ok($after[0] - $before[0], '<', 65536, "the session's memory contexts do not grow over 20,000 transactions");
 	cmp_ok($after[1] - $before[1], '<', 1024, 'nor does its process');
 	eventually(sub { $calls->waiting eq '0' }, 'all are sent');
-	cmp_ok(rss($worker) - $worker_before, '<', 8192, "the worker's memory grows by less than 8 MB");
+	cmp_ok(memory_kb($worker, 'RssAnon') - $worker_before, '<', 8192, "the worker's memory grows by less than 8 MB");
 	is(($calls->workers)[0], $worker, 'the worker is the same process');
 	$session->quit;
 	return;
-}
-
-sub rss
-{
-	my ($pid) = @_;
-
-	return -r "/proc/$pid/status" ? (slurp_file("/proc/$pid/status") =~ /^RssAnon:\s+(\d+)/m)[0] : 0;
 }
 
 fast_stop();

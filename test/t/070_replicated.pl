@@ -44,7 +44,7 @@ sub subscribe
 	$calls->sql("CREATE SUBSCRIPTION $subscriber CONNECTION " . quote($node->connstr($publisher))
 		  . " PUBLICATION p WITH (create_slot = false, copy_data = $copy_data)", database => $subscriber);
 	eventually(sub { $calls->sql("SELECT count(*) FROM pg_subscription_rel AS r JOIN pg_subscription AS s ON s.oid = r.srsubid
-		WHERE subname = '$subscriber' AND srsubstate <> 'r'") eq '0' }, "$subscriber: the tables are synchronized");
+		WHERE subname = '$subscriber' AND srsubstate <> 'r'", database => $subscriber) eq '0' }, "$subscriber: the tables are synchronized");
 	return;
 }
 

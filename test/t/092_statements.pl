@@ -213,7 +213,7 @@ foreach my $case (@cases)
 }
 
 my $one = run_cases($calls, 1, @cases);
-foreach my $window (8, 3)
+foreach my $window (8, $Statements::without_caches ? () : 3)
 {
 	my $many = run_cases($calls, $window, @cases);
 

@@ -36,8 +36,8 @@ use Sandbox;
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT = qw(quote removal attempt eventually shape_ok is_gone is_testing_build closed_port
-  most_in_a_second build_preload);
+our @EXPORT = qw(quote removal attempt eventually shape_ok is_gone memory_kb is_testing_build
+  closed_port most_in_a_second build_preload);
 
 # A phone that no test makes a rule for: whether the session still works.
 our $well = '14155550199';
@@ -305,6 +305,12 @@ Whether the process has ended. One that has ended but whose parent has not yet
 asked for its status still takes signals; where there is no /proc it counts as
 running.
 
+=item memory_kb(pid, field)
+
+What /proc says in this field of the memory of a process: VmRSS, RssAnon or VmHWM.
+0 where there is no /proc; and with test/sanitize, since a sanitizer keeps what is
+freed.
+
 =item is_testing_build(node)
 
 Whether the library is built with TESTING=1, and so has fault points.
@@ -339,6 +345,15 @@ sub is_gone
 	open my $stat, '<', "/proc/$pid/stat" or return !kill 0, $pid;
 	# "pid (name) state ...": the name may hold anything.
 	return (<$stat> // ') Z') =~ /.*\) [ZX]/s;
+}
+
+sub memory_kb
+{
+	my ($pid, $field) = @_;
+	my $file = "/proc/$pid/status";
+
+	return 0 if $ENV{DOUBLETICK_SANITIZED} || !-r $file;
+	return (PostgreSQL::Test::Utils::slurp_file($file) =~ /^$field:\s+(\d+)/m)[0];
 }
 
 sub is_testing_build

@@ -30,7 +30,7 @@ our @ISA = qw(Calls);
 # Seconds for what must not wait for a request that hangs, in tests where that
 # takes five minutes.  The machine may be busy.
 our $soon = 60;
-our @EXPORT = qw(enqueue quote eventually is_gone $soon);
+our @EXPORT = qw(enqueue quote eventually is_gone memory_kb $soon);
 
 =pod
 
