@@ -92,12 +92,27 @@ relation_lock(QueueRelation table)
  * For the drainer, which runs many transactions: locks dt_waiting, and returns whether
  * it is the same table as at the first call.  "waiting" is InvalidOid then, and is set
  * to the OID; this changes when the extension is dropped and created again.
+ *
+ * Locks the sequence of ids, too, which the drainer reads.  DROP EXTENSION locks the
+ * sequence before the table, and TRUNCATE ... RESTART IDENTITY the table before the
+ * sequence.  So that neither ends in a deadlock, this waits for the sequence only while
+ * it does not hold the table.
  */
 bool
 relations_lock(Oid *waiting)
 {
-	Oid			locked = relation_lock(RELATION_WAITING);
+	Oid			locked;
 
+	while (OidIsValid(locked = relation_lock(RELATION_WAITING)))
+	{
+		Oid			sequence = relation_oid(RELATION_WAITING_ID);
+
+		if (ConditionalLockRelationOid(sequence, AccessShareLock))
+			break;
+		UnlockRelationOid(locked, RowExclusiveLock);
+		LockRelationOid(sequence, AccessShareLock);
+		UnlockRelationOid(sequence, AccessShareLock);
+	}
 	if (!OidIsValid(*waiting))
 		*waiting = locked;
 	return OidIsValid(locked) && *waiting == locked;

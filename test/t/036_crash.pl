@@ -290,6 +290,31 @@ sub dropped
 	return;
 }
 
+# DROP EXTENSION locks the sequence before dt_waiting: a drain that needs both waits for
+# neither while it holds the other.
+sub sequence_locked_first
+{
+	$sb->clear_rules;
+	my $phone = new_phone();
+	my $session = $node->background_psql('postgres');
+	$sb->hold($phone);
+	my $id = enqueue($phone, ['lead']);
+	my $drain = start_drain();
+	$sb->await_held(1);
+	# So that the session finds a deadlock before the drain does, which would go on.
+	$session->query_safe("SET deadlock_timeout = '10ms'; BEGIN; ALTER SEQUENCE dt_waiting_id_seq RENAME TO renamed");
+	$sb->release;
+	eventually(sub { $calls->sql("SELECT count(*) FROM pg_locks WHERE pid = $drain->{pid} AND relation = 'dt_waiting_id_seq'::regclass AND NOT granted") eq '1' },
+		'sequence: a drain waits for it');
+	is($session->query_safe('LOCK TABLE dt_waiting; SELECT 1'), '1', 'sequence: dt_waiting can be locked meanwhile');
+	$session->query_safe('ROLLBACK');
+	$session->quit;
+	unlike(await_drain($drain), qr/ERROR/, 'sequence: then the drain goes on');
+	is(states($id), 'done', 'sequence: and settles');
+	$sb->clear_rules;
+	return;
+}
+
 # One slow answer does not hold up the others, and no more requests are out at a time
 # than max_connections.
 sub slots
@@ -353,6 +378,7 @@ flushed();
 not_in_a_transaction();
 interrupted();
 dropped();
+sequence_locked_first();
 slots();
 told();
 done_testing;
