@@ -23,6 +23,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/genam.h"
 #include "access/xact.h"
 #include "base/names.h"
