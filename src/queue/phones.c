@@ -23,8 +23,8 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "base/names.h"
 #include "base/phone.h"
