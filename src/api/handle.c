@@ -58,7 +58,13 @@ handle_set_up(HandlePattern *pattern, const HttpTarget *target)
 		curl_easy_reset(pattern->easy);
 		set_fixed_options(pattern->easy);
 		set_target_options(pattern, target, ca_file, directory);
-		pattern->target = strdup(text);
+
+		/*
+		 * curl_easy_reset() does not say when it has lacked memory for an
+		 * option.
+		 */
+		if (!allocation_failed)
+			pattern->target = allocation_strdup(text);
 		if (pattern->target == NULL)
 			libcurl_check(CURLE_OUT_OF_MEMORY, "handle_set_up");
 	}

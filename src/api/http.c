@@ -60,7 +60,8 @@ typedef struct HttpGuard
 /* A request and what belongs to it; malloc'd and used again. */
 struct HttpTransfer
 {
-	dlist_node	node;			/* in "idle", else unlinked */
+	dlist_node	node;			/* in "idle" or, while it is running, in
+								 * "under_way" */
 	CURL	   *easy;			/* of the request; NULL when idle */
 	HttpGuard  *guard;			/* NULL when idle */
 	bool		running;		/* is it on the multi handle? */
@@ -85,6 +86,7 @@ struct HttpTransfer
 
 static CURLM *multi = NULL;
 static dlist_head idle = DLIST_STATIC_INIT(idle);
+static dlist_head under_way = DLIST_STATIC_INIT(under_way);
 
 /* When libcurl wants to look at its timers, by clock_now(); PG_INT64_MAX: never. */
 static int64 look_at = PG_INT64_MAX;
@@ -104,6 +106,8 @@ static CURLMcode drive_transfers(void);
 static int	set_timer(CURLM *handle, long timeout, void *arg);
 static int	watch_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
 static void collect_finished(void);
+static void stop_running(HttpTransfer *transfer);
+static void end_without_memory(void);
 static CURLMcode send_afresh(HttpTransfer *transfer);
 static bool may_wait_for_descriptor(HttpTransfer *transfer, CURLcode code);
 static CURLMcode send_with_fewer(HttpTransfer *transfer);
@@ -161,6 +165,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	code = curl_multi_add_handle(multi, transfer->easy);
 	transfer->running = (code == CURLM_OK);
 	check_multi(code, "curl_multi_add_handle");
+	dlist_push_tail(&under_way, &transfer->node);
 	transfer_timer_start(&transfer->timer, transfer, Max(timeout, 1));
 	return transfer;
 }
@@ -178,6 +183,7 @@ http_turn(int timeout, WaitReason reason)
 	HttpTransfer *overdue;
 	sigset_t	saved;
 	CURLMcode	code;
+	bool		lacks_memory;
 
 	if (IsUnderPostmaster && !PostmasterIsAlive())
 		ereport(FATAL,
@@ -187,13 +193,18 @@ http_turn(int timeout, WaitReason reason)
 	wait_for_sockets(transfer_timer_limit(Min(timeout, POLL_SLICE)), start, reason);
 
 	libcurl_block_signals(&saved);
+	allocation_failed = false;
 	code = drive_transfers();
+	lacks_memory = allocation_failed || code == CURLM_OUT_OF_MEMORY;
 	collect_finished();
+	if (lacks_memory)
+		end_without_memory();
 	transfer_clock_advance(clock_now() - start);
 	while ((overdue = transfer_timer_next_overdue()) != NULL)
 		end_overdue(overdue);
 	libcurl_restore_signals(&saved);
-	check_multi(code, "curl_multi_socket_action");
+	if (!lacks_memory)
+		check_multi(code, "curl_multi_socket_action");
 }
 
 /*
@@ -232,9 +243,8 @@ http_release(HttpTransfer *transfer)
 		libcurl_block_signals(&saved);
 		(void) curl_multi_remove_handle(multi, transfer->easy);
 		libcurl_restore_signals(&saved);
-		transfer->running = false;
+		stop_running(transfer);
 	}
-	transfer_timer_stop(&transfer->timer);
 
 	/*
 	 * A connection that was only made ends with its handle.  And with libcurl
@@ -450,10 +460,41 @@ collect_finished(void)
 			continue;
 		if (may_wait_for_descriptor(transfer, code) && send_with_fewer(transfer) == CURLM_OK)
 			continue;
-		transfer->running = false;
-		transfer_timer_stop(&transfer->timer);
+		stop_running(transfer);
 		read_outcome(transfer, code);
 	}
+}
+
+/* Called when a transfer has left the multi handle for good. */
+static void
+stop_running(HttpTransfer *transfer)
+{
+	transfer->running = false;
+	dlist_delete(&transfer->node);
+	transfer_timer_stop(&transfer->timer);
+}
+
+/*
+ * Ends all transfers and begins anew, when libcurl lacked memory while it drove them:
+ * it may have lost what it knows of a socket, and 7.88 divides by zero when it next has
+ * a socket of that number.  Called with signals blocked: must not throw.
+ */
+static void
+end_without_memory(void)
+{
+	while (!dlist_is_empty(&under_way))
+	{
+		HttpTransfer *transfer = dlist_head_element(HttpTransfer, node, &under_way);
+
+		(void) curl_multi_remove_handle(multi, transfer->easy);
+		stop_running(transfer);
+		transfer->inbox.no_memory = true;
+		read_outcome(transfer, CURLE_OUT_OF_MEMORY);
+	}
+	(void) curl_multi_cleanup(multi);
+	multi = NULL;
+	poll_set_clear();
+	look_at = PG_INT64_MAX;
 }
 
 /* Sends a request over a new connection, since the one it had was not silent. */
@@ -509,7 +550,7 @@ static void
 end_overdue(HttpTransfer *transfer)
 {
 	(void) curl_multi_remove_handle(multi, transfer->easy);
-	transfer->running = false;
+	stop_running(transfer);
 	snprintf(transfer->error, CURL_ERROR_SIZE, "%s within %d ms",
 			 transfer->sent_at == 0 ? "no connection" :
 			 transfer->inbox.header_bytes == 0 ? "no answer" : "no whole answer",

@@ -66,6 +66,15 @@ poll_set_watch(int fd, short events)
 	return true;
 }
 
+/*
+ * Forgets all sockets.
+ */
+void
+poll_set_clear(void)
+{
+	npolled = next = 0;
+}
+
 static struct pollfd *
 entry_of(int fd)
 {
