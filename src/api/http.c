@@ -235,6 +235,8 @@ http_release(HttpTransfer *transfer)
 		transfer->running = false;
 	}
 	transfer_timer_stop(&transfer->timer);
+	if (transfer->sent_at == 0)
+		sockets_forget_closed();
 
 	/*
 	 * A connection that was only made ends with its handle.  And with libcurl

@@ -6,6 +6,7 @@ use strict;
 use warnings;
 
 use FindBin;
+use IO::Socket::INET;
 use lib $FindBin::RealBin;
 use Calls qw(memory_kb);
 use PostgreSQL::Test::Cluster;
@@ -25,10 +26,17 @@ shared_preload_libraries = 'doubletick'
 CONF
 $node->start;
 
+# Nobody answers there: what it may queue is taken.
+my $hole = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1') or die "could not listen: $!";
+my @waiting = map {
+	IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $hole->sockport, Blocking => 0)
+} 1 .. 8;
+
 my %servers = (
 	doubletick => $sandbox->server_options,
 	refused => "base_url 'https://127.0.0.1:1'",
 	nowhere => "base_url 'https://nowhere.invalid'",
+	hole => "base_url 'https://127.0.0.1:@{[ $hole->sockport ]}', connect_timeout '10ms'",
 	untrusted => "base_url '@{[ $sandbox->url('selfsigned') ]}'",);
 $node->safe_psql('postgres', 'CREATE EXTENSION doubletick');
 for my $name (sort keys %servers)
@@ -103,6 +111,12 @@ until ($after{descriptors} <= $before{descriptors} || time > $deadline)
 	%after = usage();
 }
 cmp_ok($after{descriptors}, '<=', $before{descriptors}, 'descriptors are as many as before');
+
+# libcurl closes a socket that is not connected yet; PostgreSQL must count it no more.
+is($session->query_safe("SELECT count(*) FILTER (WHERE message ~ 'could not connect'), count(*) FILTER (WHERE message ~ 'descriptor') FROM"
+		  . " (SELECT dt_try_remove_tags_custom_fields((919876543400 + n)::text, '{lead}', server => 'hole') ->> 'message' AS message"
+		  . ' FROM generate_series(1, 40) AS n) AS failed'),
+	'40|0', 'a socket that was never connected takes no descriptor when its call has ended');
 $session->quit;
 
 # Each server has a connection of its own.  When there is no descriptor left for one
