@@ -60,7 +60,7 @@ typedef struct HttpGuard
 /* A request and what belongs to it; malloc'd and used again. */
 struct HttpTransfer
 {
-	dlist_node	node;			/* in "idle", else unlinked */
+	dlist_node	node;			/* in "started" or "idle" */
 	CURL	   *easy;			/* of the request; NULL when idle */
 	HttpGuard  *guard;			/* NULL when idle */
 	bool		running;		/* is it on the multi handle? */
@@ -84,6 +84,7 @@ struct HttpTransfer
 };
 
 static CURLM *multi = NULL;
+static dlist_head started = DLIST_STATIC_INIT(started);
 static dlist_head idle = DLIST_STATIC_INIT(idle);
 
 /* When libcurl wants to look at its timers, by clock_now(); PG_INT64_MAX: never. */
@@ -104,6 +105,7 @@ static CURLMcode drive_transfers(void);
 static int	set_timer(CURLM *handle, long timeout, void *arg);
 static int	watch_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
 static void collect_finished(void);
+static void end_all_without_memory(void);
 static CURLMcode send_afresh(HttpTransfer *transfer);
 static bool may_wait_for_descriptor(HttpTransfer *transfer, CURLcode code);
 static CURLMcode send_with_fewer(HttpTransfer *transfer);
@@ -189,6 +191,8 @@ http_turn(int timeout, WaitReason reason)
 	libcurl_block_signals(&saved);
 	code = drive_transfers();
 	collect_finished();
+	if (code != CURLM_OK)
+		end_all_without_memory();
 	transfer_clock_advance(clock_now() - start);
 	while ((overdue = transfer_timer_next_overdue()) != NULL)
 		end_overdue(overdue);
@@ -247,6 +251,7 @@ http_release(HttpTransfer *transfer)
 	if (transfer->connect_only || lacked_memory)
 		handle_forget(&transfer->pattern);
 	inbox_clear(&transfer->inbox);
+	dlist_delete(&transfer->node);
 	dlist_push_head(&idle, &transfer->node);
 }
 
@@ -311,6 +316,7 @@ idle_or_new_transfer(void)
 	}
 	transfer = dlist_head_element(HttpTransfer, node, &idle);
 	dlist_delete(&transfer->node);
+	dlist_push_tail(&started, &transfer->node);
 	return transfer;
 }
 
@@ -456,6 +462,36 @@ collect_finished(void)
 		transfer_timer_stop(&transfer->timer);
 		read_outcome(transfer, code);
 	}
+}
+
+/*
+ * Ends all transfers and all connections; the next transfer gets another multi handle.
+ * Called when libcurl had no memory to note the sockets of a transfer.  It does not say
+ * of which, and that one would never go on.  libcurl 7.88 even divides by zero when a
+ * later connection gets the number of such a socket.
+ *
+ * Called with signals blocked: must not throw.
+ */
+static void
+end_all_without_memory(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &started)
+	{
+		HttpTransfer *transfer = dlist_container(HttpTransfer, node, iter.cur);
+
+		if (!transfer->running)
+			continue;
+		(void) curl_multi_remove_handle(multi, transfer->easy);
+		transfer->running = false;
+		transfer_timer_stop(&transfer->timer);
+		transfer->inbox.no_memory = true;
+		read_outcome(transfer, CURLE_OUT_OF_MEMORY);
+	}
+	(void) curl_multi_cleanup(multi);
+	multi = NULL;
+	look_at = PG_INT64_MAX;
 }
 
 /* Sends a request over a new connection, since the one it had was not silent. */
