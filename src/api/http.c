@@ -90,6 +90,9 @@ static dlist_head idle = DLIST_STATIC_INIT(idle);
 /* When libcurl wants to look at its timers, by clock_now(); PG_INT64_MAX: never. */
 static int64 look_at = PG_INT64_MAX;
 
+/* Is there a socket that libcurl waits for and we do not, for want of memory? */
+static bool is_unwatched = false;
+
 /* How many connections may be open, after a lack of descriptors; 0: there was none. */
 static int	lacking_capacity = 0;
 static int64 lacking_since;		/* by clock_now() */
@@ -400,7 +403,7 @@ drive_transfers(void)
 		look_at = PG_INT64_MAX;
 		code = curl_multi_socket_action(multi, CURL_SOCKET_TIMEOUT, 0, &nrunning);
 	}
-	return code;
+	return is_unwatched ? CURLM_OUT_OF_MEMORY : code;
 }
 
 /* Called by libcurl: it wants to look at its timers in so many milliseconds; -1: never. */
@@ -413,11 +416,11 @@ set_timer(CURLM *handle pg_attribute_unused(), long timeout, void *arg pg_attrib
 
 /*
  * Called by libcurl: it wants to know when the socket is ready for "what".  Without the
- * memory to note that, its transfer is over: -1 would end all transfers.
+ * memory to note that, drive_transfers() fails.
  */
 static int
-watch_socket(CURL *easy, curl_socket_t fd, int what, void *arg pg_attribute_unused(),
-			 void *socket_arg pg_attribute_unused())
+watch_socket(CURL *easy pg_attribute_unused(), curl_socket_t fd, int what,
+			 void *arg pg_attribute_unused(), void *socket_arg pg_attribute_unused())
 {
 	short		events = 0;
 
@@ -426,17 +429,7 @@ watch_socket(CURL *easy, curl_socket_t fd, int what, void *arg pg_attribute_unus
 	if (what == CURL_POLL_OUT || what == CURL_POLL_INOUT)
 		events |= POLLOUT;
 	if (!poll_set_watch(fd, events))
-	{
-		HttpTransfer *transfer = NULL;
-
-		(void) curl_easy_getinfo(easy, CURLINFO_PRIVATE, (char **) &transfer);
-		if (transfer)			/* else it is libcurl's own handle */
-		{
-			transfer->inbox.no_memory = true;
-			restart_timer(transfer);
-			transfer_timer_end(&transfer->timer);
-		}
-	}
+		is_unwatched = true;
 	return 0;
 }
 
@@ -466,8 +459,8 @@ collect_finished(void)
 
 /*
  * Ends all transfers and all connections; the next transfer gets another multi handle.
- * Called when libcurl had no memory to note the sockets of a transfer.  It does not say
- * of which, and that one would never go on.  libcurl 7.88 even divides by zero when a
+ * Called when libcurl, or we, had no memory to note the sockets of a transfer.  It does
+ * not say of which, and that one would never go on.  libcurl 7.88 even divides by zero when a
  * later connection gets the number of such a socket.
  *
  * Called with signals blocked: must not throw.
@@ -492,6 +485,7 @@ end_all_without_memory(void)
 	(void) curl_multi_cleanup(multi);
 	multi = NULL;
 	look_at = PG_INT64_MAX;
+	is_unwatched = false;
 }
 
 /* Sends a request over a new connection, since the one it had was not silent. */

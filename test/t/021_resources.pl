@@ -158,10 +158,10 @@ is($session->query_safe("SELECT dblink_connect('x', 'dbname=postgres')"), 'OK', 
 $session->quit;
 
 # Others may have taken nearly all of this third.
-my $ntaken;
-($session, $ntaken) = session_without_descriptors();
+my ($ntaken, $nleft);
+($session, $ntaken, $nleft) = session_without_descriptors();
 cmp_ok($ntaken, '>', 6, 'others take all descriptors');
-$session->query("SELECT dblink_disconnect('c$_')") foreach 1 .. 3;
+$session->query("SELECT dblink_disconnect('c$_')") foreach 1 .. 3 - $nleft;
 $sandbox->clear_stats;
 is($session->query($at_once), $nservers, 'few descriptors are left: each call succeeds');
 cmp_ok($sandbox->stats->{max_in_flight}, '<=', 3, 'few descriptors are left: fewer calls at once');
@@ -171,7 +171,7 @@ $session->quit;
 # A call that waits for a descriptor is not out of time for that, not even for
 # connect_timeout (5 s).
 ($session) = session_without_descriptors();
-$session->query("SELECT dblink_disconnect('c1')");
+$session->query("SELECT dblink_disconnect('c$_')") foreach 1 .. 1 - $nleft;
 $node->safe_psql('postgres', "ALTER SERVER s$_ OPTIONS (SET timeout '4s')") foreach 1 .. 5;
 $sandbox->rule('*', { delay_ms => 1500 });
 is($session->query($at_once =~ s/(?<=1, )$nservers/5/r), 5, 'one descriptor is left: no call is out of time');
@@ -182,20 +182,26 @@ $session->quit;
 ($session) = session_without_descriptors();
 $session->query("SET doubletick.server = 'doubletick'");
 my $attempt = "SELECT dt_try_remove_tags_custom_fields('919876543210', '{lead}')";
-like($session->query($attempt), qr/no file descriptor is left in this session/, 'no descriptor is left: says so');
-$session->query("SELECT dblink_disconnect('c1')");
+SKIP:
+{
+	skip('dblink has left a descriptor', 1) if $nleft > 0;
+	like($session->query($attempt), qr/no file descriptor is left in this session/, 'no descriptor is left: says so');
+	$session->query("SELECT dblink_disconnect('c1')");
+}
 like($session->query($attempt), qr/"tags"/, 'no descriptor is left: until there is one');
 $session->quit;
 
-# A session in which dblink has all that PostgreSQL grants, and how many these are.
+# A session in which dblink has all that PostgreSQL grants, how many these are, and how
+# many are left: from PostgreSQL 18 on, dblink needs a second one while it connects.
 sub session_without_descriptors
 {
 	my $new = $node->background_psql('postgres', on_error_stop => 0);
 	my $n = 0;
 
 	$n++ while ($new->query("SELECT dblink_connect('c$n', 'dbname=postgres')") // '') eq 'OK';
+	my $left = $new->{stderr} =~ /epoll_create1/ ? 1 : 0;
 	$new->{stderr} = '';
-	return ($new, $n);
+	return ($new, $n, $left);
 }
 
 done_testing();
