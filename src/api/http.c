@@ -459,9 +459,9 @@ collect_finished(void)
 
 /*
  * Ends all transfers and all connections; the next transfer gets another multi handle.
- * Called when libcurl, or we, had no memory to note the sockets of a transfer.  It does
- * not say of which, and that one would never go on.  libcurl 7.88 even divides by zero when a
- * later connection gets the number of such a socket.
+ * Called when libcurl, or we, had no memory to note the sockets of a transfer: nobody says
+ * of which, and that one would never go on.  libcurl 7.88 even divides by zero when a later
+ * connection gets the number of such a socket.
  *
  * Called with signals blocked: must not throw.
  */
