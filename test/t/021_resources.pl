@@ -171,10 +171,10 @@ $session->quit;
 # A call that waits for a descriptor is not out of time for that, not even for
 # connect_timeout (5 s).
 ($session) = session_without_descriptors();
-$session->query("SELECT dblink_disconnect('c$_')") foreach 1 .. 1 - $nleft;
+$session->query("SELECT dblink_disconnect('c1')");
 $node->safe_psql('postgres', "ALTER SERVER s$_ OPTIONS (SET timeout '4s')") foreach 1 .. 5;
 $sandbox->rule('*', { delay_ms => 1500 });
-is($session->query($at_once =~ s/(?<=1, )$nservers/5/r), 5, 'one descriptor is left: no call is out of time');
+is($session->query($at_once =~ s/(?<=1, )$nservers/5/r), 5, 'one descriptor is left, or two: no call is out of time');
 $sandbox->clear_rules;
 
 # With none at all, that is a fault like others, and the session lives on.
