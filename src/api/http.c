@@ -197,7 +197,7 @@ http_turn(int timeout, WaitReason reason)
 	code = drive_transfers();
 	lacks_memory = allocation_failed || code == CURLM_OUT_OF_MEMORY;
 	collect_finished();
-	if (lacks_memory)
+	if (lacks_memory || code != CURLM_OK)
 		end_without_memory();
 	transfer_clock_advance(clock_now() - start);
 	while ((overdue = transfer_timer_next_overdue()) != NULL)
@@ -245,6 +245,9 @@ http_release(HttpTransfer *transfer)
 		libcurl_restore_signals(&saved);
 		stop_running(transfer);
 	}
+	transfer_timer_stop(&transfer->timer);
+	if (transfer->sent_at == 0)
+		sockets_forget_closed();
 
 	/*
 	 * A connection that was only made ends with its handle.  And with libcurl
@@ -415,11 +418,11 @@ set_timer(CURLM *handle pg_attribute_unused(), long timeout, void *arg pg_attrib
 
 /*
  * Called by libcurl: it wants to know when the socket is ready for "what".  Without the
- * memory to note that, its transfer is over: -1 would end all transfers.
+ * memory to note that, allocation_failed is set, and http_turn() ends all transfers.
  */
 static int
-watch_socket(CURL *easy, curl_socket_t fd, int what, void *arg pg_attribute_unused(),
-			 void *socket_arg pg_attribute_unused())
+watch_socket(CURL *easy pg_attribute_unused(), curl_socket_t fd, int what,
+			 void *arg pg_attribute_unused(), void *socket_arg pg_attribute_unused())
 {
 	short		events = 0;
 
@@ -427,18 +430,7 @@ watch_socket(CURL *easy, curl_socket_t fd, int what, void *arg pg_attribute_unus
 		events |= POLLIN;
 	if (what == CURL_POLL_OUT || what == CURL_POLL_INOUT)
 		events |= POLLOUT;
-	if (!poll_set_watch(fd, events))
-	{
-		HttpTransfer *transfer = NULL;
-
-		(void) curl_easy_getinfo(easy, CURLINFO_PRIVATE, (char **) &transfer);
-		if (transfer)			/* else it is libcurl's own handle */
-		{
-			transfer->inbox.no_memory = true;
-			restart_timer(transfer);
-			transfer_timer_end(&transfer->timer);
-		}
-	}
+	poll_set_watch(fd, events);
 	return 0;
 }
 

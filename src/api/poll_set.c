@@ -31,20 +31,20 @@ static struct pollfd *entry_of(int fd);
 
 /*
  * Has the set wait for these events of a socket, POLLIN or POLLOUT or both, and no longer
- * for others; 0: for none.  False when there is no memory for it.
+ * for others; 0: for none.  Without the memory for it, sets allocation_failed.
  */
-bool
+void
 poll_set_watch(int fd, short events)
 {
 	struct pollfd *entry = entry_of(fd);
 
 	if (entry == NULL && events == 0)
-		return true;
+		return;
 	if (events == 0)
 	{
 		/* If the last entry has not been looked at, "entry" has not, either. */
 		*entry = polled[--npolled];
-		return true;
+		return;
 	}
 	if (entry == NULL)
 	{
@@ -54,7 +54,7 @@ poll_set_watch(int fd, short events)
 			struct pollfd *grown = allocation_realloc(polled, larger * sizeof(struct pollfd));
 
 			if (grown == NULL)
-				return false;
+				return;
 			polled = grown;
 			size = larger;
 		}
@@ -63,7 +63,6 @@ poll_set_watch(int fd, short events)
 	}
 	entry->events = events;
 	entry->revents = 0;
-	return true;
 }
 
 /*

@@ -14,6 +14,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "api/sockets.h"
@@ -25,6 +26,7 @@ typedef struct HttpSocket
 {
 	dlist_node	node;			/* in "sockets" */
 	int			fd;
+	ino_t		inode;			/* tells whether "fd" is still this socket */
 	int			own_port;		/* 0: not connected yet */
 	bool		used;			/* has it had a request? */
 } HttpSocket;
@@ -32,6 +34,8 @@ typedef struct HttpSocket
 static dlist_head sockets = DLIST_STATIC_INIT(sockets);
 static int	nsockets = 0;
 
+static ino_t inode_of(int fd);
+static void forget_socket(HttpSocket *sock);
 static int	own_port_of(int fd);
 static bool has_input(int fd);
 
@@ -44,6 +48,7 @@ sockets_open(int family, int type, int protocol, bool *no_descriptor, bool *no_m
 {
 	HttpSocket *sock;
 
+	sockets_forget_closed();
 	*no_descriptor = !AcquireExternalFD();
 	if (*no_descriptor)
 		return -1;
@@ -59,6 +64,7 @@ sockets_open(int family, int type, int protocol, bool *no_descriptor, bool *no_m
 		return -1;
 	}
 	(void) fcntl(sock->fd, F_SETFD, FD_CLOEXEC);
+	sock->inode = inode_of(sock->fd);
 	dlist_push_head(&sockets, &sock->node);
 	nsockets++;
 	return sock->fd;
@@ -78,14 +84,47 @@ sockets_close(int fd)
 
 		if (sock->fd == fd)
 		{
-			dlist_delete(&sock->node);
-			free(sock);
-			nsockets--;
+			forget_socket(sock);
 			break;
 		}
 	}
-	ReleaseExternalFD();
 	return close(fd);
+}
+
+/*
+ * Forgets sockets that were closed otherwise.  Before 8.1, libcurl itself closes one that
+ * is not connected yet, for instance when time is up.
+ */
+void
+sockets_forget_closed(void)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &sockets)
+	{
+		HttpSocket *sock = dlist_container(HttpSocket, node, iter.cur);
+
+		if (!sock->used && inode_of(sock->fd) != sock->inode)
+			forget_socket(sock);
+	}
+}
+
+/* Of whatever has this descriptor now; 0 if nothing has. */
+static ino_t
+inode_of(int fd)
+{
+	struct stat status;
+
+	return fstat(fd, &status) == 0 ? status.st_ino : 0;
+}
+
+static void
+forget_socket(HttpSocket *sock)
+{
+	dlist_delete(&sock->node);
+	free(sock);
+	nsockets--;
+	ReleaseExternalFD();
 }
 
 /*

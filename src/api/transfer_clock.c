@@ -67,16 +67,6 @@ transfer_timer_stop(TransferTimer *timer)
 }
 
 /*
- * Called when a transfer is to end now.
- */
-void
-transfer_timer_end(TransferTimer *timer)
-{
-	timer->ends_at = driven;
-	next_end = Min(next_end, timer->ends_at);
-}
-
-/*
  * A transfer whose time is up, and whose timer is stopped by this; NULL when there is
  * none.  Called after libcurl has read what is there.
  */

@@ -24,7 +24,6 @@ typedef struct TransferTimer
 extern int64 transfer_clock_now(void);
 extern void transfer_clock_advance(int64 microseconds);
 extern void transfer_timer_start(TransferTimer *timer, void *transfer, int timeout);
-extern void transfer_timer_end(TransferTimer *timer);
 extern void transfer_timer_stop(TransferTimer *timer);
 extern void *transfer_timer_next_overdue(void);
 extern int	transfer_timer_limit(int timeout);

@@ -6,6 +6,7 @@ use strict;
 use warnings;
 
 use FindBin;
+use IO::Socket::INET;
 use lib $FindBin::RealBin;
 use Calls qw(memory_kb);
 use PostgreSQL::Test::Cluster;
@@ -25,10 +26,17 @@ shared_preload_libraries = 'doubletick'
 CONF
 $node->start;
 
+# Nobody answers there: what it may queue is taken.
+my $hole = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1') or die "could not listen: $!";
+my @waiting = map {
+	IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $hole->sockport, Blocking => 0)
+} 1 .. 8;
+
 my %servers = (
 	doubletick => $sandbox->server_options,
 	refused => "base_url 'https://127.0.0.1:1'",
 	nowhere => "base_url 'https://nowhere.invalid'",
+	hole => "base_url 'https://127.0.0.1:@{[ $hole->sockport ]}', connect_timeout '10ms'",
 	untrusted => "base_url '@{[ $sandbox->url('selfsigned') ]}'",);
 $node->safe_psql('postgres', 'CREATE EXTENSION doubletick');
 for my $name (sort keys %servers)
@@ -103,6 +111,12 @@ until ($after{descriptors} <= $before{descriptors} || time > $deadline)
 	%after = usage();
 }
 cmp_ok($after{descriptors}, '<=', $before{descriptors}, 'descriptors are as many as before');
+
+# libcurl closes a socket that is not connected yet; PostgreSQL must count it no more.
+is($session->query_safe("SELECT count(*) FILTER (WHERE message ~ 'could not connect'), count(*) FILTER (WHERE message ~ 'descriptor') FROM"
+		  . " (SELECT dt_try_remove_tags_custom_fields((919876543400 + n)::text, '{lead}', server => 'hole') ->> 'message' AS message"
+		  . ' FROM generate_series(1, 40) AS n) AS failed'),
+	'40|0', 'a socket that was never connected takes no descriptor when its call has ended');
 $session->quit;
 
 # Each server has a connection of its own.  When there is no descriptor left for one
@@ -144,10 +158,10 @@ is($session->query_safe("SELECT dblink_connect('x', 'dbname=postgres')"), 'OK', 
 $session->quit;
 
 # Others may have taken nearly all of this third.
-my $ntaken;
-($session, $ntaken) = session_without_descriptors();
+my ($ntaken, $nleft);
+($session, $ntaken, $nleft) = session_without_descriptors();
 cmp_ok($ntaken, '>', 6, 'others take all descriptors');
-$session->query("SELECT dblink_disconnect('c$_')") foreach 1 .. 3;
+$session->query("SELECT dblink_disconnect('c$_')") foreach 1 .. 3 - $nleft;
 $sandbox->clear_stats;
 is($session->query($at_once), $nservers, 'few descriptors are left: each call succeeds');
 cmp_ok($sandbox->stats->{max_in_flight}, '<=', 3, 'few descriptors are left: fewer calls at once');
@@ -160,7 +174,7 @@ $session->quit;
 $session->query("SELECT dblink_disconnect('c1')");
 $node->safe_psql('postgres', "ALTER SERVER s$_ OPTIONS (SET timeout '4s')") foreach 1 .. 5;
 $sandbox->rule('*', { delay_ms => 1500 });
-is($session->query($at_once =~ s/(?<=1, )$nservers/5/r), 5, 'one descriptor is left: no call is out of time');
+is($session->query($at_once =~ s/(?<=1, )$nservers/5/r), 5, 'one descriptor is left, or two: no call is out of time');
 $sandbox->clear_rules;
 
 # With none at all, that is a fault like others, and the session lives on.
@@ -168,20 +182,26 @@ $session->quit;
 ($session) = session_without_descriptors();
 $session->query("SET doubletick.server = 'doubletick'");
 my $attempt = "SELECT dt_try_remove_tags_custom_fields('919876543210', '{lead}')";
-like($session->query($attempt), qr/no file descriptor is left in this session/, 'no descriptor is left: says so');
-$session->query("SELECT dblink_disconnect('c1')");
+SKIP:
+{
+	skip('dblink has left a descriptor', 1) if $nleft > 0;
+	like($session->query($attempt), qr/no file descriptor is left in this session/, 'no descriptor is left: says so');
+	$session->query("SELECT dblink_disconnect('c1')");
+}
 like($session->query($attempt), qr/"tags"/, 'no descriptor is left: until there is one');
 $session->quit;
 
-# A session in which dblink has all that PostgreSQL grants, and how many these are.
+# A session in which dblink has all that PostgreSQL grants, how many these are, and how
+# many are left: from PostgreSQL 18 on, dblink needs a second one while it connects.
 sub session_without_descriptors
 {
 	my $new = $node->background_psql('postgres', on_error_stop => 0);
 	my $n = 0;
 
 	$n++ while ($new->query("SELECT dblink_connect('c$n', 'dbname=postgres')") // '') eq 'OK';
+	my $left = $new->{stderr} =~ /epoll_create1/ ? 1 : 0;
 	$new->{stderr} = '';
-	return ($new, $n);
+	return ($new, $n, $left);
 }
 
 done_testing();
