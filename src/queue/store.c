@@ -27,10 +27,12 @@
 #include "miscadmin.h"
 #include "queue/shape.h"
 #include "queue/store.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -64,8 +66,10 @@ static const int own_indexes[NRELATIONS] = {
 };
 
 static bool is_locked_already(QueueRelation table);
-static void open_indexes(Store *store, QueueRelation table, LOCKMODE lockmode);
+static Oid	lock_table(QueueRelation table);
+static void open_indexes(Store *store, QueueRelation table, bool are_locked);
 static void check_and_cache_indexes(IndexCache *cache, Relation rel, QueueRelation table);
+static void lock_indexes(const IndexCache *cache);
 static void insert_index_entries(Store *store, const StoredColumns *columns, ItemPointer tid);
 static void fill_waiting_columns(const QueueRow *row, StoredColumns *columns);
 static bool find_row(Store *waiting, int64 id, QueueRow *row);
@@ -78,10 +82,10 @@ void
 store_open(Store *store, QueueRelation table)
 {
 	bool		is_locked = is_locked_already(table);
-	Oid			oid = is_locked ? InvalidOid : relation_lock(table);
+	Oid			oid = is_locked ? InvalidOid : lock_table(table);
 
 	store->rel = table_open(OidIsValid(oid) ? oid : relation_oid(table), NoLock);
-	open_indexes(store, table, is_locked ? NoLock : RowExclusiveLock);
+	open_indexes(store, table, is_locked);
 }
 
 /*
@@ -98,8 +102,24 @@ is_locked_already(QueueRelation table)
 		cache->lxid == my_local_xid() && cache->subxact == GetCurrentSubTransactionId();
 }
 
+/*
+ * The lock belongs to the subtransaction, and so do those of the indexes.  That of
+ * a cursor would be gone before the subtransaction ends, if the cursor fails.
+ */
+static Oid
+lock_table(QueueRelation table)
+{
+	ResourceOwner caller = CurrentResourceOwner;
+	Oid			oid;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	oid = relation_lock(table);
+	CurrentResourceOwner = caller;
+	return oid;
+}
+
 static void
-open_indexes(Store *store, QueueRelation table, LOCKMODE lockmode)
+open_indexes(Store *store, QueueRelation table, bool are_locked)
 {
 	IndexCache *cache = &index_caches[table];
 
@@ -113,8 +133,10 @@ open_indexes(Store *store, QueueRelation table, LOCKMODE lockmode)
 	}
 	store->indexes = cache->indexes;
 	store->indexes->ri_RelationDesc = store->rel;
+	if (!are_locked)
+		lock_indexes(cache);
 	for (int i = 0; i < store->indexes->ri_NumIndices; i++)
-		store->indexes->ri_IndexRelationDescs[i] = index_open(cache->oids[i], lockmode);
+		store->indexes->ri_IndexRelationDescs[i] = index_open(cache->oids[i], NoLock);
 	cache->lxid = my_local_xid();
 	cache->subxact = GetCurrentSubTransactionId();
 }
@@ -154,6 +176,17 @@ check_and_cache_indexes(IndexCache *cache, Relation rel, QueueRelation table)
 		index_close(index, NoLock);
 	}
 	cache->generation = relations_generation();
+}
+
+static void
+lock_indexes(const IndexCache *cache)
+{
+	ResourceOwner caller = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	for (int i = 0; i < cache->indexes->ri_NumIndices; i++)
+		LockRelationOid(cache->oids[i], RowExclusiveLock);
+	CurrentResourceOwner = caller;
 }
 
 /*
