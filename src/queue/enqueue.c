@@ -61,6 +61,8 @@ typedef struct PhoneCustomer
 	bool		is_requesters;	/* of the requester's role and server? */
 	bool		is_same;		/* for the names' WABA number? */
 	List	   *removals;		/* QueueRow: those that count */
+	List	   *own_removals;	/* those of them that this transaction
+								 * enqueued */
 	List	   *keeps;			/* QueueRow */
 } PhoneCustomer;
 
@@ -69,8 +71,9 @@ static void buffer_row(Queue *queue, const QueueRow *row);
 static void insert_buffered(Queue *queue);
 static void insert_keep(Queue *queue, const Requester *requester, const PhoneCustomer *customer,
 						const Removal *kept);
-static List *read_customers_of_phone(Store *waiting, const Requester *requester,
+static List *read_customers_of_phone(Queue *queue, const Requester *requester,
 									 const Removal *names);
+static bool is_own_removal(HeapTuple tuple, const QueueRow *row);
 static PhoneCustomer *find_customer(List *customers, const QueueRow *row);
 static PhoneCustomer *make_customer(const QueueRow *row, const Requester *requester,
 									const Removal *names);
@@ -240,7 +243,7 @@ queue_may_have_waiting(Queue *queue, const Removal *names)
 void
 queue_add_keep(Queue *queue, const Requester *requester, Removal *names, Removal *lost)
 {
-	List	   *customers = read_customers_of_phone(&queue->waiting, requester, names);
+	List	   *customers = read_customers_of_phone(queue, requester, names);
 	Removal		all = {0};
 	ListCell   *cell;
 
@@ -289,8 +292,9 @@ insert_keep(Queue *queue, const Requester *requester, const PhoneCustomer *custo
  * come before its keeps.
  */
 static List *
-read_customers_of_phone(Store *waiting, const Requester *requester, const Removal *names)
+read_customers_of_phone(Queue *queue, const Requester *requester, const Removal *names)
 {
+	Store	   *waiting = &queue->waiting;
 	TupleDesc	desc = RelationGetDescr(waiting->rel);
 	List	   *customers = NIL;
 	SnapshotData dirty;
@@ -329,14 +333,34 @@ read_customers_of_phone(Store *waiting, const Requester *requester, const Remova
 			customer = make_customer(row, requester, names);
 			customers = lappend(customers, customer);
 		}
-		if (customer->is_same &&
-			(customer->is_requesters || (row->origin != 0 && row->origin == requester->origin)))
-			customer->removals = lappend(customer->removals, row);
+		if (!customer->is_same ||
+			!(customer->is_requesters || (row->origin != 0 && row->origin == requester->origin)))
+			continue;
+		customer->removals = lappend(customer->removals, row);
+		if (is_own_removal(tuple, row))
+			customer->own_removals = lappend(customer->own_removals, row);
 	}
 	store_end_scan(scan);
 	if (nrows >= MANY_ROWS)
+	{
+		/* What is buffered waits, too. */
+		if (queue->context)
+			insert_buffered(queue);
 		phones_learn_names(waiting, names->phone);
+	}
 	return customers;
+}
+
+/*
+ * Has this transaction enqueued the removal?  The number in "xact" may be that of a
+ * transaction of another server, from which the row was replicated or restored.
+ */
+static bool
+is_own_removal(HeapTuple tuple, const QueueRow *row)
+{
+	return row->xact == (int64) U64FromFullTransactionId(GetTopFullTransactionIdIfAny()) &&
+		!row->replicated &&
+		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
 }
 
 /* Those with the same number were added last. */
@@ -426,21 +450,19 @@ intersect_with_waiting(const char **names, int nnames, const PhoneCustomer *cust
 static void
 leave_out_enqueued(Removal *lost, const PhoneCustomer *customer, const Requester *requester)
 {
-	int64		xact = (int64) U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
 	ListCell   *cell;
 
 	if (payload_is_empty(lost) || !customer->is_requesters ||
 		!phone_equal(lost->phone, customer->row->phone) ||
 		!phone_equal(lost->waba, customer->row->waba))
 		return;
-	foreach(cell, customer->removals)
+	foreach(cell, customer->own_removals)
 	{
 		const QueueRow *removal = lfirst(cell);
 		const char **names;
 		int			nnames;
 
-		if (removal->xact != xact || removal->origin != requester->origin ||
-			removal->enqueued_by != requester->enqueued_by)
+		if (removal->origin != requester->origin || removal->enqueued_by != requester->enqueued_by)
 			continue;
 		names = names_left(customer, removal, true, &nnames);
 		lost->ntags = names_subtract(lost->tags, lost->ntags, names, nnames);
