@@ -224,8 +224,8 @@ queue_may_have_waiting(Queue *queue, const Removal *names)
 
 /*
  * Called by the trigger and dt_keep(): a customer has these names again, so waiting
- * removals of them must not be sent.  Leaves in "names" those that a waiting removal has, and inserts no
- * keep when there are none.
+ * removals of them must not be sent.  Leaves in "names" those that a waiting removal has,
+ * and inserts no keep when there are none.
  *
  * Two kinds of removals for the same phone and WABA number count.  Those of the
  * requester's role and server, whoever has enqueued them.  And those of the
@@ -234,8 +234,8 @@ queue_may_have_waiting(Queue *queue, const Removal *names)
  * role's.  Each customer that has such removals gets a keep of its own.
  *
  * Of another transaction in progress, removals count, since it may commit, and keeps
- * do not, since it may roll back.  A dirty snapshot takes no predicate lock, so that
- * no serializable transaction fails for this.
+ * do not, since it may roll back.  No predicate lock is taken, so that no serializable
+ * transaction fails for this.
  *
  * "lost" may be NULL, or has names that the requester will enqueue next, none of which
  * is among the others: leaves out those that it has enqueued before in this transaction.
@@ -297,19 +297,15 @@ read_customers_of_phone(Queue *queue, const Requester *requester, const Removal 
 	Store	   *waiting = &queue->waiting;
 	TupleDesc	desc = RelationGetDescr(waiting->rel);
 	List	   *customers = NIL;
-	SnapshotData dirty;
-	ScanKeyData keys[2];
-	SysScanDesc scan;
+	SnapshotData snapshot;
+	SysScanDesc scan = store_scan_phone(waiting, names->phone, &snapshot);
 	HeapTuple	tuple;
+	bool		is_in_progress;
 	int			nrows = 0;
 
-	InitDirtySnapshot(dirty);
-	store_init_phone_keys(keys, names->phone);
-	scan = store_scan(waiting, RELATION_WAITING_CUSTOMER, &dirty, 2, keys);
-	while (HeapTupleIsValid(tuple = store_next(scan)))
+	while (HeapTupleIsValid(tuple = store_next_of_phone(waiting, scan, &is_in_progress)))
 	{
 		bool		isnull;
-		bool		is_in_progress = TransactionIdIsValid(dirty.xmin);
 		bool		is_keep = DatumGetBool(heap_getattr(tuple, WAITING_KEEP, desc, &isnull));
 		Oid			role = DatumGetObjectId(heap_getattr(tuple, WAITING_ROLE, desc, &isnull));
 		int64		origin = DatumGetInt64(heap_getattr(tuple, WAITING_ORIGIN, desc, &isnull));

@@ -73,6 +73,7 @@ static void lock_indexes(const IndexCache *cache);
 static void insert_index_entries(Store *store, const StoredColumns *columns, ItemPointer tid);
 static void fill_waiting_columns(const QueueRow *row, StoredColumns *columns);
 static bool find_row(Store *waiting, int64 id, QueueRow *row);
+static HeapTuple read_moved(Store *waiting, HeapTuple old, Snapshot dirty);
 
 /*
  * Opens a table of ours; nothing else does.  Its locks last until the transaction
@@ -560,18 +561,71 @@ store_phone_value(int64 customer)
 }
 
 /*
- * Makes the two keys of a scan of RELATION_WAITING_CUSTOMER that finds all customers
- * with this phone.
+ * Scans the rows of all customers with this phone: store_next_of_phone() returns them.
+ * Makes the snapshot, which must last as long as the scan.
  */
-void
-store_init_phone_keys(ScanKey keys, const char *phone)
+SysScanDesc
+store_scan_phone(Store *waiting, const char *phone, Snapshot snapshot)
 {
 	uint64		first = phone_value(phone) << CUSTOMER_HASH_BITS;
+	ScanKeyData keys[2];
 
+	InitNonVacuumableSnapshot(*snapshot, GlobalVisTestFor(waiting->rel));
 	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTGreaterEqualStrategyNumber, F_INT8GE,
 				Int64GetDatum((int64) first));
 	ScanKeyInit(&keys[1], WAITING_CUSTOMER, BTLessEqualStrategyNumber, F_INT8LE,
 				Int64GetDatum((int64) (first | CUSTOMER_HASH_MASK)));
+	return store_scan(waiting, RELATION_WAITING_CUSTOMER, snapshot, 2, keys);
+}
+
+/*
+ * The next row that waits, or may come to wait: it is committed, or of this transaction,
+ * or "is_in_progress" in another one.  A row may be returned twice.
+ *
+ * A scan with a dirty snapshot could miss a row that the drainer moves meanwhile: the
+ * old version is gone when it is looked at, and the new one is in the index behind the
+ * scan.  So the scan returns old versions, too, and from these we go on to the new one.
+ */
+HeapTuple
+store_next_of_phone(Store *waiting, SysScanDesc scan, bool *is_in_progress)
+{
+	HeapTuple	tuple;
+	SnapshotData dirty;
+
+	InitDirtySnapshot(dirty);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
+	{
+		if (!table_tuple_satisfies_snapshot(waiting->rel, scan->slot, &dirty))
+			tuple = read_moved(waiting, tuple, &dirty);
+		if (HeapTupleIsValid(tuple))
+			break;
+	}
+	*is_in_progress = HeapTupleIsValid(tuple) && TransactionIdIsValid(dirty.xmin);
+	return tuple;
+}
+
+/*
+ * The new version of a row, in the current memory context; NULL if it was deleted.  After
+ * a HOT update the scan itself comes to the new version.
+ */
+static HeapTuple
+read_moved(Store *waiting, HeapTuple old, Snapshot dirty)
+{
+	ItemPointerData place = old->t_self;
+	TableScanDesc scan;
+	TupleTableSlot *slot;
+	HeapTuple	moved = NULL;
+
+	if (ItemPointerEquals(&place, &old->t_data->t_ctid) || HeapTupleIsHotUpdated(old))
+		return NULL;
+	scan = table_beginscan_tid(waiting->rel, dirty);
+	table_tuple_get_latest_tid(scan, &place);
+	table_endscan(scan);
+	slot = table_slot_create(waiting->rel, NULL);
+	if (table_tuple_fetch_row_version(waiting->rel, &place, dirty, slot))
+		moved = ExecCopySlotHeapTuple(slot);
+	ExecDropSingleTupleTableSlot(slot);
+	return moved;
 }
 
 /*

@@ -195,6 +195,30 @@ foreach my $level (qw(row statement))
 	is(one("SELECT count(*) FROM dt_queue WHERE 'x' = ANY (tags)"), '0', "$level: very many rows of one phone: likewise");
 }
 
+# The drainer moves a removal while a trigger reads those of its phone: the trigger has read
+# the index, and waits for an index of TOAST to read another removal before it.
+{
+	customers('row');
+	my $id = one("SELECT dt_enqueue_remove_tags_custom_fields('$a', '{x}')");
+	run("SELECT dt_enqueue_remove_tags_custom_fields('$a', ARRAY(SELECT md5(n::text || w) || md5(w || n::text) FROM generate_series(1, 200) AS n), NULL, '9198765432' || w)"
+		  . ' FROM generate_series(10, 30) AS w',
+		"SELECT dt_enqueue_remove_tags_custom_fields('1415000' || n, '{y}') FROM generate_series(1001, 1200) AS n");
+	is(one("SELECT min(customer) = (SELECT customer FROM dt_waiting WHERE id = $id) FROM dt_waiting WHERE phone = '$a'"), 'f',
+		'moved: another removal comes first');
+	my $toast = one("SELECT indexrelid::regclass FROM pg_index JOIN pg_class AS c ON c.oid = 'dt_waiting'::regclass WHERE indrelid = c.reltoastrelid");
+	my $locker = $node->background_psql('postgres');
+	my $gains = $node->background_psql('postgres');
+	$locker->query_safe($_) foreach 'BEGIN', "REINDEX INDEX $toast";
+	$gains->query_until(qr/on its way/, "\\echo on its way\nINSERT INTO customers VALUES (1, '$a', '{x}', NULL, NULL);\n");
+	eventually(sub { one("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO customers%'") eq '1' },
+		'moved: the trigger reads removals of its phone');
+	is(one("UPDATE dt_waiting SET attempts = 1 WHERE id = $id RETURNING ctid::text LIKE '(0,%'"), 'f', 'moved: the removal is moved to another page');
+	$locker->query_safe('COMMIT');
+	$gains->quit;
+	is(one("SELECT count(*) FROM dt_queue WHERE 'x' = ANY (tags)"), '0', 'moved: the name is taken back');
+	$locker->quit;
+}
+
 # What counts is the sum of all rows and statements of one transaction.
 
 foreach my $level (qw(row statement))
