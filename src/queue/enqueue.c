@@ -61,6 +61,8 @@ typedef struct PhoneCustomer
 	bool		is_requesters;	/* of the requester's role and server? */
 	bool		is_same;		/* for the names' WABA number? */
 	List	   *removals;		/* QueueRow: those that count */
+	List	   *own_removals;	/* those of them that this transaction
+								 * enqueued */
 	List	   *keeps;			/* QueueRow */
 } PhoneCustomer;
 
@@ -69,8 +71,9 @@ static void buffer_row(Queue *queue, const QueueRow *row);
 static void insert_buffered(Queue *queue);
 static void insert_keep(Queue *queue, const Requester *requester, const PhoneCustomer *customer,
 						const Removal *kept);
-static List *read_customers_of_phone(Store *waiting, const Requester *requester,
+static List *read_customers_of_phone(Queue *queue, const Requester *requester,
 									 const Removal *names);
+static bool is_own_removal(HeapTuple tuple, const QueueRow *row);
 static PhoneCustomer *find_customer(List *customers, const QueueRow *row);
 static PhoneCustomer *make_customer(const QueueRow *row, const Requester *requester,
 									const Removal *names);
@@ -221,8 +224,8 @@ queue_may_have_waiting(Queue *queue, const Removal *names)
 
 /*
  * Called by the trigger and dt_keep(): a customer has these names again, so waiting
- * removals of them must not be sent.  Leaves in "names" those that a waiting removal has, and inserts no
- * keep when there are none.
+ * removals of them must not be sent.  Leaves in "names" those that a waiting removal has,
+ * and inserts no keep when there are none.
  *
  * Two kinds of removals for the same phone and WABA number count.  Those of the
  * requester's role and server, whoever has enqueued them.  And those of the
@@ -231,8 +234,8 @@ queue_may_have_waiting(Queue *queue, const Removal *names)
  * role's.  Each customer that has such removals gets a keep of its own.
  *
  * Of another transaction in progress, removals count, since it may commit, and keeps
- * do not, since it may roll back.  A dirty snapshot takes no predicate lock, so that
- * no serializable transaction fails for this.
+ * do not, since it may roll back.  No predicate lock is taken, so that no serializable
+ * transaction fails for this.
  *
  * "lost" may be NULL, or has names that the requester will enqueue next, none of which
  * is among the others: leaves out those that it has enqueued before in this transaction.
@@ -240,7 +243,7 @@ queue_may_have_waiting(Queue *queue, const Removal *names)
 void
 queue_add_keep(Queue *queue, const Requester *requester, Removal *names, Removal *lost)
 {
-	List	   *customers = read_customers_of_phone(&queue->waiting, requester, names);
+	List	   *customers = read_customers_of_phone(queue, requester, names);
 	Removal		all = {0};
 	ListCell   *cell;
 
@@ -289,23 +292,20 @@ insert_keep(Queue *queue, const Requester *requester, const PhoneCustomer *custo
  * come before its keeps.
  */
 static List *
-read_customers_of_phone(Store *waiting, const Requester *requester, const Removal *names)
+read_customers_of_phone(Queue *queue, const Requester *requester, const Removal *names)
 {
+	Store	   *waiting = &queue->waiting;
 	TupleDesc	desc = RelationGetDescr(waiting->rel);
 	List	   *customers = NIL;
-	SnapshotData dirty;
-	ScanKeyData keys[2];
-	SysScanDesc scan;
+	SnapshotData snapshot;
+	SysScanDesc scan = store_scan_phone(waiting, names->phone, &snapshot);
 	HeapTuple	tuple;
+	bool		is_in_progress;
 	int			nrows = 0;
 
-	InitDirtySnapshot(dirty);
-	store_init_phone_keys(keys, names->phone);
-	scan = store_scan(waiting, RELATION_WAITING_CUSTOMER, &dirty, 2, keys);
-	while (HeapTupleIsValid(tuple = store_next(scan)))
+	while (HeapTupleIsValid(tuple = store_next_of_phone(waiting, scan, &is_in_progress)))
 	{
 		bool		isnull;
-		bool		is_in_progress = TransactionIdIsValid(dirty.xmin);
 		bool		is_keep = DatumGetBool(heap_getattr(tuple, WAITING_KEEP, desc, &isnull));
 		Oid			role = DatumGetObjectId(heap_getattr(tuple, WAITING_ROLE, desc, &isnull));
 		int64		origin = DatumGetInt64(heap_getattr(tuple, WAITING_ORIGIN, desc, &isnull));
@@ -329,14 +329,34 @@ read_customers_of_phone(Store *waiting, const Requester *requester, const Remova
 			customer = make_customer(row, requester, names);
 			customers = lappend(customers, customer);
 		}
-		if (customer->is_same &&
-			(customer->is_requesters || (row->origin != 0 && row->origin == requester->origin)))
-			customer->removals = lappend(customer->removals, row);
+		if (!customer->is_same ||
+			!(customer->is_requesters || (row->origin != 0 && row->origin == requester->origin)))
+			continue;
+		customer->removals = lappend(customer->removals, row);
+		if (is_own_removal(tuple, row))
+			customer->own_removals = lappend(customer->own_removals, row);
 	}
 	store_end_scan(scan);
 	if (nrows >= MANY_ROWS)
+	{
+		/* What is buffered waits, too. */
+		if (queue->context)
+			insert_buffered(queue);
 		phones_learn_names(waiting, names->phone);
+	}
 	return customers;
+}
+
+/*
+ * Has this transaction enqueued the removal?  The number in "xact" may be that of a
+ * transaction of another server, from which the row was replicated or restored.
+ */
+static bool
+is_own_removal(HeapTuple tuple, const QueueRow *row)
+{
+	return row->xact == (int64) U64FromFullTransactionId(GetTopFullTransactionIdIfAny()) &&
+		!row->replicated &&
+		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
 }
 
 /* Those with the same number were added last. */
@@ -426,21 +446,19 @@ intersect_with_waiting(const char **names, int nnames, const PhoneCustomer *cust
 static void
 leave_out_enqueued(Removal *lost, const PhoneCustomer *customer, const Requester *requester)
 {
-	int64		xact = (int64) U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
 	ListCell   *cell;
 
 	if (payload_is_empty(lost) || !customer->is_requesters ||
 		!phone_equal(lost->phone, customer->row->phone) ||
 		!phone_equal(lost->waba, customer->row->waba))
 		return;
-	foreach(cell, customer->removals)
+	foreach(cell, customer->own_removals)
 	{
 		const QueueRow *removal = lfirst(cell);
 		const char **names;
 		int			nnames;
 
-		if (removal->xact != xact || removal->origin != requester->origin ||
-			removal->enqueued_by != requester->enqueued_by)
+		if (removal->origin != requester->origin || removal->enqueued_by != requester->enqueued_by)
 			continue;
 		names = names_left(customer, removal, true, &nnames);
 		lost->ntags = names_subtract(lost->tags, lost->ntags, names, nnames);

@@ -186,10 +186,10 @@ void
 phones_learn_names(Store *waiting, const char *phone)
 {
 	uint64		value = phone_value(phone);
-	SnapshotData dirty;
-	ScanKeyData keys[2];
+	SnapshotData snapshot;
 	SysScanDesc scan;
 	HeapTuple	tuple;
+	bool		is_in_progress;
 	WaitingKey *key;
 
 	if (gave_up || !is_same_command())
@@ -201,10 +201,8 @@ phones_learn_names(Store *waiting, const char *phone)
 			key->was_long = true;
 		return;
 	}
-	InitDirtySnapshot(dirty);
-	store_init_phone_keys(keys, phone);
-	scan = store_scan(waiting, RELATION_WAITING_CUSTOMER, &dirty, 2, keys);
-	while (!gave_up && HeapTupleIsValid(tuple = store_next(scan)))
+	scan = store_scan_phone(waiting, phone, &snapshot);
+	while (!gave_up && HeapTupleIsValid(tuple = store_next_of_phone(waiting, scan, &is_in_progress)))
 	{
 		QueueRow	row;
 		Removal		names;

@@ -27,10 +27,12 @@
 #include "miscadmin.h"
 #include "queue/shape.h"
 #include "queue/store.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -64,11 +66,14 @@ static const int own_indexes[NRELATIONS] = {
 };
 
 static bool is_locked_already(QueueRelation table);
-static void open_indexes(Store *store, QueueRelation table, LOCKMODE lockmode);
+static Oid	lock_table(QueueRelation table);
+static void open_indexes(Store *store, QueueRelation table, bool are_locked);
 static void check_and_cache_indexes(IndexCache *cache, Relation rel, QueueRelation table);
+static void lock_indexes(const IndexCache *cache);
 static void insert_index_entries(Store *store, const StoredColumns *columns, ItemPointer tid);
 static void fill_waiting_columns(const QueueRow *row, StoredColumns *columns);
 static bool find_row(Store *waiting, int64 id, QueueRow *row);
+static HeapTuple read_moved(Store *waiting, HeapTuple old, Snapshot dirty);
 
 /*
  * Opens a table of ours; nothing else does.  Its locks last until the transaction
@@ -78,10 +83,10 @@ void
 store_open(Store *store, QueueRelation table)
 {
 	bool		is_locked = is_locked_already(table);
-	Oid			oid = is_locked ? InvalidOid : relation_lock(table);
+	Oid			oid = is_locked ? InvalidOid : lock_table(table);
 
 	store->rel = table_open(OidIsValid(oid) ? oid : relation_oid(table), NoLock);
-	open_indexes(store, table, is_locked ? NoLock : RowExclusiveLock);
+	open_indexes(store, table, is_locked);
 }
 
 /*
@@ -98,8 +103,24 @@ is_locked_already(QueueRelation table)
 		cache->lxid == my_local_xid() && cache->subxact == GetCurrentSubTransactionId();
 }
 
+/*
+ * The lock belongs to the subtransaction, and so do those of the indexes.  That of
+ * a cursor would be gone before the subtransaction ends, if the cursor fails.
+ */
+static Oid
+lock_table(QueueRelation table)
+{
+	ResourceOwner caller = CurrentResourceOwner;
+	Oid			oid;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	oid = relation_lock(table);
+	CurrentResourceOwner = caller;
+	return oid;
+}
+
 static void
-open_indexes(Store *store, QueueRelation table, LOCKMODE lockmode)
+open_indexes(Store *store, QueueRelation table, bool are_locked)
 {
 	IndexCache *cache = &index_caches[table];
 
@@ -113,8 +134,10 @@ open_indexes(Store *store, QueueRelation table, LOCKMODE lockmode)
 	}
 	store->indexes = cache->indexes;
 	store->indexes->ri_RelationDesc = store->rel;
+	if (!are_locked)
+		lock_indexes(cache);
 	for (int i = 0; i < store->indexes->ri_NumIndices; i++)
-		store->indexes->ri_IndexRelationDescs[i] = index_open(cache->oids[i], lockmode);
+		store->indexes->ri_IndexRelationDescs[i] = index_open(cache->oids[i], NoLock);
 	cache->lxid = my_local_xid();
 	cache->subxact = GetCurrentSubTransactionId();
 }
@@ -154,6 +177,17 @@ check_and_cache_indexes(IndexCache *cache, Relation rel, QueueRelation table)
 		index_close(index, NoLock);
 	}
 	cache->generation = relations_generation();
+}
+
+static void
+lock_indexes(const IndexCache *cache)
+{
+	ResourceOwner caller = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	for (int i = 0; i < cache->indexes->ri_NumIndices; i++)
+		LockRelationOid(cache->oids[i], RowExclusiveLock);
+	CurrentResourceOwner = caller;
 }
 
 /*
@@ -527,18 +561,71 @@ store_phone_value(int64 customer)
 }
 
 /*
- * Makes the two keys of a scan of RELATION_WAITING_CUSTOMER that finds all customers
- * with this phone.
+ * Scans the rows of all customers with this phone: store_next_of_phone() returns them.
+ * Makes the snapshot, which must last as long as the scan.
  */
-void
-store_init_phone_keys(ScanKey keys, const char *phone)
+SysScanDesc
+store_scan_phone(Store *waiting, const char *phone, Snapshot snapshot)
 {
 	uint64		first = phone_value(phone) << CUSTOMER_HASH_BITS;
+	ScanKeyData keys[2];
 
+	InitNonVacuumableSnapshot(*snapshot, GlobalVisTestFor(waiting->rel));
 	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTGreaterEqualStrategyNumber, F_INT8GE,
 				Int64GetDatum((int64) first));
 	ScanKeyInit(&keys[1], WAITING_CUSTOMER, BTLessEqualStrategyNumber, F_INT8LE,
 				Int64GetDatum((int64) (first | CUSTOMER_HASH_MASK)));
+	return store_scan(waiting, RELATION_WAITING_CUSTOMER, snapshot, 2, keys);
+}
+
+/*
+ * The next row that waits, or may come to wait: it is committed, or of this transaction,
+ * or "is_in_progress" in another one.  A row may be returned twice.
+ *
+ * A scan with a dirty snapshot could miss a row that the drainer moves meanwhile: the
+ * old version is gone when it is looked at, and the new one is in the index behind the
+ * scan.  So the scan returns old versions, too, and from these we go on to the new one.
+ */
+HeapTuple
+store_next_of_phone(Store *waiting, SysScanDesc scan, bool *is_in_progress)
+{
+	HeapTuple	tuple;
+	SnapshotData dirty;
+
+	InitDirtySnapshot(dirty);
+	while (HeapTupleIsValid(tuple = store_next(scan)))
+	{
+		if (!table_tuple_satisfies_snapshot(waiting->rel, scan->slot, &dirty))
+			tuple = read_moved(waiting, tuple, &dirty);
+		if (HeapTupleIsValid(tuple))
+			break;
+	}
+	*is_in_progress = HeapTupleIsValid(tuple) && TransactionIdIsValid(dirty.xmin);
+	return tuple;
+}
+
+/*
+ * The new version of a row, in the current memory context; NULL if it was deleted.  After
+ * a HOT update the scan itself comes to the new version.
+ */
+static HeapTuple
+read_moved(Store *waiting, HeapTuple old, Snapshot dirty)
+{
+	ItemPointerData place = old->t_self;
+	TableScanDesc scan;
+	TupleTableSlot *slot;
+	HeapTuple	moved = NULL;
+
+	if (ItemPointerEquals(&place, &old->t_data->t_ctid) || HeapTupleIsHotUpdated(old))
+		return NULL;
+	scan = table_beginscan_tid(waiting->rel, dirty);
+	table_tuple_get_latest_tid(scan, &place);
+	table_endscan(scan);
+	slot = table_slot_create(waiting->rel, NULL);
+	if (table_tuple_fetch_row_version(waiting->rel, &place, dirty, slot))
+		moved = ExecCopySlotHeapTuple(slot);
+	ExecDropSingleTupleTableSlot(slot);
+	return moved;
 }
 
 /*

@@ -109,6 +109,8 @@ extern bool store_delete(Store *store, const ItemPointerData *tid, bool wait);
 extern SysScanDesc store_scan(Store *store, QueueRelation index, Snapshot snapshot, int nkeys,
 							  ScanKey keys);
 extern HeapTuple store_next(SysScanDesc scan);
+extern SysScanDesc store_scan_phone(Store *waiting, const char *phone, Snapshot snapshot);
+extern HeapTuple store_next_of_phone(Store *waiting, SysScanDesc scan, bool *is_in_progress);
 extern void store_end_scan(SysScanDesc scan);
 extern char *store_read_text(Datum value, bool isnull);
 extern void store_set_text(Datum *values, bool *nulls, int column, const char *string);
@@ -126,7 +128,6 @@ extern int64 store_count_waiting(Store *waiting);
 extern int64 store_customer(const char *server, Oid role, const char *phone,
 							const char *waba);
 extern uint64 store_phone_value(int64 customer);
-extern void store_init_phone_keys(ScanKey keys, const char *phone);
 extern bool store_is_same_customer(const QueueRow *row, const QueueRow *other);
 extern bool store_takes_back(const QueueRow *keep, const QueueRow *removal);
 

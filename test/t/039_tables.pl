@@ -251,6 +251,23 @@ sub fails_in_the_middle
 	return;
 }
 
+# A session keeps the tables locked until its transaction ends, though a cursor that has
+# locked them fails in a savepoint.
+sub keeps_its_locks
+{
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	my $enqueue = "dt_enqueue_remove_tags_custom_fields('" . new_phone() . "', '{lead}')";
+	my $locks = q{SELECT string_agg(relation::regclass::text, ' ' ORDER BY relation::regclass::text) FROM pg_locks
+		WHERE pid = pg_backend_pid() AND relation::regclass::text LIKE 'dt_waiting%' AND relation <> 'dt_waiting_id_seq'::regclass};
+
+	$session->query($_) foreach 'BEGIN', "DECLARE c CURSOR FOR SELECT 1 / (2 - n), $enqueue FROM generate_series(1, 2) AS n",
+		'FETCH c', 'SAVEPOINT s', 'FETCH c', 'ROLLBACK TO s', 'RELEASE s', "SELECT $enqueue";
+	like($session->{stderr}, qr/division by zero/, 'a cursor has failed');
+	is($session->query($locks), 'dt_waiting dt_waiting_customer dt_waiting_pkey', 'and what it enqueued keeps the tables locked');
+	$session->quit;
+	return;
+}
+
 # The views use nothing that others have created under the names of what they use.
 sub names_of_others
 {
@@ -301,5 +318,6 @@ indexes_of_others();
 indexes_that_cannot_be();
 rewritten();
 fails_in_the_middle();
+keeps_its_locks();
 names_of_others();
 done_testing;

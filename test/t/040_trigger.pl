@@ -118,6 +118,17 @@ foreach my $level (qw(row statement))
 	$reset->();
 	run('BEGIN', $lose . 1, 'SELECT dt_cancel(id) FROM dt_queue', $lose . 2, 'COMMIT');
 	is(queued(), "$a {x} {} -", "$level: one phone: the first removal is cancelled");
+
+	# The number of a transaction may be that of another server's, too.
+	$reset->();
+	run('BEGIN');
+	my $xact = one('SELECT pg_current_xact_id()');
+	$calls->sql("${lose}1; UPDATE dt_waiting SET xact = '$xact'");
+	run(map({ $lose . $_ } 2 .. 3), 'COMMIT');
+	is(one($removals), '{x}{} {x}{}', "$level: one phone: another transaction of the same number");
+	$reset->();
+	run('BEGIN', $lose . 1, 'UPDATE dt_waiting SET replicated = true', $lose . 2, 'COMMIT');
+	is(one($removals), '{x}{} {x}{}', "$level: one phone: a removal that another server sends");
 }
 
 # After some rows of a command it is known for which phones removals wait.
@@ -139,6 +150,19 @@ foreach my $level (qw(row statement))
 	is(one("SELECT count(*) FROM dt_queue WHERE phone = '$b'"), '0',
 		"$level: many rows: what another session enqueues after a statement is taken back in the next one");
 
+	# A command that fails knows nothing for the next one.
+	run('DELETE FROM customers WHERE id IN (5001, 5002)', 'TRUNCATE dt_waiting', 'ALTER TABLE customers ADD CONSTRAINT one UNIQUE (phone) DEFERRABLE');
+	my $fails = $node->background_psql('postgres', on_error_stop => 0);
+	$fails->query($_) foreach 'BEGIN', 'SAVEPOINT s',
+		"UPDATE customers SET tags = '{z}', phone = CASE id WHEN 300 THEN '14150000299' ELSE phone END WHERE id BETWEEN 201 AND 300",
+		'ROLLBACK TO s';
+	$calls->sql("SELECT dt_enqueue_remove_tags_custom_fields('$b', '{x}')");
+	$fails->query($_) foreach "UPDATE customers SET tags = '{x,y,z}' WHERE id = 5003", 'COMMIT';
+	like($fails->{stderr}, qr/duplicate key/, "$level: many rows: a command fails");
+	is(queued(), '', "$level: many rows: what is enqueued after it is taken back by the next one");
+	$fails->quit;
+	run('ALTER TABLE customers DROP CONSTRAINT one');
+
 	# Very many rows of one phone, each of which loses another name.
 	run('TRUNCATE dt_waiting', "UPDATE customers SET phone = '$c', tags = ARRAY['y', 'y' || id] WHERE id <= 100", 'TRUNCATE dt_waiting',
 		"UPDATE customers SET tags = CASE id WHEN 99 THEN '{y,y50}' WHEN 100 THEN '{y,y90}' ELSE '{y}' END::text[] WHERE id <= 100");
@@ -148,6 +172,51 @@ foreach my $level (qw(row statement))
 	run("$lose BETWEEN 201 AND 2900", "UPDATE customers SET tags = '{x,y}' WHERE id BETWEEN 201 AND 2900");
 	is(one("SELECT count(*) FROM dt_queue WHERE phone BETWEEN '14150000201' AND '14150002900'"), '0',
 		"$level: very many rows: all that came back is taken back");
+}
+
+# INSERT ... ON CONFLICT fires the triggers of UPDATE, and then, as the same command,
+# those of INSERT.
+
+foreach my $level (qw(row statement))
+{
+	my @many = map { "($_, '1415000' || lpad('$_', 4, '0'), '{x,y}', NULL, NULL)" } 1 .. 100;
+	my $upsert = 'ON CONFLICT (id) DO UPDATE SET tags = excluded.tags';
+
+	customers($level, @many, "(1000, '$a', '{x}', NULL, NULL)");
+	run("INSERT INTO customers SELECT id, phone, CASE id WHEN 1000 THEN '{}' ELSE '{y}' END::text[] FROM customers"
+		  . " UNION ALL SELECT 2000, '$a', '{x}' ORDER BY id DESC $upsert");
+	is(one("SELECT count(*), count(*) FILTER (WHERE phone = '$a') FROM dt_queue"), '100|0',
+		"$level: many rows: what one row has lost is inserted with another one");
+
+	customers($level, "(1, '$a', '{x}', NULL, NULL)", "(2, '$a', '{y,z}', NULL, '$b')", "(3, '$a', '{y,z}', NULL, '$c')");
+	run("SELECT dt_enqueue_remove_tags_custom_fields('$a', ARRAY['z' || n], NULL, '$b') FROM generate_series(1, 20) AS n",
+		"INSERT INTO customers VALUES (1, '$a', '{}', NULL, NULL), (2, '$a', '{y}', NULL, '$b'), (3, '$a', '{y}', NULL, '$c'),"
+		  . " (4, '$a', '{x}', NULL, NULL) $upsert");
+	is(one("SELECT count(*) FROM dt_queue WHERE 'x' = ANY (tags)"), '0', "$level: very many rows of one phone: likewise");
+}
+
+# The drainer moves a removal while a trigger reads those of its phone: the trigger has read
+# the index, and waits for an index of TOAST to read another removal before it.
+{
+	customers('row');
+	my $id = one("SELECT dt_enqueue_remove_tags_custom_fields('$a', '{x}')");
+	run("SELECT dt_enqueue_remove_tags_custom_fields('$a', ARRAY(SELECT md5(n::text || w) || md5(w || n::text) FROM generate_series(1, 200) AS n), NULL, '9198765432' || w)"
+		  . ' FROM generate_series(10, 30) AS w',
+		"SELECT dt_enqueue_remove_tags_custom_fields('1415000' || n, '{y}') FROM generate_series(1001, 1200) AS n");
+	is(one("SELECT min(customer) = (SELECT customer FROM dt_waiting WHERE id = $id) FROM dt_waiting WHERE phone = '$a'"), 'f',
+		'moved: another removal comes first');
+	my $toast = one("SELECT indexrelid::regclass FROM pg_index JOIN pg_class AS c ON c.oid = 'dt_waiting'::regclass WHERE indrelid = c.reltoastrelid");
+	my $locker = $node->background_psql('postgres');
+	my $gains = $node->background_psql('postgres');
+	$locker->query_safe($_) foreach 'BEGIN', "REINDEX INDEX $toast";
+	$gains->query_until(qr/on its way/, "\\echo on its way\nINSERT INTO customers VALUES (1, '$a', '{x}', NULL, NULL);\n");
+	eventually(sub { one("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO customers%'") eq '1' },
+		'moved: the trigger reads removals of its phone');
+	is(one("UPDATE dt_waiting SET attempts = 1 WHERE id = $id RETURNING ctid::text LIKE '(0,%'"), 'f', 'moved: the removal is moved to another page');
+	$locker->query_safe('COMMIT');
+	$gains->quit;
+	is(one("SELECT count(*) FROM dt_queue WHERE 'x' = ANY (tags)"), '0', 'moved: the name is taken back');
+	$locker->quit;
 }
 
 # What counts is the sum of all rows and statements of one transaction.
