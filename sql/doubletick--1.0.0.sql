@@ -416,7 +416,7 @@ WITH definition AS (
 ), size AS MATERIALIZED (
 	-- every step-th page is read, some 1,000 pages
 	SELECT count(*) > 10000 AS is_long, max(oldest.id) AS last,
-		1 + (pg_relation_size('@extschema@.dt_waiting') / current_setting('block_size')::integer / 1000)::integer AS step
+		1 + (pg_relation_size('@extschema@.dt_waiting') / current_setting('block_size')::integer / 500)::integer AS step
 	FROM oldest
 ), newest AS MATERIALIZED (
 	SELECT w.id, w.customer, w.keep, w.keep AND (w.tags <> '{}' OR w.fields <> '{}') AS takes_back,
