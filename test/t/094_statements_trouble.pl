@@ -370,7 +370,7 @@ sub changes
 	$sandbox->release;
 	$sandbox->clear_rules;
 	($out, my $err) = finish($session);
-	$calls->sql(q{LOAD 'doubletick'; ALTER SYSTEM RESET doubletick.enabled; SELECT pg_reload_conf()});
+	$calls->sql(q{LOAD 'doubletick'; ALTER SYSTEM SET doubletick.enabled = on; SELECT pg_reload_conf()});
 	eventually(sub { $calls->sql(q{LOAD 'doubletick'; SHOW doubletick.enabled}) eq 'on' }, 'enabled on: is read');
 	is(scalar(() = $out =~ /^\d+\|\{"tags"/mg), 20, 'enabled off: a statement that runs keeps its settings');
 	return;
