@@ -44,6 +44,14 @@
 /* Longest wait between two looks at interrupts, in ms. */
 #define POLL_SLICE 10
 
+/*
+ * When an address does not answer, libcurl 7.88 goes on to the next one, but opens no
+ * socket for it before somebody has it look at the transfer again, and sets no timer.  So
+ * before this version, which is the oldest that is known to do so by itself, it looks at
+ * all transfers from time to time while one is being connected.
+ */
+#define FORGETS_NO_ADDRESS 0x080e00
+
 /* Descriptors of latches and the like, which PostgreSQL counts as those of others. */
 #define OTHER_DESCRIPTORS 5
 
@@ -91,6 +99,9 @@ static dlist_head under_way = DLIST_STATIC_INIT(under_way);
 /* When libcurl wants to look at its timers, by clock_now(); PG_INT64_MAX: never. */
 static int64 look_at = PG_INT64_MAX;
 
+/* When libcurl may look at all transfers again, by clock_now(). */
+static int64 look_at_all_at = 0;
+
 /* How many connections may be open, after a lack of descriptors; 0: there was none. */
 static int	lacking_capacity = 0;
 static int64 lacking_since;		/* by clock_now() */
@@ -103,6 +114,7 @@ static void guard_transfer(HttpTransfer *transfer, HttpGuard *guard);
 static void release_guarded_transfer(void *arg);
 static void wait_for_sockets(int timeout, int64 now, WaitReason reason);
 static CURLMcode drive_transfers(void);
+static bool is_any_connecting(void);
 static int	set_timer(CURLM *handle, long timeout, void *arg);
 static int	watch_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg);
 static void collect_finished(void);
@@ -405,7 +417,26 @@ drive_transfers(void)
 		look_at = PG_INT64_MAX;
 		code = curl_multi_socket_action(multi, CURL_SOCKET_TIMEOUT, 0, &nrunning);
 	}
+	if (code == CURLM_OK && libcurl_info->version_num < FORGETS_NO_ADDRESS &&
+		clock_now() >= look_at_all_at && is_any_connecting())
+	{
+		look_at_all_at = clock_now() + POLL_SLICE * INT64CONST(1000);
+		code = curl_multi_socket_all(multi, &nrunning);
+	}
 	return code;
+}
+
+static bool
+is_any_connecting(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &under_way)
+	{
+		if (dlist_container(HttpTransfer, node, iter.cur)->sent_at == 0)
+			return true;
+	}
+	return false;
 }
 
 /* Called by libcurl: it wants to look at its timers in so many milliseconds; -1: never. */

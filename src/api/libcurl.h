@@ -10,6 +10,8 @@
 #ifndef DOUBLETICK_API_LIBCURL_H
 #define DOUBLETICK_API_LIBCURL_H
 
+/* curl_multi_socket_all() is deprecated, but http.c needs it for old versions. */
+#define CURL_DISABLE_DEPRECATION
 #include <curl/curl.h>
 #include <signal.h>
 
