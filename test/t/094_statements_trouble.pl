@@ -493,7 +493,7 @@ sub large_answers
 	my $session = $node->background_psql('postgres', on_error_stop => 0);
 	my $pid = $session->query("SET client_min_messages = warning; $window 256; SELECT pg_backend_pid()");
 	my $statement = "DROP TABLE IF EXISTS long; CREATE TEMP TABLE long AS SELECT length($call ->> 'long') AS n FROM c; SELECT sum(n) FROM long";
-	my $used = 'SELECT sum(total_bytes) FROM pg_backend_memory_contexts';
+	my $used = 'SELECT sum(used_bytes) FROM pg_backend_memory_contexts';
 
 	# Once with few, so that only the large ones count.
 	is($session->query("$window 2; $statement LIMIT 20; $window 256"), $nrows * (1024 * 1024 - 100), 'large answers: two at once');
