@@ -24,8 +24,8 @@ static void *note_allocation(void *memory);
 
 /*
  * Called once in a process, before the others.  The C library would give the memory that
- * a turn frees back to the kernel, and fetch it again in the next turn, which is a tenth
- * of what a request costs.  glibc keeps twice the size of the largest block that it has
+ * a turn frees back to the kernel, and fetch it again in the next turn, which was 6 %
+ * of the CPU time of a drain.  glibc keeps twice the size of the largest block that it has
  * seen freed (see mallopt(3), M_MMAP_THRESHOLD); it would not learn any more if its
  * thresholds were set.
  */

@@ -10,7 +10,8 @@
  *	 interrupts.  A signal ends the wait of a turn; one that comes just before the
  *	 wait is served at the end of it.
  * - libcurl is told which sockets are ready (curl_multi_socket_action()), and looks
- *	 at no other: curl_multi_perform() would ask the kernel about each transfer.
+ *	 at no other, but for what FORGETS_NO_ADDRESS says: curl_multi_perform() would
+ *	 ask the kernel about each transfer.
  * - No error is thrown through libcurl: callbacks neither palloc nor ereport, they
  *	 set a flag and return short.
  * - Signals are blocked around every call that may start a thread: libcurl's

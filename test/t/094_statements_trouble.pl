@@ -326,17 +326,24 @@ sub rate_limit
 	return;
 }
 
-# What is changed meanwhile counts from the next request on.
-sub changes
+# A statement whose first call is over and that has four more in flight, which are held.
+sub four_in_flight
 {
-	my $key = $sandbox->key;
-
 	fresh();
 	$sandbox->hold('*');
 	my ($session) = begin("$window 4; SELECT id, $call FROM c");
 	$sandbox->await_held(1);
 	$sandbox->release;
 	$sandbox->await_held(4);
+	return $session;
+}
+
+# What is changed meanwhile counts from the next request on.
+sub changes
+{
+	my $key = $sandbox->key;
+
+	my $session = four_in_flight();
 	$calls->sql("ALTER USER MAPPING FOR CURRENT_USER SERVER plain OPTIONS (SET api_key 'another')");
 	$sandbox->release;
 	$sandbox->clear_rules;
@@ -345,12 +352,7 @@ sub changes
 	$calls->sql("ALTER USER MAPPING FOR CURRENT_USER SERVER plain OPTIONS (SET api_key '$key')");
 
 	# So does an option, and a setting that a row's expression changes.
-	fresh();
-	$sandbox->hold('*');
-	($session) = begin("$window 4; SELECT id, $call FROM c");
-	$sandbox->await_held(1);
-	$sandbox->release;
-	$sandbox->await_held(4);
+	$session = four_in_flight();
 	$calls->sql("ALTER SERVER plain OPTIONS (SET base_url '" . $sandbox->http . "/nowhere')");
 	$sandbox->release;
 	$sandbox->clear_rules;
@@ -359,12 +361,7 @@ sub changes
 	is(scalar(() = $out =~ /Cannot POST/g), 15, 'ALTER SERVER: counts for rows that have yet to be sent');
 	$calls->sql("ALTER SERVER plain OPTIONS (SET base_url '" . $sandbox->http . "')");
 
-	fresh();
-	$sandbox->hold('*');
-	($session) = begin("$window 4; SELECT id, $call FROM c");
-	$sandbox->await_held(1);
-	$sandbox->release;
-	$sandbox->await_held(4);
+	$session = four_in_flight();
 	$calls->sql(q{LOAD 'doubletick'; ALTER SYSTEM SET doubletick.enabled = off; SELECT pg_reload_conf()});
 	eventually(sub { $calls->sql(q{LOAD 'doubletick'; SHOW doubletick.enabled}) eq 'off' }, 'enabled off: is read');
 	$sandbox->release;
