@@ -92,7 +92,6 @@ sub run_cases
 	my $script = "SET doubletick.max_in_flight = $window;\n\\set ON_ERROR_ROLLBACK on\n";
 	my $number = 0;
 
-	# Each run finds the same tables: else bloat would change plans.
 	$calls->sandbox->clear_journal;
 	$calls->sql(<<"SQL");
 TRUNCATE c, p, d, log;
@@ -109,6 +108,10 @@ SQL
 		  map { $_ // '' } @$case{qw(setup statement after)};
 		my $explain = $case->{explain} // $statement;
 
+		# Each case finds the same tables.  What is rolled back leaves dead rows, and more of
+		# them when an UPDATE ... RETURNING fails with many in flight.  From a table of more
+		# pages the planner expects more rows, and then plans and the order of rows differ.
+		$script .= "VACUUM c, p, d, log;\n";
 		$script .= "\\echo \@begin\n\\warn \@begin\nBEGIN;\nALTER SEQUENCE s RESTART;\n\\set ON_ERROR_STOP on\n$setup;\n\\set ON_ERROR_STOP off\n";
 		$script .= "\\echo \@explain\n" . ($explain ? "EXPLAIN (VERBOSE, COSTS OFF) $explain;\n" : '');
 		$script .= "\\echo \@result\n$statement;\n\\echo :SQLSTATE\n$after;\n\\echo \@end\nROLLBACK;\nDEALLOCATE ALL;\n";
@@ -155,9 +158,13 @@ sub _expand
 
 =item same_ok(case, one, many, max_in_flight)
 
-Tests that both are the same: rows, errors, and what was sent. A statement that
-fails may have sent more when many were in flight: for each call scan, at most the
-others, and those for the rows that a call scan above it has read. If the case says how many call scans ("scans") the plan must have, tests that, too. "fails"
+Tests that both are the same: the nodes of the plan but for call scans, rows, their
+order, errors, and what was sent. Without ORDER BY, too, rows must come in the same
+order: the plan is the same, and a call scan hands rows up in their order.
+
+A statement that fails may have sent more when many were in flight: for each call scan,
+at most the others, and those for the rows that a call scan above it has read. If the
+case says how many call scans ("scans") the plan must have, tests that, too. "fails"
 says that a statement fails inside of it; "is_early", that this may come of reading
 ahead, so that some calls are not made, and some notices do not come.
 
@@ -179,6 +186,7 @@ sub same_ok
 		is($nscans, $case->{scans}, "$name: call scans") or diag($many->{explain});
 		unlike($one->{explain}, qr/DoubletickCalls/, "$name: none with 1");
 	}
+	is(_nodes($many->{explain}), _nodes($one->{explain}), "$name: the other nodes of the plan");
 	my $has_failed = $case->{fails} || $one->{result} =~ /^(?!00000)[0-9A-Z]{5}$/m;
 	my ($expected, $got) = map { $has_failed && $case->{is_early} ? $_->{result} =~ s/^NOTICE:.*\n//gmr : $_->{result} } $one, $many;
 	my $is_same = is($got, $expected, "$name: what came");
@@ -196,6 +204,15 @@ sub same_ok
 	cmp_ok(scalar @less, '<=', $case->{is_early} ? $nahead : 0, "$name: nothing is missing");
 	cmp_ok($more, '<=', $nahead, "$name: nothing more is sent");
 	return $is_same;
+}
+
+# The nodes of a plan that EXPLAIN shows, without call scans. The lines below a node show
+# its expressions, which a call scan splits.
+sub _nodes
+{
+	my ($explain) = @_;
+
+	return join "\n", grep { !/DoubletickCalls/ } $explain =~ /^(?: *-> +)?(\S.*)/mg;
 }
 
 1;
