@@ -25,6 +25,7 @@ OBJS = \
 	src/api/http.o \
 	src/api/inbox.o \
 	src/api/libcurl.o \
+	src/api/outcome.o \
 	src/api/pace.o \
 	src/api/payload.o \
 	src/api/poll_set.o \

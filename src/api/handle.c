@@ -27,45 +27,43 @@
 /* A directory of certificates that has none, and can never have one. */
 #define NO_DIRECTORY "/dev/null"
 
-static CURL *new_easy(CURL *pattern);
+static CURL *new_easy(void);
 static const char *find_trust(const HttpTarget *target, const char **directory);
 static char *target_text(const HttpTarget *target, const char *ca_file, const char *directory);
 static void set_fixed_options(CURL *easy);
-static void set_target_options(HandlePattern *pattern, const HttpTarget *target,
+static void set_target_options(Handle *handle, const HttpTarget *target,
 							   const char *ca_file, const char *directory);
-static void add_header(HandlePattern *pattern, const char *line);
-static void forget_target(HandlePattern *pattern);
-static bool is_easy_reusable(void);
-static void free_easy(CURL *easy);
+static void add_header(Handle *handle, const char *line);
+static void forget_target(Handle *handle);
 
 /*
- * Sets a pattern up for a target.  True if it has lost all its options for that, those
+ * Sets a handle up for a target.  True if it has lost all its options for that, those
  * included that the caller had set; raises an error without memory.
  */
 bool
-handle_set_up(HandlePattern *pattern, const HttpTarget *target)
+handle_set_up(Handle *handle, const HttpTarget *target)
 {
 	const char *directory = NULL;
 	const char *ca_file = find_trust(target, &directory);
 	char	   *text = target_text(target, ca_file, directory);
-	bool		is_other = pattern->target == NULL || strcmp(pattern->target, text) != 0;
+	bool		is_other = handle->target == NULL || strcmp(handle->target, text) != 0;
 
 	if (is_other)
 	{
-		if (pattern->easy == NULL)
-			pattern->easy = new_easy(NULL);
-		forget_target(pattern);
-		curl_easy_reset(pattern->easy);
-		set_fixed_options(pattern->easy);
-		set_target_options(pattern, target, ca_file, directory);
+		if (handle->easy == NULL)
+			handle->easy = new_easy();
+		forget_target(handle);
+		curl_easy_reset(handle->easy);
+		set_fixed_options(handle->easy);
+		set_target_options(handle, target, ca_file, directory);
 
 		/*
 		 * curl_easy_reset() does not say when it has lacked memory for an
 		 * option.
 		 */
 		if (!allocation_failed)
-			pattern->target = allocation_strdup(text);
-		if (pattern->target == NULL)
+			handle->target = allocation_strdup(text);
+		if (handle->target == NULL)
 			libcurl_check(CURLE_OUT_OF_MEMORY, "handle_set_up");
 	}
 	pfree(text);
@@ -73,44 +71,28 @@ handle_set_up(HandlePattern *pattern, const HttpTarget *target)
 }
 
 /*
- * The handle for one request: that of the pattern, or a copy.  It must be given back.
- */
-CURL *
-handle_get(const HandlePattern *pattern)
-{
-	return is_easy_reusable() ? pattern->easy : new_easy(pattern->easy);
-}
-
-/*
- * Frees the handle if it is a copy; it may be NULL.
+ * Frees all of a handle that no request uses; the next one gets a new handle.
  */
 void
-handle_give_back(const HandlePattern *pattern, CURL *easy)
+handle_forget(Handle *handle)
 {
-	if (easy != pattern->easy)
-		free_easy(easy);
+	sigset_t	saved;
+
+	libcurl_block_signals(&saved);
+	curl_easy_cleanup(handle->easy);
+	libcurl_restore_signals(&saved);
+	handle->easy = NULL;
+	forget_target(handle);
 }
 
-/*
- * Frees all of a pattern, whose handle has been given back.
- */
-void
-handle_forget(HandlePattern *pattern)
-{
-	free_easy(pattern->easy);
-	pattern->easy = NULL;
-	forget_target(pattern);
-}
-
-/* A new handle, set up like "pattern" if that is not NULL. */
 static CURL *
-new_easy(CURL *pattern)
+new_easy(void)
 {
 	CURL	   *easy;
 	sigset_t	saved;
 
 	libcurl_block_signals(&saved);
-	easy = pattern ? curl_easy_duphandle(pattern) : curl_easy_init();
+	easy = curl_easy_init();
 	libcurl_restore_signals(&saved);
 	if (easy == NULL)
 		libcurl_check(CURLE_OUT_OF_MEMORY, "curl_easy_init");
@@ -188,11 +170,8 @@ set_fixed_options(CURL *easy)
 	SET_OPTION(easy, CURLOPT_CA_CACHE_TIMEOUT, CA_CACHE_TIMEOUT);
 	SET_OPTION(easy, CURLOPT_DNS_CACHE_TIMEOUT, DNS_CACHE_TIMEOUT);
 
-	/*
-	 * Before 8.1 a session is cached with its handle, which is not used
-	 * again, and is freed twice if there was no memory to cache it.
-	 */
-	SET_OPTION(easy, CURLOPT_SSL_SESSIONID_CACHE, (long) is_easy_reusable());
+	/* Before 8.1 a session is freed twice if there was no memory to cache it. */
+	SET_OPTION(easy, CURLOPT_SSL_SESSIONID_CACHE, (long) (libcurl_info->version_num >= 0x080100));
 }
 
 /*
@@ -202,24 +181,24 @@ set_fixed_options(CURL *easy)
  * The URL is parsed here, since libcurl would parse CURLOPT_URL for each request.
  */
 static void
-set_target_options(HandlePattern *pattern, const HttpTarget *target,
+set_target_options(Handle *handle, const HttpTarget *target,
 				   const char *ca_file, const char *directory)
 {
-	CURL	   *easy = pattern->easy;
+	CURL	   *easy = handle->easy;
 	char	   *authorization = psprintf(HANDLE_AUTHORIZATION "%s", target->authorization);
 
-	add_header(pattern, authorization);
-	add_header(pattern, "Content-Type: application/json");
-	add_header(pattern, "Accept: application/json");
-	add_header(pattern, "Expect:"); /* saves a round trip */
-	SET_OPTION(easy, CURLOPT_HTTPHEADER, pattern->headers);
+	add_header(handle, authorization);
+	add_header(handle, "Content-Type: application/json");
+	add_header(handle, "Accept: application/json");
+	add_header(handle, "Expect:");	/* saves a round trip */
+	SET_OPTION(easy, CURLOPT_HTTPHEADER, handle->headers);
 	pfree(authorization);
 
-	pattern->url = curl_url();
-	if (pattern->url == NULL ||
-		(curl_url_set(pattern->url, CURLUPART_URL, target->url, 0) != CURLUE_OK && allocation_failed))
+	handle->url = curl_url();
+	if (handle->url == NULL ||
+		(curl_url_set(handle->url, CURLUPART_URL, target->url, 0) != CURLUE_OK && allocation_failed))
 		libcurl_check(CURLE_OUT_OF_MEMORY, "curl_url_set");
-	SET_OPTION(easy, CURLOPT_CURLU, pattern->url);
+	SET_OPTION(easy, CURLOPT_CURLU, handle->url);
 	SET_OPTION(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) Max(target->connect_timeout, 1));
 
 	/* Without the empty string libcurl would use the environment's proxies. */
@@ -236,44 +215,22 @@ set_target_options(HandlePattern *pattern, const HttpTarget *target,
 }
 
 static void
-add_header(HandlePattern *pattern, const char *line)
+add_header(Handle *handle, const char *line)
 {
-	struct curl_slist *longer = curl_slist_append(pattern->headers, line);
+	struct curl_slist *longer = curl_slist_append(handle->headers, line);
 
 	if (longer == NULL)
 		libcurl_check(CURLE_OUT_OF_MEMORY, "curl_slist_append");
-	pattern->headers = longer;
+	handle->headers = longer;
 }
 
 static void
-forget_target(HandlePattern *pattern)
+forget_target(Handle *handle)
 {
-	curl_url_cleanup(pattern->url);
-	pattern->url = NULL;
-	curl_slist_free_all(pattern->headers);
-	pattern->headers = NULL;
-	free(pattern->target);
-	pattern->target = NULL;
-}
-
-/*
- * May an easy handle be used for a second request?  Before 8.1 libcurl keeps a
- * pointer to the last header of an answer after freeing it, and writes there if the
- * next answer's first header line begins with a blank.  So each request gets a copy
- * of a handle that has never had one.
- */
-static bool
-is_easy_reusable(void)
-{
-	return libcurl_info->version_num >= 0x080100;
-}
-
-static void
-free_easy(CURL *easy)
-{
-	sigset_t	saved;
-
-	libcurl_block_signals(&saved);
-	curl_easy_cleanup(easy);
-	libcurl_restore_signals(&saved);
+	curl_url_cleanup(handle->url);
+	handle->url = NULL;
+	curl_slist_free_all(handle->headers);
+	handle->headers = NULL;
+	free(handle->target);
+	handle->target = NULL;
 }

@@ -16,19 +16,17 @@
 /* The name of the first header, before its value, which is secret. */
 #define HANDLE_AUTHORIZATION "Authorization: "
 
-/* A handle that is set up, and for what.  Zeroes are a valid one. */
-typedef struct HandlePattern
+/* An easy handle that is set up, and for what.  Zeroes are a valid one. */
+typedef struct Handle
 {
-	CURL	   *easy;
+	CURL	   *easy;			/* NULL until it is set up first */
 	CURLU	   *url;
 	struct curl_slist *headers; /* the first is Authorization */
 	char	   *target;			/* malloc'd, see target_text() */
-} HandlePattern;
+} Handle;
 
-extern bool handle_set_up(HandlePattern *pattern, const HttpTarget *target);
-extern CURL *handle_get(const HandlePattern *pattern);
-extern void handle_give_back(const HandlePattern *pattern, CURL *easy);
-extern void handle_forget(HandlePattern *pattern);
+extern bool handle_set_up(Handle *handle, const HttpTarget *target);
+extern void handle_forget(Handle *handle);
 
 #define SET_OPTION(easy, option, value) \
 	libcurl_check(curl_easy_setopt((easy), (option), (value)), #option)

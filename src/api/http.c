@@ -3,7 +3,7 @@
  * api/http.c
  *		HTTP by libcurl, inside a PostgreSQL process.
  *
- * With libcurl.c and handle.c the only file that knows libcurl.  The rules:
+ * With libcurl.c, handle.c and outcome.c the only file that knows libcurl.  The rules:
  *
  * - libcurl never blocks.  The process has one multi handle, and drives it in
  *	 turns of at most POLL_SLICE milliseconds, between which the caller serves
@@ -27,16 +27,13 @@
 #include <poll.h>
 
 #include "api/allocation.h"
-#include "api/handle.h"
 #include "api/http.h"
-#include "api/inbox.h"
+#include "api/outcome.h"
 #include "api/poll_set.h"
 #include "api/sockets.h"
-#include "api/transfer_clock.h"
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "compat.h"
-#include "lib/ilist.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
 #include "storage/pmsignal.h"
@@ -53,45 +50,19 @@
  */
 #define FORGETS_NO_ADDRESS 0x080e00
 
+/*
+ * Before this version libcurl keeps a pointer to the last header of a handle's last answer
+ * after freeing it, and writes there if the first header line of the next answer begins
+ * with a blank.  So it has to give each header line to inbox_add_head_or_body(), which it
+ * does before it looks at the line, and which ends the transfer in that case.
+ */
+#define FORGETS_LAST_HEADER 0x080100
+
 /* Descriptors of latches and the like, which PostgreSQL counts as those of others. */
 #define OTHER_DESCRIPTORS 5
 
 /* For how long a lack of file descriptors has us open fewer connections, in µs. */
 #define LACK_TIME USECS_PER_SEC
-
-/* Ties a transfer to the memory context that it was started in. */
-typedef struct HttpGuard
-{
-	MemoryContextCallback callback;
-	HttpTransfer *transfer;		/* NULL once released */
-} HttpGuard;
-
-/* A request and what belongs to it; malloc'd and used again. */
-struct HttpTransfer
-{
-	dlist_node	node;			/* in "idle" or, while it is running, in
-								 * "under_way" */
-	CURL	   *easy;			/* of the request; NULL when idle */
-	HttpGuard  *guard;			/* NULL when idle */
-	bool		running;		/* is it on the multi handle? */
-
-	HandlePattern pattern;
-
-	TransferTimer timer;		/* runs while it is on the multi handle, but
-								 * not while it waits for a descriptor */
-	bool		connect_only;	/* is nothing to be sent? */
-	bool		not_silent;		/* see note_sending() */
-	bool		afresh;			/* is it sent over a new connection for that? */
-
-	/* What has come so far. */
-	Inbox		inbox;
-	int64		sent_at;		/* see http_sent_at() */
-	bool		no_descriptor;	/* was there none for the last socket? */
-	bool		is_last_wait;	/* see may_wait_for_descriptor() */
-	char		error[CURL_ERROR_SIZE];
-
-	HttpReply	reply;			/* once not running */
-};
 
 static CURLM *multi = NULL;
 static dlist_head idle = DLIST_STATIC_INIT(idle);
@@ -126,9 +97,6 @@ static bool may_wait_for_descriptor(HttpTransfer *transfer, CURLcode code);
 static CURLMcode send_with_fewer(HttpTransfer *transfer);
 static void restart_timer(HttpTransfer *transfer);
 static void end_overdue(HttpTransfer *transfer);
-static void read_outcome(HttpTransfer *transfer, CURLcode code);
-static HttpResult classify_outcome(const HttpTransfer *transfer, CURLcode code);
-static bool is_handshake_broken_off(const HttpTransfer *transfer);
 static int	note_sending(void *arg, char *peer, char *own, int peer_port, int own_port);
 static curl_socket_t open_socket(void *arg, curlsocktype purpose,
 								 struct curl_sockaddr *address);
@@ -145,6 +113,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 {
 	HttpGuard  *guard = palloc(sizeof(HttpGuard));
 	HttpTransfer *transfer;
+	CURL	   *easy;
 	CURLMcode	code;
 
 	allocation_failed = false;
@@ -158,14 +127,14 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	}
 	transfer = idle_or_new_transfer();
 	guard_transfer(transfer, guard);
-	if (handle_set_up(&transfer->pattern, target))
+	if (handle_set_up(&transfer->handle, target))
 		set_callbacks(transfer);
-	transfer->easy = handle_get(&transfer->pattern);
+	easy = transfer->handle.easy;
 
-	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) length);
-	SET_OPTION(transfer->easy, CURLOPT_POSTFIELDS, body);
-	SET_OPTION(transfer->easy, CURLOPT_FRESH_CONNECT, (long) target->connect_only);
-	SET_OPTION(transfer->easy, CURLOPT_CONNECT_ONLY, (long) target->connect_only);
+	SET_OPTION(easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) length);
+	SET_OPTION(easy, CURLOPT_POSTFIELDS, body);
+	SET_OPTION(easy, CURLOPT_FRESH_CONNECT, (long) target->connect_only);
+	SET_OPTION(easy, CURLOPT_CONNECT_ONLY, (long) target->connect_only);
 	transfer->connect_only = target->connect_only;
 
 	transfer->not_silent = false;
@@ -175,7 +144,7 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	transfer->sent_at = 0;
 	transfer->error[0] = '\0';
 
-	code = curl_multi_add_handle(multi, transfer->easy);
+	code = curl_multi_add_handle(multi, easy);
 	transfer->running = (code == CURLM_OK);
 	check_multi(code, "curl_multi_add_handle");
 	dlist_push_tail(&under_way, &transfer->node);
@@ -254,7 +223,7 @@ http_release(HttpTransfer *transfer)
 	{
 		/* This closes its connection, too. */
 		libcurl_block_signals(&saved);
-		(void) curl_multi_remove_handle(multi, transfer->easy);
+		(void) curl_multi_remove_handle(multi, transfer->handle.easy);
 		libcurl_restore_signals(&saved);
 		stop_running(transfer);
 	}
@@ -266,10 +235,8 @@ http_release(HttpTransfer *transfer)
 	 * A connection that was only made ends with its handle.  And with libcurl
 	 * 8.14 a handle that lacked memory once may fail for ever.
 	 */
-	handle_give_back(&transfer->pattern, transfer->easy);
-	transfer->easy = NULL;
 	if (transfer->connect_only || lacked_memory)
-		handle_forget(&transfer->pattern);
+		handle_forget(&transfer->handle);
 	inbox_clear(&transfer->inbox);
 	dlist_push_head(&idle, &transfer->node);
 }
@@ -338,11 +305,11 @@ idle_or_new_transfer(void)
 	return transfer;
 }
 
-/* Has libcurl tell the transfer what happens.  Copies of the handle do so, too. */
+/* Has libcurl tell the transfer what happens. */
 static void
 set_callbacks(HttpTransfer *transfer)
 {
-	CURL	   *easy = transfer->pattern.easy;
+	CURL	   *easy = transfer->handle.easy;
 
 	SET_OPTION(easy, CURLOPT_PRIVATE, transfer);
 	SET_OPTION(easy, CURLOPT_ERRORBUFFER, transfer->error);
@@ -350,6 +317,11 @@ set_callbacks(HttpTransfer *transfer)
 	SET_OPTION(easy, CURLOPT_HEADERDATA, &transfer->inbox);
 	SET_OPTION(easy, CURLOPT_WRITEFUNCTION, inbox_add_body);
 	SET_OPTION(easy, CURLOPT_WRITEDATA, &transfer->inbox);
+	if (libcurl_info->version_num < FORGETS_LAST_HEADER)
+	{
+		SET_OPTION(easy, CURLOPT_HEADER, 1L);
+		SET_OPTION(easy, CURLOPT_WRITEFUNCTION, inbox_add_head_or_body);
+	}
 	SET_OPTION(easy, CURLOPT_PREREQFUNCTION, note_sending);
 	SET_OPTION(easy, CURLOPT_PREREQDATA, transfer);
 	SET_OPTION(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
@@ -479,13 +451,13 @@ collect_finished(void)
 		CURLcode	code = message->data.result;	/* gone with the message */
 
 		(void) curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, (char **) &transfer);
-		(void) curl_multi_remove_handle(multi, transfer->easy);
+		(void) curl_multi_remove_handle(multi, transfer->handle.easy);
 		if (transfer->not_silent && !transfer->afresh && send_afresh(transfer) == CURLM_OK)
 			continue;
 		if (may_wait_for_descriptor(transfer, code) && send_with_fewer(transfer) == CURLM_OK)
 			continue;
 		stop_running(transfer);
-		read_outcome(transfer, code);
+		outcome_read(transfer, code);
 	}
 }
 
@@ -510,10 +482,10 @@ end_without_memory(void)
 	{
 		HttpTransfer *transfer = dlist_head_element(HttpTransfer, node, &under_way);
 
-		(void) curl_multi_remove_handle(multi, transfer->easy);
+		(void) curl_multi_remove_handle(multi, transfer->handle.easy);
 		stop_running(transfer);
 		transfer->inbox.no_memory = true;
-		read_outcome(transfer, CURLE_OUT_OF_MEMORY);
+		outcome_read(transfer, CURLE_OUT_OF_MEMORY);
 	}
 	(void) curl_multi_cleanup(multi);
 	multi = NULL;
@@ -527,8 +499,8 @@ send_afresh(HttpTransfer *transfer)
 {
 	transfer->afresh = true;
 	transfer->error[0] = '\0';
-	(void) curl_easy_setopt(transfer->easy, CURLOPT_FRESH_CONNECT, 1L);
-	return curl_multi_add_handle(multi, transfer->easy);
+	(void) curl_easy_setopt(transfer->handle.easy, CURLOPT_FRESH_CONNECT, 1L);
+	return curl_multi_add_handle(multi, transfer->handle.easy);
 }
 
 /*
@@ -558,7 +530,7 @@ send_with_fewer(HttpTransfer *transfer)
 	transfer_timer_stop(&transfer->timer);
 	transfer->no_descriptor = false;
 	transfer->error[0] = '\0';
-	return curl_multi_add_handle(multi, transfer->easy);
+	return curl_multi_add_handle(multi, transfer->handle.easy);
 }
 
 /* Called when a transfer gets its connection, or a socket for it. */
@@ -573,117 +545,13 @@ restart_timer(HttpTransfer *transfer)
 static void
 end_overdue(HttpTransfer *transfer)
 {
-	(void) curl_multi_remove_handle(multi, transfer->easy);
+	(void) curl_multi_remove_handle(multi, transfer->handle.easy);
 	stop_running(transfer);
 	snprintf(transfer->error, CURL_ERROR_SIZE, "%s within %d ms",
 			 transfer->sent_at == 0 ? "no connection" :
 			 transfer->inbox.header_bytes == 0 ? "no answer" : "no whole answer",
 			 transfer->timer.timeout);
-	read_outcome(transfer, CURLE_OPERATION_TIMEDOUT);
-}
-
-static void
-read_outcome(HttpTransfer *transfer, CURLcode code)
-{
-	HttpReply  *reply = &transfer->reply;
-	Inbox	   *inbox = &transfer->inbox;
-	const char *secret = transfer->pattern.headers->data + strlen(HANDLE_AUTHORIZATION);
-	long		status = 0;
-	curl_off_t	retry_after = 0;
-
-	/*
-	 * A header line without end never reaches inbox_add_header(): libcurl has
-	 * a limit of its own for one line, larger than ours for all.
-	 */
-	if (code == CURLE_TOO_LARGE)
-		inbox->too_long = "headers";
-	if (code != CURLE_OK && allocation_failed)
-		inbox->no_memory = true;
-	else if (code == CURLE_OUT_OF_MEMORY)
-		inbox->too_long = "headers";
-	allocation_failed = false;
-
-	if (inbox->too_long)		/* libcurl only says "failed writing" */
-		snprintf(transfer->error, CURL_ERROR_SIZE, "more than %d bytes of %s",
-				 strcmp(inbox->too_long, "headers") == 0 ? INBOX_MAX_HEADERS : INBOX_MAX_BODY,
-				 inbox->too_long);
-	else if (transfer->no_descriptor)
-		strlcpy(transfer->error, "no file descriptor is left in this session", CURL_ERROR_SIZE);
-	else if (code == CURLE_OK && !inbox->head_ended && !transfer->connect_only)
-		strlcpy(transfer->error, "transfer closed before the end of the headers", CURL_ERROR_SIZE);
-	else if (transfer->error[0] == '\0')
-		strlcpy(transfer->error, curl_easy_strerror(code), CURL_ERROR_SIZE);
-	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
-	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
-
-	if (inbox->length > 0)
-		inbox_blot_out(inbox->body, inbox->length, secret);
-	inbox_blot_out(transfer->error, strlen(transfer->error), secret);
-
-	reply->result = classify_outcome(transfer, code);
-	reply->status = (int) status;
-	reply->body = inbox->length > 0 ? inbox->body : "";
-	reply->length = inbox->length;
-	reply->retry_after = Max(retry_after, 0);
-	reply->error = transfer->error;
-}
-
-static HttpResult
-classify_outcome(const HttpTransfer *transfer, CURLcode code)
-{
-	if (transfer->inbox.no_memory)
-		return HTTP_NO_MEMORY;
-	if (transfer->inbox.too_long)
-		return HTTP_TOO_LONG;
-
-	switch (code)
-	{
-		case CURLE_OK:
-			if (transfer->connect_only)
-				return HTTP_ANSWERED;
-			/* libcurl takes a head that is cut off for the whole answer. */
-			return transfer->inbox.head_ended ? HTTP_ANSWERED : HTTP_BROKEN_OFF;
-		case CURLE_SSL_CONNECT_ERROR:
-			return is_handshake_broken_off(transfer) ? HTTP_NO_CONNECTION : HTTP_NO_TRUST;
-		case CURLE_SSL_ENGINE_NOTFOUND:
-		case CURLE_SSL_ENGINE_SETFAILED:
-		case CURLE_SSL_CERTPROBLEM:
-		case CURLE_SSL_CIPHER:
-		case CURLE_PEER_FAILED_VERIFICATION:
-		case CURLE_USE_SSL_FAILED:
-		case CURLE_SSL_CACERT_BADFILE:
-		case CURLE_SSL_ISSUER_ERROR:
-			return HTTP_NO_TRUST;
-		case CURLE_UNSUPPORTED_PROTOCOL:	/* HTTP/0.9, or no HTTP at all */
-		case CURLE_WEIRD_SERVER_REPLY:
-		case CURLE_BAD_CONTENT_ENCODING:
-		case CURLE_BAD_FUNCTION_ARGUMENT:	/* a folded line without a header */
-			return HTTP_NOT_HTTP;
-		default:
-			if (transfer->sent_at == 0)
-				return HTTP_NO_CONNECTION;
-			return code == CURLE_OPERATION_TIMEDOUT ? HTTP_TIMED_OUT : HTTP_BROKEN_OFF;
-	}
-}
-
-/*
- * Did the other side go away in the middle of the handshake, as it does when it is
- * restarted?  libcurl has one code for this and for a handshake that was refused;
- * only the words differ.
- */
-static bool
-is_handshake_broken_off(const HttpTransfer *transfer)
-{
-	static const char *const words[] = {
-		"Recv failure", "Send failure", "SSL_ERROR_SYSCALL", "unexpected eof"
-	};
-
-	for (int i = 0; i < (int) lengthof(words); i++)
-	{
-		if (strstr(transfer->error, words[i]) != NULL)
-			return true;
-	}
-	return false;
+	outcome_read(transfer, CURLE_OPERATION_TIMEDOUT);
 }
 
 /*

@@ -11,6 +11,8 @@
  */
 #include "postgres.h"
 
+#include <ctype.h>
+
 #include "api/inbox.h"
 
 /* Largest buffer that stays for the next answer, in bytes. */
@@ -19,6 +21,10 @@
 /* Shortest secret to blot out, in bytes; a shorter one would be found by chance. */
 #define MIN_SECRET 8
 
+/* A status that looks like that of an interim answer, and is a last one. */
+#define SWITCHING_PROTOCOLS 101
+
+static int	status_of_line(const char *line, size_t length);
 static size_t length_of_escaped(const char *bytes, const char *end, const char *secret);
 static int	length_of_character(const char *at, const char *end, char character);
 
@@ -42,26 +48,48 @@ inbox_clear(Inbox *inbox)
 }
 
 /*
- * Counts the bytes of a header line, and notes where the headers end, of the last
- * answer if there are interim ones.  Like inbox_add_body(), this is a callback of
- * libcurl: it returns the number of bytes, or 0 to end the transfer.
+ * Counts the bytes of a header line, and notes where the headers end, which is not at the
+ * end of an interim answer (1xx).  Like inbox_add_body(), this is a callback of libcurl: it
+ * returns the number of bytes, or 0 to end the transfer.
  */
 size_t
 inbox_add_header(char *data, size_t size, size_t nitems, void *arg)
 {
-	static const char status_line[] = "HTTP/";
 	Inbox	   *inbox = arg;
 	size_t		length = size * nitems;
+	int			status = status_of_line(data, length);
 
-	if (length > 0 && (data[0] == '\r' || data[0] == '\n'))
-		inbox->head_ended = true;
-	else if (length >= strlen(status_line) && strncmp(data, status_line, strlen(status_line)) == 0)
-		inbox->head_ended = false;
+	if (status >= 0)
+		inbox->is_interim = status / 100 == 1 && status != SWITCHING_PROTOCOLS;
+	else if (length > 0 && (data[0] == '\r' || data[0] == '\n'))
+		inbox->head_ended = inbox->head_ended || !inbox->is_interim;
+	else
+		inbox->has_header = true;
+	inbox->line_length = 0;
 	inbox->header_bytes += length;
 	if (inbox->header_bytes <= INBOX_MAX_HEADERS)
 		return length;
 	inbox->too_long = "headers";
 	return 0;
+}
+
+/* The status code of a status line; -1 if the line is not one. */
+static int
+status_of_line(const char *line, size_t length)
+{
+	static const char start[] = "HTTP/";
+	const char *end = line + length;
+	int			status = 0;
+
+	if (length < strlen(start) || strncmp(line, start, strlen(start)) != 0)
+		return -1;
+	while (line < end && *line != ' ')
+		line++;
+	while (line < end && *line == ' ')
+		line++;
+	for (int digits = 0; digits < 3 && line < end && isdigit((unsigned char) *line); digits++)
+		status = 10 * status + (*line++ - '0');
+	return status;
 }
 
 /*
@@ -95,6 +123,28 @@ inbox_add_body(char *data, size_t size, size_t nitems, void *arg)
 	memcpy(inbox->body + inbox->length, data, length);
 	inbox->length += length;
 	inbox->body[inbox->length] = '\0';
+	return length;
+}
+
+/*
+ * What libcurl calls instead of inbox_add_body() when it hands over the header lines like
+ * the body: each of them comes here, if it is long in several pieces, and then at once to
+ * inbox_add_header().  Ends the transfer if the first header line begins with a blank.
+ */
+size_t
+inbox_add_head_or_body(char *data, size_t size, size_t nitems, void *arg)
+{
+	Inbox	   *inbox = arg;
+	size_t		length = size * nitems;
+
+	if (inbox->head_ended)
+		return inbox_add_body(data, size, nitems, arg);
+	if (inbox->line_length == 0 && !inbox->has_header && (data[0] == ' ' || data[0] == '\t'))
+	{
+		inbox->is_folded = true;
+		return 0;
+	}
+	inbox->line_length += length;
 	return length;
 }
 

@@ -21,6 +21,11 @@ typedef struct Inbox
 	size_t		length;
 	size_t		capacity;
 	size_t		header_bytes;
+	bool		is_interim;		/* has the last status line been that of an
+								 * interim answer? */
+	bool		has_header;		/* has a header come, of any answer? */
+	bool		is_folded;		/* has the first one begun with a blank? */
+	size_t		line_length;	/* see inbox_add_head_or_body() */
 	bool		head_ended;		/* has the blank line after the headers come? */
 	const char *too_long;		/* "headers", "body", or NULL */
 	bool		no_memory;		/* was there none for the body? */
@@ -29,6 +34,7 @@ typedef struct Inbox
 extern void inbox_clear(Inbox *inbox);
 extern size_t inbox_add_header(char *data, size_t size, size_t nitems, void *arg);
 extern size_t inbox_add_body(char *data, size_t size, size_t nitems, void *arg);
+extern size_t inbox_add_head_or_body(char *data, size_t size, size_t nitems, void *arg);
 extern void inbox_blot_out(char *bytes, size_t length, const char *secret);
 
 #endif							/* DOUBLETICK_API_INBOX_H */

@@ -23,6 +23,9 @@
 /* What the endless ones write at a time. */
 #define BLOCK			(16 * 1024)
 
+/* Up to how much of a header line libcurl 7.88 hands over at a time. */
+#define PIECE			(16 * 1024)
+
 /* How far a "truncate" answer's Content-Length overstates its body. */
 #define MISSING_BYTES	64
 
@@ -58,6 +61,11 @@ static After close_idle(Exchange *x);
 static After echo_key(Exchange *x);
 static After no_content(Exchange *x);
 static After fold_first(Exchange *x);
+static After fold_tab(Exchange *x);
+static After fold_interim(Exchange *x);
+static After fold_long(Exchange *x);
+static After long_first(Exchange *x);
+static After end_status_line_by(Exchange *x, const char *text);
 static After unasked(Exchange *x);
 static After unasked_refusal(Exchange *x);
 static After until_close(Exchange *x);
@@ -96,6 +104,10 @@ static const Fault faults[] = {
 	{"echo_key", 400, echo_key},
 	{"no_content", 0, no_content},
 	{"fold_first", 0, fold_first},
+	{"fold_tab", 0, fold_tab},
+	{"fold_interim", 0, fold_interim},
+	{"fold_long", 0, fold_long},
+	{"long_first", 0, long_first},
 	{"unasked", 0, unasked},
 	{"unasked_refusal", 0, unasked_refusal},
 	{"until_close", 0, until_close},
@@ -420,17 +432,61 @@ no_content(Exchange *x)
 static After
 fold_first(Exchange *x)
 {
+	return end_status_line_by(x, "\r\n a: b");
+}
+
+static After
+fold_tab(Exchange *x)
+{
+	return end_status_line_by(x, "\r\n\ta: b");
+}
+
+/* The same after an interim answer without headers. */
+static After
+fold_interim(Exchange *x)
+{
+	static const char before[] = "HTTP/1.1 100 Continue\r\n\r\n";
+
+	if (!conn_send(x->conn, before, sizeof(before) - 1))
+		return AFTER_CLOSE;
+	return fold_first(x);
+}
+
+/* The same after a status line so long that libcurl hands it over in pieces. */
+static After
+fold_long(Exchange *x)
+{
+	char		text[PIECE + 200];
+
+	snprintf(text, sizeof(text), "%0*d\r\n a: b", PIECE + 100, 0);
+	return end_status_line_by(x, text);
+}
+
+/* The normal answer, but the second piece of its first header line begins with a blank. */
+static After
+long_first(Exchange *x)
+{
+	char		text[PIECE + 200];
+
+	snprintf(text, sizeof(text), "\r\nX-Long: %0*d and more", PIECE - 8, 0);
+	return end_status_line_by(x, text);
+}
+
+/* The normal answer, with some more at the end of its status line. */
+static After
+end_status_line_by(Exchange *x, const char *text)
+{
 	Buffer	   *out = &x->conn->out;
 	Buffer		whole = {0};
 	const char *eol;
 	size_t		len;
 
 	answer_whole(&x->answer, x->req, !x->req->keep_alive, &whole);
-	eol = memchr(whole.data, '\n', whole.len);
-	len = eol + 1 - whole.data;
+	eol = memchr(whole.data, '\r', whole.len);
+	len = eol - whole.data;
 	out->len = 0;
 	buffer_add(out, whole.data, len);
-	buffer_addf(out, " a: b\r\n");
+	buffer_add(out, text, strlen(text));
 	buffer_add(out, whole.data + len, whole.len - len);
 	buffer_free(&whole);
 	send_out(x);

@@ -24,14 +24,33 @@ $calls->server('brief', timeout => '300ms');
 # is free by then.  Later ones refuse it, or take it without its blanks.
 sub folded_line
 {
-	$sb->rule($odd, { fault => 'fold_first' });
-	my ($alone) = $calls->session('SET doubletick.server = brief', attempt($odd, ['lead']));
-	my (undef, $second) = $calls->session('SET doubletick.server = brief', attempt($phone, ['lead']), attempt($odd, ['lead']));
-	is($second->{value}{error}, $alone->{value}{error}, 'a folded first header line: the same answer after another one');
-	is($calls->sql("SET doubletick.server = brief;
-			SELECT count(dt_try_remove_tags_custom_fields(CASE WHEN i % 2 = 0 THEN '$odd' ELSE '$phone' END, '{lead}'))
-			FROM generate_series(1, 20) AS i"), 20, 'and after many');
-	like($alone->{value}{tags} ? 'answered' : $alone->{value}{message}, qr/^(?:answer is not usable HTTP|answered$)/, 'which is none, or a good one');
+	foreach my $fault (qw(fold_first fold_tab fold_interim fold_long))
+	{
+		$sb->rule($odd, { fault => $fault });
+		my ($alone) = $calls->session('SET doubletick.server = brief', attempt($odd, ['lead']));
+		my (undef, $second) = $calls->session('SET doubletick.server = brief', attempt($phone, ['lead']), attempt($odd, ['lead']));
+		is($second->{value}{error}, $alone->{value}{error}, "$fault: the same answer after another one");
+		is($calls->sql("SET doubletick.server = brief;
+				SELECT count(dt_try_remove_tags_custom_fields(CASE WHEN i % 2 = 0 THEN '$odd' ELSE '$phone' END, '{lead}'))
+				FROM generate_series(1, 20) AS i"), 20, "$fault: and after many");
+		like($alone->{value}{tags} ? 'answered' : $alone->{value}{message}, qr/^(?:answer is not usable HTTP|answered$)/,
+			"$fault: which is none, or a good one");
+	}
+	$sb->clear_rules;
+	return;
+}
+
+# What libcurl hands over in pieces, or more than once, is the answer nonetheless.
+sub whole_answer
+{
+	foreach my $fault (qw(long_first interim chunked gzip))
+	{
+		$sb->reset;
+		$sb->customer($phone, ['lead'], []);
+		$sb->rule($phone, { fault => $fault });
+		my ($answer) = $calls->session(attempt($phone, ['lead']));
+		is_deeply($answer->{value}{tags}{removed}, ['lead'], "$fault: the answer");
+	}
 	$sb->clear_rules;
 	return;
 }
@@ -61,6 +80,7 @@ sub unasked_answer
 }
 
 folded_line();
+whole_answer();
 $calls->server('plain', base_url => $sb->http);
 unasked_answer();
 done_testing;
