@@ -147,7 +147,6 @@ set_fixed_options(CURL *easy)
 	SET_OPTION(easy, CURLOPT_POST, 1L);
 	SET_OPTION(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1);
 	SET_OPTION(easy, CURLOPT_ACCEPT_ENCODING, "");
-	SET_OPTION(easy, CURLOPT_USERAGENT, "doubletick/" DOUBLETICK_VERSION);
 	SET_OPTION(easy, CURLOPT_TCP_KEEPALIVE, 1L);
 
 	/* No signals, and no wait for the resolver when a transfer is aborted. */
