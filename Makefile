@@ -43,6 +43,7 @@ OBJS = \
 	src/call/call.o \
 	src/call/call_scan.o \
 	src/call/executor.o \
+	src/call/expression.o \
 	src/call/function.o \
 	src/call/remove.o \
 	src/call/rewrite.o \
