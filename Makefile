@@ -45,6 +45,7 @@ OBJS = \
 	src/call/executor.o \
 	src/call/expression.o \
 	src/call/function.o \
+	src/call/open_calls.o \
 	src/call/remove.o \
 	src/call/rewrite.o \
 	src/check/agreement.o \
