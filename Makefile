@@ -67,6 +67,7 @@ OBJS = \
 	src/drain/split_answer.o \
 	src/queue/cancel.o \
 	src/queue/citus.o \
+	src/queue/customer_number.o \
 	src/queue/enqueue.o \
 	src/queue/enqueue_functions.o \
 	src/queue/history.o \
@@ -79,6 +80,7 @@ OBJS = \
 	src/queue/shape.o \
 	src/queue/store.o \
 	src/queue/update.o \
+	src/queue/waiting.o \
 	src/queue/wakeup.o \
 	src/settings.o \
 	src/testing.o \
