@@ -52,6 +52,7 @@ OBJS = \
 	src/check/check.o \
 	src/check/connection.o \
 	src/doubletick.o \
+	src/drain/after_error.o \
 	src/drain/customer.o \
 	src/drain/discover.o \
 	src/drain/drain.o \
@@ -65,6 +66,8 @@ OBJS = \
 	src/drain/send.o \
 	src/drain/settle.o \
 	src/drain/split_answer.o \
+	src/drain/tally.o \
+	src/drain/turn.o \
 	src/queue/cancel.o \
 	src/queue/citus.o \
 	src/queue/customer_number.o \
