@@ -51,6 +51,9 @@ OBJS = \
 	src/check/agreement.o \
 	src/check/check.o \
 	src/check/connection.o \
+	src/check/queue.o \
+	src/check/servers.o \
+	src/check/triggers.o \
 	src/doubletick.o \
 	src/drain/after_error.o \
 	src/drain/customer.o \
