@@ -43,13 +43,19 @@ OBJS = \
 	src/call/call.o \
 	src/call/call_scan.o \
 	src/call/executor.o \
+	src/call/expression.o \
 	src/call/function.o \
+	src/call/open_calls.o \
 	src/call/remove.o \
 	src/call/rewrite.o \
 	src/check/agreement.o \
 	src/check/check.o \
 	src/check/connection.o \
+	src/check/queue.o \
+	src/check/servers.o \
+	src/check/triggers.o \
 	src/doubletick.o \
+	src/drain/after_error.o \
 	src/drain/customer.o \
 	src/drain/discover.o \
 	src/drain/drain.o \
@@ -63,8 +69,11 @@ OBJS = \
 	src/drain/send.o \
 	src/drain/settle.o \
 	src/drain/split_answer.o \
+	src/drain/tally.o \
+	src/drain/turn.o \
 	src/queue/cancel.o \
 	src/queue/citus.o \
+	src/queue/customer_number.o \
 	src/queue/enqueue.o \
 	src/queue/enqueue_functions.o \
 	src/queue/history.o \
@@ -77,6 +86,7 @@ OBJS = \
 	src/queue/shape.o \
 	src/queue/store.o \
 	src/queue/update.o \
+	src/queue/waiting.o \
 	src/queue/wakeup.o \
 	src/settings.o \
 	src/testing.o \

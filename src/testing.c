@@ -19,7 +19,7 @@
 #include "drain/outcome.h"
 #include "executor/executor.h"
 #include "fmgr.h"
-#include "queue/store.h"
+#include "queue/customer_number.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"

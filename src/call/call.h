@@ -5,7 +5,6 @@
  *		steps: many of them may be open at once.
  *
  *		call_make()		checks the arguments; sends nothing
- *		calls_turn()	drives all open calls of the process
  *		call_is_over()	has it a result?
  *		call_result()	the function's result, or its error
  *
@@ -23,8 +22,6 @@ extern Call *call_make(MemoryContext context, FunctionCallInfo fcinfo, bool rais
 extern bool call_is_over(const Call *call);
 extern bool call_is_leaving(const Call *call);
 extern int	call_requests(const Call *call);
-extern void calls_turn(void);
-extern int	calls_in_flight(void);
 extern bool call_will_raise(const Call *call);
 extern Jsonb *call_result(const Call *call);
 

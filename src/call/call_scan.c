@@ -23,6 +23,7 @@
 #include "call/call.h"
 #include "call/call_scan.h"
 #include "call/function.h"
+#include "call/open_calls.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "executor/executor.h"

@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "call/call.h"
+#include "call/open_calls.h"
 #include "call/remove.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"

@@ -15,26 +15,22 @@
  * that was given, which is not changed.
  *
  * What is rewritten is a list of what is known to be safe: kinds of nodes on the way from
- * the top, and kinds of expressions beside a call.  All else, and so whatever a later
- * PostgreSQL adds, is left as it is, and its calls are made one after the other.
- *
- * Nothing volatile that a target list computes is computed ahead of its time, but the
- * calls: all other volatile expressions are computed above, when their row is handed up.
+ * the top, and kinds of expressions beside a call (expression.c).  All else, and so
+ * whatever a later PostgreSQL adds, is left as it is, and its calls are made one after
+ * the other.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "call/call_scan.h"
+#include "call/expression.h"
 #include "call/function.h"
 #include "call/rewrite.h"
 #include "common/int.h"
 #include "compat.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
-#include "optimizer/clauses.h"
-#include "optimizer/optimizer.h"
-#include "utils/fmgroids.h"
 
 /* Kinds of nodes whose target lists may be split; their order does not matter. */
 typedef struct Maker
@@ -67,15 +63,6 @@ static const Maker makers[] = {
 	{T_WindowAgg, sizeof(WindowAgg)},
 };
 
-/* Where an entry of a target list is computed. */
-typedef enum Place
-{
-	PLACE_BELOW,				/* as before, and passed on */
-	PLACE_AHEAD,				/* its calls ahead, the rest above */
-	PLACE_ABOVE,				/* when the row is handed up, calls included */
-	PLACE_UNKNOWN				/* the node must be left alone */
-} Place;
-
 /* A target list that is split. */
 typedef struct Split
 {
@@ -101,14 +88,6 @@ static bool split_returning(ModifyTable *modify, Split *split, List **lists);
 static Plan *add_call_scan(Plan *below, const Split *split, const Demand *demand);
 static List *scan_columns(const Split *split);
 static bool split_target_list(List *targetlist, Split *split);
-static Place place_of(Node *expr);
-static bool has_call(Node *node, void *context);
-static bool has_set_config(Node *node, void *context);
-static int	count_calls(Node *node);
-static bool count_calls_walker(Node *node, void *context);
-static bool is_sure(Node *node);
-static bool are_sure(List *nodes);
-static bool is_immovable(Node *node, void *context);
 static Node *move_above(Node *node, void *context);
 static Expr *make_ahead(FuncExpr *call, Split *split);
 static Var *column_below(Split *split, Expr *expr, int varno);
@@ -139,7 +118,7 @@ rewrite_statement(PlannedStmt *statement)
 static Plan *
 rewrite_plan(Plan *plan, Demand demand, bool is_limited)
 {
-	if (find_maker(plan) && has_call((Node *) plan->targetlist, NULL))
+	if (find_maker(plan) && expression_has_call((Node *) plan->targetlist))
 		return split_maker(plan, demand);
 
 	switch (nodeTag(plan))
@@ -331,7 +310,7 @@ split_returning(ModifyTable *modify, Split *split, List **lists)
 	{
 		Split		other;
 
-		if (!has_call(lfirst(cell), NULL) || !split_target_list(lfirst(cell), &other))
+		if (!expression_has_call(lfirst(cell)) || !split_target_list(lfirst(cell), &other))
 			return false;
 		if (*lists == NIL)
 			*split = other;
@@ -397,17 +376,17 @@ split_target_list(List *targetlist, Split *split)
 	ListCell   *cell;
 
 	memset(split, 0, sizeof(Split));
-	if (has_set_config((Node *) targetlist, NULL))
+	if (expression_changes_settings((Node *) targetlist))
 		return false;
 	foreach(cell, targetlist)
 	{
 		Node	   *expr = (Node *) ((TargetEntry *) lfirst(cell))->expr;
-		Place		place = place_of(expr);
+		ExpressionPlace place = expression_place(expr);
 
 		if (place == PLACE_UNKNOWN)
 			return false;
 		if (place == PLACE_AHEAD)
-			split->ncalls += count_calls(expr);
+			split->ncalls += expression_count_calls(expr);
 	}
 	if (split->ncalls == 0)
 		return false;
@@ -415,7 +394,7 @@ split_target_list(List *targetlist, Split *split)
 	foreach(cell, targetlist)
 	{
 		TargetEntry *entry = copy_node(lfirst(cell), sizeof(TargetEntry));
-		Place		place = place_of((Node *) entry->expr);
+		ExpressionPlace place = expression_place((Node *) entry->expr);
 
 		split->is_ahead = place == PLACE_AHEAD;
 		if (place == PLACE_BELOW)
@@ -425,161 +404,6 @@ split_target_list(List *targetlist, Split *split)
 		split->output = lappend(split->output, entry);
 	}
 	return true;
-}
-
-/* SubPlans belong to their node, and may hide what is volatile. */
-static Place
-place_of(Node *expr)
-{
-	if (contain_subplans(expr) || expression_returns_set(expr))
-		return PLACE_UNKNOWN;
-	if (!contain_volatile_functions(expr))
-		return PLACE_BELOW;
-	if (has_call(expr, NULL) && is_sure(expr))
-		return PLACE_AHEAD;
-	return is_immovable(expr, NULL) ? PLACE_UNKNOWN : PLACE_ABOVE;
-}
-
-static bool
-has_call(Node *node, void *context)
-{
-	if (node == NULL)
-		return false;
-	return function_is_call(node) || expression_tree_walker(node, has_call, context);
-}
-
-/*
- * Does an expression change settings?  Then the call of the next row may read what this
- * row has set, such as "doubletick.server", so it cannot be made ahead.
- */
-static bool
-has_set_config(Node *node, void *context)
-{
-	if (node == NULL)
-		return false;
-	return (IsA(node, FuncExpr) && ((FuncExpr *) node)->funcid == F_SET_CONFIG) ||
-		expression_tree_walker(node, has_set_config, context);
-}
-
-/* The calls in an expression, of which none is in the arguments of another one. */
-static int
-count_calls(Node *node)
-{
-	int			ncalls = 0;
-
-	(void) count_calls_walker(node, &ncalls);
-	return ncalls;
-}
-
-static bool
-count_calls_walker(Node *node, void *context)
-{
-	if (node == NULL)
-		return false;
-	if (function_is_call(node))
-	{
-		(*(int *) context)++;
-		return false;
-	}
-	return expression_tree_walker(node, count_calls_walker, context);
-}
-
-/*
- * Is each call in an expression made whatever its other parts say, with arguments that
- * may be computed early?  And may the rest be computed above?  So a call must stand
- * under nothing that decides whether it is made, as CASE and AND do.
- */
-static bool
-is_sure(Node *node)
-{
-	if (function_is_call(node))
-		return !contain_volatile_functions((Node *) ((FuncExpr *) node)->args);
-
-	switch (nodeTag(node))
-	{
-		case T_FuncExpr:
-			return are_sure(((FuncExpr *) node)->args);
-		case T_OpExpr:
-		case T_DistinctExpr:
-		case T_NullIfExpr:
-			return are_sure(((OpExpr *) node)->args);
-		case T_BoolExpr:
-			if (((BoolExpr *) node)->boolop == NOT_EXPR)
-				return are_sure(((BoolExpr *) node)->args);
-			break;
-		case T_RowExpr:
-			return are_sure(((RowExpr *) node)->args);
-		case T_ArrayExpr:
-			return are_sure(((ArrayExpr *) node)->elements);
-		case T_RelabelType:
-			return is_sure((Node *) ((RelabelType *) node)->arg);
-		case T_CoerceViaIO:
-			return is_sure((Node *) ((CoerceViaIO *) node)->arg);
-		case T_CoerceToDomain:
-			return is_sure((Node *) ((CoerceToDomain *) node)->arg);
-		case T_FieldSelect:
-			return is_sure((Node *) ((FieldSelect *) node)->arg);
-		case T_NullTest:
-			return is_sure((Node *) ((NullTest *) node)->arg);
-		default:
-			break;
-	}
-	return !has_call(node, NULL) && !is_immovable(node, NULL);
-}
-
-static bool
-are_sure(List *nodes)
-{
-	ListCell   *cell;
-
-	foreach(cell, nodes)
-	{
-		if (!is_sure(lfirst(cell)))
-			return false;
-	}
-	return true;
-}
-
-/*
- * Has an expression a part that cannot be computed above its node?  Only what is listed
- * here can.
- */
-static bool
-is_immovable(Node *node, void *context)
-{
-	if (node == NULL)
-		return false;
-	switch (nodeTag(node))
-	{
-		case T_Var:
-		case T_Const:
-		case T_FuncExpr:
-		case T_OpExpr:
-		case T_DistinctExpr:
-		case T_NullIfExpr:
-		case T_ScalarArrayOpExpr:
-		case T_BoolExpr:
-		case T_FieldSelect:
-		case T_RelabelType:
-		case T_CoerceViaIO:
-		case T_CoerceToDomain:
-		case T_CaseExpr:
-		case T_CaseTestExpr:
-		case T_CoalesceExpr:
-		case T_MinMaxExpr:
-		case T_SQLValueFunction:
-		case T_NextValueExpr:
-		case T_RowExpr:
-		case T_ArrayExpr:
-		case T_NullTest:
-		case T_BooleanTest:
-		case T_List:
-			return expression_tree_walker(node, is_immovable, context);
-		case T_Param:
-			return ((Param *) node)->paramkind != PARAM_EXTERN;
-		default:
-			return true;
-	}
 }
 
 /* An expression that is computed above: its Vars are columns of the node below. */

@@ -17,6 +17,7 @@
 #include "drain/customer.h"
 #include "drain/outcome.h"
 #include "miscadmin.h"
+#include "queue/customer_number.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"

@@ -10,7 +10,7 @@
 
 #include "account/option.h"
 #include "nodes/pg_list.h"
-#include "queue/store.h"
+#include "queue/waiting.h"
 
 /* A waiting row, without the names that a keep has taken back. */
 typedef struct DueRow

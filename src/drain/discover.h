@@ -9,7 +9,7 @@
 #define DOUBLETICK_DRAIN_DISCOVER_H
 
 #include "nodes/pg_list.h"
-#include "queue/store.h"
+#include "queue/waiting.h"
 
 /*
  * Half-open range of 64-bit transaction ids, and a lower bound for the ids of

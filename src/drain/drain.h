@@ -12,7 +12,7 @@
 #ifndef DOUBLETICK_DRAIN_DRAIN_H
 #define DOUBLETICK_DRAIN_DRAIN_H
 
-#include "drain/turn.h"
+#include "drain/tally.h"
 
 typedef struct Drain Drain;
 

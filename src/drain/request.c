@@ -19,6 +19,7 @@
 #include "base/names.h"
 #include "drain/hold.h"
 #include "drain/request.h"
+#include "queue/customer_number.h"
 #include "utils/memutils.h"
 
 /* Memory that the context of a request keeps, in bytes. */

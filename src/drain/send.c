@@ -18,6 +18,7 @@
 #include "drain/hold.h"
 #include "drain/turn.h"
 #include "miscadmin.h"
+#include "queue/customer_number.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"

@@ -22,9 +22,7 @@
 #include "drain/outcome.h"
 #include "drain/split_answer.h"
 #include "drain/turn.h"
-#include "foreign/foreign.h"
 #include "queue/history.h"
-#include "utils/builtins.h"
 #include "utils/timestamp.h"
 
 /* Time until a keep that only uncommitted removals need is looked at again, in µs. */
@@ -38,7 +36,6 @@ static void note_what_was_sent(QueueRow *row, const DueRow *due);
 static void settle_done(Turn *turn, const Request *request, const DueRow *due,
 						const QueueRow *row, Jsonb *answer);
 static bool settle_failed(Turn *turn, const QueueRow *row, const char *error);
-static Tally *tally_of_lane(Turn *turn);
 static void affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay);
 
 /*
@@ -205,46 +202,6 @@ settle_done(Turn *turn, const Request *request, const DueRow *due, const QueueRo
 	history_insert(&turn->settled, row, STATE_DONE, own, error);
 	tally->done++;
 	tally->errored += error != NULL;
-}
-
-/* Where the turn counts what it settles of the lane that it works on. */
-static Tally *
-tally_of_lane(Turn *turn)
-{
-	const Lane *lane = turn->lane;
-	LaneTally  *tally = tally_find(turn->tallies, &lane->key);
-
-	if (tally == NULL)
-	{
-		MemoryContext caller = MemoryContextSwitchTo(turn->context);
-
-		tally = palloc0(sizeof(LaneTally));
-		tally->key = lane->key;
-		namestrcpy(&tally->role, lane_role_name(lane));
-		tally->serverid = get_foreign_server_oid(lane_server(lane), true);
-		turn->tallies = lappend(turn->tallies, tally);
-		MemoryContextSwitchTo(caller);
-	}
-	return &tally->tally;
-}
-
-/*
- * The tally of a lane in a list, or NULL.  The drainer looks for it, too.
- */
-LaneTally *
-tally_find(List *tallies, const LaneKey *key)
-{
-	ListCell   *cell;
-
-	foreach(cell, tallies)
-	{
-		LaneTally  *tally = lfirst(cell);
-
-		if (tally->key.role == key->role &&
-			strcmp(NameStr(tally->key.server), NameStr(key->server)) == 0)
-			return tally;
-	}
-	return NULL;
 }
 
 /* Applies what one answer means for the whole lane, and for the whole server. */

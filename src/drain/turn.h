@@ -10,18 +10,7 @@
 
 #include "drain/request.h"
 #include "drain/schedule.h"
-
-/* What has become of removals since the drainer began. */
-typedef struct Tally
-{
-	int64		sent;			/* requests, not removals */
-	int64		done;
-	int64		errored;		/* of the done: not all names were removed */
-	int64		failed;
-	int64		cancelled;		/* keeps took back every name */
-	int64		expired;		/* of the failed: for their age */
-	int64		roleless;		/* of the failed: their role was dropped */
-} Tally;
+#include "drain/tally.h"
 
 /*
  * Limits of one transaction: rows that it looks at, partitions that it locks, and
@@ -30,15 +19,6 @@ typedef struct Tally
 #define TURN_MAX_ROWS 1000
 #define TURN_MAX_LOCKS 256
 #define TURN_MAX_TIME (200 * INT64CONST(1000))
-
-/* What was settled of one lane. */
-typedef struct LaneTally
-{
-	LaneKey		key;
-	NameData	role;			/* its name, see lane_role_name() */
-	Oid			serverid;		/* InvalidOid: it was dropped */
-	Tally		tally;
-} LaneTally;
 
 typedef struct Turn
 {
@@ -89,7 +69,6 @@ extern void settle_committed(Requests *requests, Request *request);
 extern void settle_unsent(Turn *turn, const Due *due);
 extern void settle_expired(Turn *turn, const QueueRow *row);
 extern void settle_roleless(Turn *turn, const QueueRow *row);
-extern LaneTally *tally_find(List *tallies, const LaneKey *key);
 extern void settle_keeps(Turn *turn, Lane *lane, const QueueRow *customer);
 
 #endif							/* DOUBLETICK_DRAIN_TURN_H */

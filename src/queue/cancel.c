@@ -14,6 +14,7 @@
 #include "access/xact.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "queue/customer_number.h"
 #include "queue/enqueue.h"
 #include "queue/history.h"
 #include "queue/locks.h"

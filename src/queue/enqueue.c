@@ -23,6 +23,7 @@
 #include "executor/tuptable.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "queue/customer_number.h"
 #include "queue/enqueue.h"
 #include "queue/history.h"
 #include "queue/ids.h"

@@ -9,7 +9,7 @@
 #define DOUBLETICK_QUEUE_ENQUEUE_H
 
 #include "api/payload.h"
-#include "queue/store.h"
+#include "queue/waiting.h"
 
 /* Whose request it is, to which server it goes, and who caused it. */
 typedef struct Requester

@@ -41,6 +41,8 @@ typedef enum SettledColumn
 	SETTLED_NCOLUMNS = SETTLED_ORIGIN
 } SettledColumn;
 
+StaticAssertDecl(SETTLED_NCOLUMNS <= STORE_MOST_COLUMNS, "dt_settled has too many columns");
+
 /*
  * Inserts a row as settled now.  "answer" and "error" may be NULL.
  */

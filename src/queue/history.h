@@ -9,7 +9,7 @@
 #define DOUBLETICK_QUEUE_HISTORY_H
 
 #include "compat.h"
-#include "queue/store.h"
+#include "queue/waiting.h"
 
 /* States of a settled row. */
 #define STATE_DONE "done"

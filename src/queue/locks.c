@@ -28,6 +28,7 @@
 #include "common/hashfn.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "queue/customer_number.h"
 #include "queue/locks.h"
 #include "storage/lock.h"
 #include "utils/snapmgr.h"

@@ -8,7 +8,7 @@
 #ifndef DOUBLETICK_QUEUE_LOCKS_H
 #define DOUBLETICK_QUEUE_LOCKS_H
 
-#include "queue/store.h"
+#include "queue/waiting.h"
 
 /* What stands for a customer in the lock table. */
 typedef struct CustomerTag

@@ -31,6 +31,7 @@
 #include "common/hashfn.h"
 #include "compat.h"
 #include "miscadmin.h"
+#include "queue/customer_number.h"
 #include "queue/phones.h"
 #include "storage/bufmgr.h"
 #include "utils/memutils.h"

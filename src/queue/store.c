@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * queue/store.c
- *		Opens the queue's tables; reads and writes rows of dt_waiting.
+ *		Opens the queue's tables; reads and writes their tuples.
  *
  * Tuples are read and written directly, as PostgreSQL does with its catalogs.
  * So no search_path, role, rule, trigger or setting of a session can change what
@@ -19,26 +19,17 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "base/phone.h"
-#include "catalog/index.h"
-#include "common/hashfn.h"
 #include "compat.h"
 #include "executor/tuptable.h"
-#include "miscadmin.h"
+#include "nodes/execnodes.h"
 #include "queue/shape.h"
 #include "queue/store.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
-
-/* A phone is a number below 2^50, and leaves so many of 64 bits. */
-#define CUSTOMER_HASH_BITS 14
-#define CUSTOMER_HASH_MASK ((UINT64CONST(1) << CUSTOMER_HASH_BITS) - 1)
 
 /*
  * A table's indexes as CatalogOpenIndexes() returns them.  Calling it for each row
@@ -71,9 +62,6 @@ static void open_indexes(Store *store, QueueRelation table, bool are_locked);
 static void check_and_cache_indexes(IndexCache *cache, Relation rel, QueueRelation table);
 static void lock_indexes(const IndexCache *cache);
 static void insert_index_entries(Store *store, const StoredColumns *columns, ItemPointer tid);
-static void fill_waiting_columns(const QueueRow *row, StoredColumns *columns);
-static bool find_row(Store *waiting, int64 id, QueueRow *row);
-static HeapTuple read_moved(Store *waiting, HeapTuple old, Snapshot dirty);
 
 /*
  * Opens a table of ours; nothing else does.  Its locks last until the transaction
@@ -329,324 +317,4 @@ store_set_text(Datum *values, bool *nulls, int column, const char *string)
 	nulls[column - 1] = string == NULL;
 	if (string != NULL)
 		values[column - 1] = CStringGetTextDatum(string);
-}
-
-/*
- * Makes the tuple of a row, and the columns that it is made of.
- */
-HeapTuple
-store_form_waiting(Store *waiting, const QueueRow *row, StoredColumns *columns)
-{
-	fill_waiting_columns(row, columns);
-	return store_form_tuple(waiting, columns, WAITING_NCOLUMNS);
-}
-
-static void
-fill_waiting_columns(const QueueRow *row, StoredColumns *columns)
-{
-	Datum	   *values = columns->values;
-	bool	   *nulls = columns->nulls;
-
-	memset(nulls, false, WAITING_NCOLUMNS);
-	values[WAITING_ID - 1] = Int64GetDatum(row->id);
-	values[WAITING_ORD - 1] = Int64GetDatum(row->ord);
-	values[WAITING_XACT - 1] = Int64GetDatum(row->xact);
-	values[WAITING_CUSTOMER - 1] = Int64GetDatum(row->customer);
-	values[WAITING_ENQUEUED_AT - 1] = TimestampTzGetDatum(row->enqueued_at);
-	values[WAITING_DUE_AT - 1] = TimestampTzGetDatum(row->due_at);
-	values[WAITING_ROLE - 1] = ObjectIdGetDatum(row->role);
-	values[WAITING_ENQUEUED_BY - 1] = ObjectIdGetDatum(row->enqueued_by);
-	values[WAITING_ATTEMPTS - 1] = Int32GetDatum(row->attempts);
-	values[WAITING_HTTP_STATUS - 1] = Int32GetDatum(row->http_status);
-	nulls[WAITING_HTTP_STATUS - 1] = row->http_status == 0;
-	values[WAITING_KEEP - 1] = BoolGetDatum(row->keep);
-	values[WAITING_REPLICATED - 1] = BoolGetDatum(row->replicated);
-	values[WAITING_TOGETHER - 1] = Int32GetDatum(row->together);
-	values[WAITING_ORIGIN - 1] = Int64GetDatum(row->origin);
-	nulls[WAITING_ORIGIN - 1] = row->origin == 0;
-	store_set_text(values, nulls, WAITING_SERVER, row->server);
-	store_set_text(values, nulls, WAITING_PHONE, row->phone);
-	store_set_text(values, nulls, WAITING_WABA, row->waba);
-	values[WAITING_TAGS - 1] = PointerGetDatum(row->tags);
-	values[WAITING_FIELDS - 1] = PointerGetDatum(row->fields);
-	store_set_text(values, nulls, WAITING_LAST_ERROR, row->last_error);
-}
-
-/*
- * Inserts a row.
- */
-void
-store_insert_waiting(Store *waiting, const QueueRow *row)
-{
-	StoredColumns columns;
-
-	fill_waiting_columns(row, &columns);
-	store_insert(waiting, &columns, WAITING_NCOLUMNS);
-}
-
-/*
- * Called when a row goes on waiting after its request.  store_is_in_place() was true
- * in this transaction, or the row was read in it.
- */
-void
-store_update_waiting(Store *waiting, const QueueRow *row)
-{
-	StoredColumns columns;
-	HeapTuple	tuple = store_form_waiting(waiting, row, &columns);
-	ItemPointerData place = row->tid;
-
-	CatalogTupleUpdateWithInfo(waiting->rel, &place, tuple, waiting->indexes);
-	heap_freetuple(tuple);
-}
-
-/*
- * Reads only those columns that the drainer needs to put the row into a lane.
- */
-void
-store_read_place(Store *waiting, HeapTuple tuple, QueueRow *row)
-{
-	Datum		values[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
-	bool		nulls[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
-
-	heap_deform_tuple(tuple, RelationGetDescr(waiting->rel), values, nulls);
-	row->id = DatumGetInt64(values[WAITING_ID - 1]);
-	row->ord = DatumGetInt64(values[WAITING_ORD - 1]);
-	row->xact = DatumGetInt64(values[WAITING_XACT - 1]);
-	row->role = DatumGetObjectId(values[WAITING_ROLE - 1]);
-	row->customer = DatumGetInt64(values[WAITING_CUSTOMER - 1]);
-	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
-	row->replicated = DatumGetBool(values[WAITING_REPLICATED - 1]);
-	row->server = store_read_text(values[WAITING_SERVER - 1], false);
-}
-
-/*
- * Reads a tuple into a row, whose parts are allocated in the current memory
- * context.
- */
-void
-store_read_waiting(Store *waiting, HeapTuple tuple, QueueRow *row)
-{
-	Datum		values[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
-	bool		nulls[WAITING_NCOLUMNS + STORE_DROPPED_COLUMNS];
-
-	heap_deform_tuple(tuple, RelationGetDescr(waiting->rel), values, nulls);
-	memset(row, 0, sizeof(QueueRow));
-	row->id = DatumGetInt64(values[WAITING_ID - 1]);
-	row->ord = DatumGetInt64(values[WAITING_ORD - 1]);
-	row->xact = DatumGetInt64(values[WAITING_XACT - 1]);
-	row->customer = DatumGetInt64(values[WAITING_CUSTOMER - 1]);
-	row->enqueued_at = DatumGetTimestampTz(values[WAITING_ENQUEUED_AT - 1]);
-	row->due_at = DatumGetTimestampTz(values[WAITING_DUE_AT - 1]);
-	row->role = DatumGetObjectId(values[WAITING_ROLE - 1]);
-	row->enqueued_by = DatumGetObjectId(values[WAITING_ENQUEUED_BY - 1]);
-	row->attempts = DatumGetInt32(values[WAITING_ATTEMPTS - 1]);
-	row->http_status = nulls[WAITING_HTTP_STATUS - 1] ? 0 :
-		DatumGetInt32(values[WAITING_HTTP_STATUS - 1]);
-	row->keep = DatumGetBool(values[WAITING_KEEP - 1]);
-	row->replicated = DatumGetBool(values[WAITING_REPLICATED - 1]);
-	row->together = DatumGetInt32(values[WAITING_TOGETHER - 1]);
-	row->origin = nulls[WAITING_ORIGIN - 1] ? 0 : DatumGetInt64(values[WAITING_ORIGIN - 1]);
-	row->server = store_read_text(values[WAITING_SERVER - 1], false);
-	row->phone = store_read_text(values[WAITING_PHONE - 1], false);
-	row->waba = store_read_text(values[WAITING_WABA - 1], nulls[WAITING_WABA - 1]);
-	row->tags = DatumGetArrayTypePCopy(values[WAITING_TAGS - 1]);
-	row->fields = DatumGetArrayTypePCopy(values[WAITING_FIELDS - 1]);
-	row->last_error = store_read_text(values[WAITING_LAST_ERROR - 1], nulls[WAITING_LAST_ERROR - 1]);
-	row->tid = tuple->t_self;
-	row->filenode = waiting->rel->rd_rel->relfilenode;
-}
-
-/*
- * Reads the waiting row with this id.  False when there is none, committed or of
- * this transaction, or when it arrived by logical replication.
- */
-bool
-store_find_waiting(Store *waiting, int64 id, QueueRow *row)
-{
-	return find_row(waiting, id, row) && !row->replicated;
-}
-
-/*
- * The same for dt_cancel(), if the row arrived by logical replication.
- */
-bool
-store_find_replicated(Store *waiting, int64 id, QueueRow *row)
-{
-	return find_row(waiting, id, row) && row->replicated;
-}
-
-static bool
-find_row(Store *waiting, int64 id, QueueRow *row)
-{
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	ScanKeyInit(&key, WAITING_ID, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
-	scan = store_scan(waiting, RELATION_WAITING_PKEY, SnapshotSelf, 1, &key);
-	tuple = store_next(scan);
-	if (HeapTupleIsValid(tuple))
-		store_read_waiting(waiting, tuple, row);
-	store_end_scan(scan);
-	return HeapTupleIsValid(tuple);
-}
-
-/*
- * Called before a row is settled: is it still where an earlier transaction has read
- * it?  When its customer is locked, only VACUUM FULL and the like, and a superuser's
- * own SQL, can have moved or deleted it.
- */
-bool
-store_is_in_place(Store *waiting, const QueueRow *row)
-{
-	TupleTableSlot *slot;
-	ItemPointerData place = row->tid;
-	bool		isnull;
-	bool		is_in_place;
-
-	if (row->filenode != waiting->rel->rd_rel->relfilenode)
-		return false;
-	slot = table_slot_create(waiting->rel, NULL);
-	is_in_place = table_tuple_fetch_row_version(waiting->rel, &place, SnapshotSelf, slot) &&
-		DatumGetInt64(slot_getattr(slot, WAITING_ID, &isnull)) == row->id;
-	ExecDropSingleTupleTableSlot(slot);
-	return is_in_place;
-}
-
-/*
- * Counts the removals that wait.
- */
-int64
-store_count_waiting(Store *waiting)
-{
-	SysScanDesc scan = systable_beginscan(waiting->rel, InvalidOid, false, SnapshotSelf, 0, NULL);
-	int64		nrows = 0;
-	HeapTuple	tuple;
-
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		bool		isnull;
-
-		CHECK_FOR_INTERRUPTS();
-		if (!DatumGetBool(heap_getattr(tuple, WAITING_KEEP, RelationGetDescr(waiting->rel), &isnull)))
-			nrows++;
-	}
-	systable_endscan(scan);
-	return nrows;
-}
-
-/*
- * A number that stands for a customer: server, role, phone and waba without a
- * leading "+".  Two customers of one phone may, rarely, have the same.
- *
- * The phone's digits are its upper bits: rows that are enqueued in the order of
- * their phones are then inserted into the index in nearly its own order.
- */
-int64
-store_customer(const char *server, Oid role, const char *phone, const char *waba)
-{
-	uint64		hash = hash_bytes_extended((const unsigned char *) server, strlen(server), role);
-
-	hash = phone_hash(waba, phone_hash(phone, hash));
-	return (int64) (phone_value(phone) << CUSTOMER_HASH_BITS | (hash & CUSTOMER_HASH_MASK));
-}
-
-/*
- * The phone_value() of a customer with this number.
- */
-uint64
-store_phone_value(int64 customer)
-{
-	return (uint64) customer >> CUSTOMER_HASH_BITS;
-}
-
-/*
- * Scans the rows of all customers with this phone: store_next_of_phone() returns them.
- * Makes the snapshot, which must last as long as the scan.
- */
-SysScanDesc
-store_scan_phone(Store *waiting, const char *phone, Snapshot snapshot)
-{
-	uint64		first = phone_value(phone) << CUSTOMER_HASH_BITS;
-	ScanKeyData keys[2];
-
-	InitNonVacuumableSnapshot(*snapshot, GlobalVisTestFor(waiting->rel));
-	ScanKeyInit(&keys[0], WAITING_CUSTOMER, BTGreaterEqualStrategyNumber, F_INT8GE,
-				Int64GetDatum((int64) first));
-	ScanKeyInit(&keys[1], WAITING_CUSTOMER, BTLessEqualStrategyNumber, F_INT8LE,
-				Int64GetDatum((int64) (first | CUSTOMER_HASH_MASK)));
-	return store_scan(waiting, RELATION_WAITING_CUSTOMER, snapshot, 2, keys);
-}
-
-/*
- * The next row that waits, or may come to wait: it is committed, or of this transaction,
- * or "is_in_progress" in another one.  A row may be returned twice.
- *
- * A scan with a dirty snapshot could miss a row that the drainer moves meanwhile: the
- * old version is gone when it is looked at, and the new one is in the index behind the
- * scan.  So the scan returns old versions, too, and from these we go on to the new one.
- */
-HeapTuple
-store_next_of_phone(Store *waiting, SysScanDesc scan, bool *is_in_progress)
-{
-	HeapTuple	tuple;
-	SnapshotData dirty;
-
-	InitDirtySnapshot(dirty);
-	while (HeapTupleIsValid(tuple = store_next(scan)))
-	{
-		if (!table_tuple_satisfies_snapshot(waiting->rel, scan->slot, &dirty))
-			tuple = read_moved(waiting, tuple, &dirty);
-		if (HeapTupleIsValid(tuple))
-			break;
-	}
-	*is_in_progress = HeapTupleIsValid(tuple) && TransactionIdIsValid(dirty.xmin);
-	return tuple;
-}
-
-/*
- * The new version of a row, in the current memory context; NULL if it was deleted.  After
- * a HOT update the scan itself comes to the new version.
- */
-static HeapTuple
-read_moved(Store *waiting, HeapTuple old, Snapshot dirty)
-{
-	ItemPointerData place = old->t_self;
-	TableScanDesc scan;
-	TupleTableSlot *slot;
-	HeapTuple	moved = NULL;
-
-	if (ItemPointerEquals(&place, &old->t_data->t_ctid) || HeapTupleIsHotUpdated(old))
-		return NULL;
-	scan = table_beginscan_tid(waiting->rel, dirty);
-	table_tuple_get_latest_tid(scan, &place);
-	table_endscan(scan);
-	slot = table_slot_create(waiting->rel, NULL);
-	if (table_tuple_fetch_row_version(waiting->rel, &place, dirty, slot))
-		moved = ExecCopySlotHeapTuple(slot);
-	ExecDropSingleTupleTableSlot(slot);
-	return moved;
-}
-
-/*
- * Do two rows belong to the same customer?
- */
-bool
-store_is_same_customer(const QueueRow *row, const QueueRow *other)
-{
-	return row->role == other->role && strcmp(row->server, other->server) == 0 &&
-		phone_equal(row->phone, other->phone) && phone_equal(row->waba, other->waba);
-}
-
-/*
- * Does a keep take its names out of a removal of the same customer?  Out of those that
- * were enqueued before it; and if it has an origin, only out of those of this origin.
- * A keep that arrived by logical replication counts only for removals that did, too.
- */
-bool
-store_takes_back(const QueueRow *keep, const QueueRow *removal)
-{
-	return keep->id >= removal->ord &&
-		(keep->origin == 0 || keep->origin == removal->origin) &&
-		(removal->replicated || !keep->replicated);
 }

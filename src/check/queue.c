@@ -1,0 +1,150 @@
+/*-------------------------------------------------------------------------
+ *
+ * check/queue.c
+ *		Can what waits be settled, is it held, and who sends it?
+ *
+ * The queue is read by SQL only when its tables are what the library needs.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "base/shared.h"
+#include "check/check.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "queue/store.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/varlena.h"
+
+static void open_table(void *subject);
+static int64 count_waiting(Check *check);
+static char *preload_command(void);
+
+/*
+ * Tables of ours that this library cannot write.
+ */
+void
+check_tables(Check *check)
+{
+	static const QueueRelation tables[] = {RELATION_WAITING, RELATION_SETTLED, RELATION_HOLD};
+
+	check->tables_are_good = true;
+	for (int i = 0; i < (int) lengthof(tables); i++)
+	{
+		QueueRelation table = tables[i];
+		Fault	   *fault = catch_fault(open_table, &table);
+
+		if (fault)
+			report_problem(check, psprintf("table %s.%s", check->schema, relation_name(table)),
+						   fault->hint, "%s", fault->message);
+		check->tables_are_good &= fault == NULL;
+	}
+}
+
+static void
+open_table(void *subject)
+{
+	const QueueRelation *table = subject;
+	Store		store;
+
+	store_open(&store, *table);
+	store_close(&store);
+}
+
+/*
+ * Roles that have removals waiting, and what their requests are held for.
+ */
+void
+check_what_waits(Check *check)
+{
+	uint64		nlanes = select_rows("SELECT w.server, w.role, h.reason, h.definition <> ''"
+									 " FROM (SELECT DISTINCT server, role FROM %1$s.dt_waiting WHERE NOT keep) AS w"
+									 " LEFT JOIN %1$s.dt_hold AS h USING (server, role) ORDER BY 1, 2",
+									 check->schema);
+	SPITupleTable *lanes = SPI_tuptable;
+
+	for (uint64 i = 0; i < nlanes; i++)
+	{
+		char	   *server;
+		char	   *reason;
+		Oid			role;
+
+		SPI_tuptable = lanes;
+		server = selected_text(i, 1);
+		role = selected_oid(i, 2);
+		reason = selected_text(i, 3);
+		check_account(check, server, role);
+		if (reason && selected_bool(i, 4) && !is_account_faulty(check, server, role))
+			report_problem(check, psprintf("requests of role %s to server %s",
+										   quote_identifier(GetUserNameFromId(role, true)),
+										   quote_identifier(server)),
+						   "They go on when the definition of server or user mapping has changed, or a probe succeeds; one leaves each minute.",
+						   "they are held: %s", reason);
+	}
+}
+
+/*
+ * Who sends what waits?
+ */
+void
+check_worker(Check *check)
+{
+	int64		nwaiting = check->tables_are_good ? count_waiting(check) : 0;
+	bool		is_running = false;
+	bool		lacks_slot = false;
+
+	if (shared == NULL)
+	{
+		if (check->named != NIL)
+			report_problem(check, "library doubletick", preload_command(),
+						   "it is not preloaded, so each session has a pace of its own for an account");
+		if (nwaiting > 0)
+			report_problem(check, "library doubletick", preload_command(),
+						   "it is not preloaded, so no worker sends the " INT64_FORMAT " removals that wait",
+						   nwaiting);
+		return;
+	}
+	LWLockAcquire(shared->lock, LW_SHARED);
+	is_running = shared->launcher != NULL;
+	lacks_slot = shared->lacks_slot;
+	LWLockRelease(shared->lock);
+	if (!is_running)
+		report_problem(check, "background process doubletick launcher",
+					   "See the server's log; PostgreSQL starts it again within a minute.",
+					   "it does not run, so no worker is started");
+	else if (lacks_slot && nwaiting > 0)
+		report_problem(check, "setting max_worker_processes",
+					   psprintf("ALTER SYSTEM SET max_worker_processes = %d; then restart the server",
+								max_worker_processes + 8),
+					   "no slot is left for a worker");
+}
+
+static int64
+count_waiting(Check *check)
+{
+	(void) select_rows("SELECT pg_catalog.count(*)::text FROM %s.dt_waiting WHERE NOT keep",
+					   check->schema);
+	return pg_strtoint64(selected_text(0, 1));
+}
+
+/* The command that adds the library to those that are preloaded already. */
+static char *
+preload_command(void)
+{
+	char	   *names = pstrdup(GetConfigOption("shared_preload_libraries", true, false));
+	StringInfoData command;
+	List	   *libraries;
+	ListCell   *cell;
+
+	initStringInfo(&command);
+	appendStringInfoString(&command, "ALTER SYSTEM SET shared_preload_libraries = ");
+	if (SplitDirectoriesString(names, ',', &libraries))
+	{
+		foreach(cell, libraries)
+			appendStringInfo(&command, "%s, ", quote_literal_cstr(lfirst(cell)));
+	}
+	appendStringInfoString(&command, "'doubletick'; then restart the server. Or call dt_process_queue() regularly.");
+	return command.data;
+}
