@@ -214,13 +214,23 @@ insert_buffered(Queue *queue)
 }
 
 /*
- * Called by the trigger before queue_add_keep(): may a removal of one of these names
- * wait?  If not, a keep would have nothing to take back.
+ * Called by the trigger for a row that has names: may a removal wait for its phone?  If
+ * not, a keep would have nothing to take back.
  */
 bool
-queue_may_have_waiting(Queue *queue, const Removal *names)
+queue_may_have_waiting(Queue *queue, const char *phone)
 {
-	return phones_may_have_waiting(&queue->waiting, names);
+	return phones_may_have_waiting(&queue->waiting, phone);
+}
+
+/*
+ * Called by the trigger before queue_add_keep(), if a removal may wait for the phone: may
+ * one of these names be in it?
+ */
+bool
+queue_may_have_names(const Removal *names)
+{
+	return phones_may_have_names(names);
 }
 
 /*

@@ -29,7 +29,8 @@ typedef struct Queue Queue;
 extern Queue *queue_open(int64 nrows);
 extern void queue_close(Queue *queue);
 extern int64 queue_add_removal(Queue *queue, const Requester *requester, const Removal *removal);
-extern bool queue_may_have_waiting(Queue *queue, const Removal *names);
+extern bool queue_may_have_waiting(Queue *queue, const char *phone);
+extern bool queue_may_have_names(const Removal *names);
 extern void queue_add_keep(Queue *queue, const Requester *requester, Removal *names,
 						   Removal *lost);
 extern int64 queue_add_failed(const Requester *requester, const Removal *removal, const char *error);

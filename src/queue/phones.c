@@ -87,33 +87,23 @@ static bool gave_up;			/* there are too many keys, or was no memory */
 static bool is_same_command(void);
 static void begin_command(void);
 static void read_phones(Store *waiting);
-static bool have_waiting_name(uint64 phone, const Removal *names);
 static void add_names(uint64 phone, const Removal *names);
 static const WaitingKey *find_key(uint64 key);
 static WaitingKey *add_key(uint64 key);
 static uint64 make_name_key(uint64 phone, const char *name, bool tag);
 
 /*
- * Called by the trigger before queue_add_keep(): may a removal of one of these names
- * wait for their phone?  If not, a keep would have nothing to take back.
+ * Called by the trigger for a row that has names: may a removal wait for its phone?
  */
 bool
-phones_may_have_waiting(Store *waiting, const Removal *names)
+phones_may_have_waiting(Store *waiting, const char *phone)
 {
-	uint64		phone = phone_value(names->phone);
-	const WaitingKey *key;
-
 	if (!is_same_command())
 		begin_command();
 	if (!gave_up && !knows_phones && ++nprobes % PROBES_PER_BLOCK == 0 &&
 		nprobes / PROBES_PER_BLOCK > RelationGetNumberOfBlocks(waiting->rel))
 		read_phones(waiting);
-	if (gave_up)
-		return true;
-	key = find_key(phone);
-	if (key == NULL)
-		return !knows_phones;
-	return !key->has_names || have_waiting_name(phone, names);
+	return gave_up || !knows_phones || find_key(phone_value(phone)) != NULL;
 }
 
 /* Has nothing else been done in this transaction since begin_command()? */
@@ -162,9 +152,22 @@ read_phones(Store *waiting)
 	knows_phones = true;
 }
 
-static bool
-have_waiting_name(uint64 phone, const Removal *names)
+/*
+ * Called by the trigger before queue_add_keep(), if a removal may wait for the phone: may
+ * one of these names be in it?
+ */
+bool
+phones_may_have_names(const Removal *names)
 {
+	uint64		phone;
+	const WaitingKey *key;
+
+	if (gave_up || !is_same_command())
+		return true;
+	phone = phone_value(names->phone);
+	key = find_key(phone);
+	if (key == NULL || !key->has_names)
+		return true;
 	for (int i = 0; i < names->ntags; i++)
 	{
 		if (find_key(make_name_key(phone, names->tags[i], true)))

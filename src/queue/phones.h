@@ -11,7 +11,8 @@
 #include "api/payload.h"
 #include "queue/store.h"
 
-extern bool phones_may_have_waiting(Store *waiting, const Removal *names);
+extern bool phones_may_have_waiting(Store *waiting, const char *phone);
+extern bool phones_may_have_names(const Removal *names);
 extern void phones_learn_names(Store *waiting, const char *phone);
 extern void phones_note_removal(const Removal *removal);
 

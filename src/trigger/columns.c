@@ -49,6 +49,8 @@ pg_noreturn static void refuse_type(Relation rel, const char *trigger, const Col
 									const char *what, const char *detail);
 static bool is_column_equal(const Column *column, TupleTableSlot *old, TupleTableSlot *new);
 static uint32 hash_key_value(const Column *column, Datum value);
+static void read_names(Columns *columns, TupleTableSlot *slot, Removal *row, bool tags, bool fields);
+static bool has_value(const Column *column, const TupleTableSlot *slot);
 static char *read_number(Column *column, TupleTableSlot *slot);
 static int	read_names_of_column(Column *column, TupleTableSlot *slot, const char ***names);
 static int	read_names_of_array(Column *column, ArrayType *array, const char ***names);
@@ -321,16 +323,51 @@ hash_key_value(const Column *column, Datum value)
 }
 
 /*
- * Reads a row's customer and names into "row", and returns that; NULL for no slot.
+ * Called when columns_equal() is false for a row's versions "old" and "new", or when one
+ * of these is NULL: reads them into "had" and "has".  NULL has no customer and no names.
+ *
+ * Unless "all" is set, names of a column that is equal in both versions are left out if
+ * phone and WABA number are equal, too: the row neither loses nor gains them.  With two
+ * names in the column this saves 1,600 instructions.  Returns whether "has" may lack
+ * names: then columns_read_names() reads all of them.
  */
-Removal *
+bool
+columns_read_versions(Columns *columns, TupleTableSlot *old, TupleTableSlot *new, bool all,
+					  Removal *had, Removal *has)
+{
+	bool		skip_tags;
+	bool		skip_fields;
+
+	if (all || old == NULL || new == NULL || !is_column_equal(&columns->phone, old, new) ||
+		!is_column_equal(&columns->waba, old, new))
+	{
+		columns_read_row(columns, old, had);
+		columns_read_row(columns, new, has);
+		return false;
+	}
+	columns_read_customer(columns, old, had);
+	*has = *had;
+	skip_tags = is_column_equal(&columns->tags, old, new);
+	skip_fields = is_column_equal(&columns->fields, old, new);
+	read_names(columns, old, had, !skip_tags, !skip_fields);
+	read_names(columns, new, has, !skip_tags, !skip_fields);
+	return has->phone && ((skip_tags && has_value(&columns->tags, new)) ||
+						  (skip_fields && has_value(&columns->fields, new)));
+}
+
+/*
+ * Reads a row's customer and names; none when there is no slot.
+ */
+void
 columns_read_row(Columns *columns, TupleTableSlot *slot, Removal *row)
 {
 	if (slot == NULL)
-		return NULL;
+	{
+		memset(row, 0, sizeof(Removal));
+		return;
+	}
 	columns_read_customer(columns, slot, row);
 	columns_read_names(columns, slot, row);
-	return row;
 }
 
 /*
@@ -352,10 +389,25 @@ columns_read_customer(Columns *columns, TupleTableSlot *slot, Removal *row)
 void
 columns_read_names(Columns *columns, TupleTableSlot *slot, Removal *row)
 {
+	read_names(columns, slot, row, true, true);
+}
+
+static void
+read_names(Columns *columns, TupleTableSlot *slot, Removal *row, bool tags, bool fields)
+{
 	if (row->phone == NULL)
 		return;
-	row->ntags = read_names_of_column(&columns->tags, slot, &row->tags);
-	row->nfields = read_names_of_column(&columns->fields, slot, &row->fields);
+	if (tags)
+		row->ntags = read_names_of_column(&columns->tags, slot, &row->tags);
+	if (fields)
+		row->nfields = read_names_of_column(&columns->fields, slot, &row->fields);
+}
+
+/* Does the trigger name such a column, and is it not null? */
+static bool
+has_value(const Column *column, const TupleTableSlot *slot)
+{
+	return column->attno != 0 && !slot->tts_isnull[column->attno - 1];
 }
 
 /* NULL for null and for an empty string: neither is a number. */
@@ -364,7 +416,7 @@ read_number(Column *column, TupleTableSlot *slot)
 {
 	char	   *number;
 
-	if (column->attno == 0 || slot->tts_isnull[column->attno - 1])
+	if (!has_value(column, slot))
 		return NULL;
 	number = read_string(column, column->kind, slot->tts_values[column->attno - 1]);
 	return *number == '\0' ? NULL : number;
@@ -376,7 +428,7 @@ read_names_of_column(Column *column, TupleTableSlot *slot, const char ***names)
 	Datum		value;
 
 	*names = NULL;
-	if (column->attno == 0 || slot->tts_isnull[column->attno - 1])
+	if (!has_value(column, slot))
 		return 0;
 	value = slot->tts_values[column->attno - 1];
 	if (column->kind != COLUMN_ARRAY)

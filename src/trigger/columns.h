@@ -61,7 +61,9 @@ extern void column_find_names(Column *column, Relation rel, const char *trigger,
 extern void columns_find_key(Columns *columns, Relation rel, MemoryContext context);
 extern bool columns_equal(const Columns *columns, TupleTableSlot *old, TupleTableSlot *new);
 extern uint32 columns_hash_key(const Columns *columns, TupleTableSlot *slot);
-extern Removal *columns_read_row(Columns *columns, TupleTableSlot *slot, Removal *row);
+extern bool columns_read_versions(Columns *columns, TupleTableSlot *old, TupleTableSlot *new,
+								  bool all, Removal *had, Removal *has);
+extern void columns_read_row(Columns *columns, TupleTableSlot *slot, Removal *row);
 extern void columns_read_customer(Columns *columns, TupleTableSlot *slot, Removal *row);
 extern void columns_read_names(Columns *columns, TupleTableSlot *slot, Removal *row);
 

@@ -37,23 +37,19 @@ static bool is_sendable(const char *name);
 
 /*
  * Called at both levels for a changed row: "old" and "new" are the row before and
- * after, NULL where there is none, and "old_row" and "new_row" its numbers for
- * gains.c.  Records what it gained, and sets "lost" to what is to be removed, as far
- * as this row can tell.
+ * after, as columns_read_versions() has read them, and "old_row" and "new_row" its
+ * numbers for gains.c.  Records what it gained, and sets "lost" to what is to be
+ * removed, as far as this row can tell.
  */
 void
 difference_row(const Definition *definition, const Removal *old, uint32 old_row,
 			   const Removal *new, uint32 new_row, Removal *lost)
 {
-	bool		had = old && old->phone;
-	bool		has = new && new->phone;
-	Removal		gained = {0};
+	bool		had = old->phone != NULL;
+	bool		has = new->phone != NULL;
+	Removal		gained = copy_removal(new);
 
-	memset(lost, 0, sizeof(Removal));
-	if (had)
-		*lost = *old;
-	if (has)
-		gained = copy_removal(new);
+	*lost = *old;
 	if (had && has && difference_is_same_customer(definition, old, new))
 	{
 		if (gains_any() && old_row != new_row)
@@ -133,30 +129,31 @@ has_same_digits(const char *number, const char *other)
 }
 
 /*
- * Called before difference_keep(): is there perhaps a waiting removal of these names?
- * If the numbers cannot be used, it is one of those that their digits are: a row that
- * is printed prettily while it moves to another partition is deleted and inserted.
+ * Called before difference_keep() for a row that has these names, and others if
+ * "has_more" is set: does perhaps a removal wait for its phone?  If the numbers cannot
+ * be used, it is one of those that their digits are: a row that is printed prettily
+ * while it moves to another partition is deleted and inserted.
  */
 bool
-difference_may_keep(Queue *queue, const Removal *now)
+difference_may_keep(Queue *queue, const Removal *now, bool has_more)
 {
 	Removal		usable;
 
-	if (payload_is_empty(now) || !get_usable_form(now, &usable))
+	if ((payload_is_empty(now) && !has_more) || !get_usable_form(now, &usable))
 		return false;
 	PreventCommandIfReadOnly("dt_remove_tags_custom_fields_trigger()");
-	return queue_may_have_waiting(queue, &usable);
+	return queue_may_have_waiting(queue, usable.phone);
 }
 
 /*
- * Called before difference_remove(): enqueues keeps of the names that a customer has
- * now, if removals of them wait.  Leaves in "lost" those that are to be enqueued.
- * Changes the lists.
+ * Called before difference_remove(), with all names that a customer has now: enqueues
+ * keeps of them if removals of them wait.  Leaves in "lost" those that are to be
+ * enqueued.  Changes the lists.
  */
 void
 difference_keep(Queue *queue, const Definition *definition, Removal *now, Removal *lost)
 {
-	if (!get_usable_form(now, now))
+	if (payload_is_empty(now) || !get_usable_form(now, now) || !queue_may_have_names(now))
 		return;
 	queue_add_keep(queue, &definition->requester, now, lost);
 	gains_note_suppressed(definition, now);

@@ -12,7 +12,7 @@
 
 extern void difference_row(const Definition *definition, const Removal *old, uint32 old_row,
 						   const Removal *new, uint32 new_row, Removal *lost);
-extern bool difference_may_keep(Queue *queue, const Removal *now);
+extern bool difference_may_keep(Queue *queue, const Removal *now, bool has_more);
 extern void difference_keep(Queue *queue, const Definition *definition, Removal *now,
 							Removal *lost);
 extern void difference_remove(Queue *queue, const Definition *definition, Removal *lost);

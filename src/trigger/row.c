@@ -36,8 +36,9 @@ row_fired(Definition *definition, const TriggerData *data)
 	TupleTableSlot *old = NULL;
 	TupleTableSlot *new = NULL;
 	Removal		had;
-	Removal		has = {0};
+	Removal		has;
 	Removal		lost;
+	bool		has_more;		/* may "has" lack names? */
 	Queue	   *queue;
 
 	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
@@ -54,12 +55,16 @@ row_fired(Definition *definition, const TriggerData *data)
 			return;
 		}
 	}
-	difference_row(definition,
-				   columns_read_row(columns, old, &had), number_by_place(data, old),
-				   columns_read_row(columns, new, &has), number_by_place(data, new), &lost);
+	has_more = columns_read_versions(columns, old, new, gains_any(), &had, &has);
+	difference_row(definition, &had, number_by_place(data, old), &has, number_by_place(data, new),
+				   &lost);
 	queue = queue_open(1);
-	if (difference_may_keep(queue, &has))
+	if (difference_may_keep(queue, &has, has_more))
+	{
+		if (has_more)
+			columns_read_names(columns, new, &has);
 		difference_keep(queue, definition, &has, &lost);
+	}
 	difference_remove(queue, definition, &lost);
 	queue_close(queue);
 }

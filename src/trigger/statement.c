@@ -241,27 +241,31 @@ compare_row(Statement *statement, TupleTableSlot *old, TupleTableSlot *new)
 	Columns    *columns = statement->columns;
 	MemoryContext caller = MemoryContextSwitchTo(statement->row_context);
 	Removal		had;
-	Removal		has = {0};
+	Removal		has;
 	Removal		lost;
 	uint32		old_row = number_by_key(columns, old);
 	uint32		new_row = number_by_key(columns, new);
 	bool		is_first = false;
+	bool		has_more;		/* may "has" lack names? */
 
 	if (old && new && old_row != new_row)
 	{
 		new_row = TEMPORARY_NUMBER(new_row);
 		statement->has_temporary_numbers = true;
 	}
-	difference_row(statement->definition, columns_read_row(columns, old, &had), old_row,
-				   columns_read_row(columns, new, &has), new_row, &lost);
+	has_more = columns_read_versions(columns, old, new, gains_any(), &had, &has);
+	difference_row(statement->definition, &had, old_row, &has, new_row, &lost);
 	if (!payload_is_empty(&lost))
 		append_names(statement, &get_customer(statement, &lost, &is_first)->lost, &lost);
-	if (!payload_is_empty(&has) && !(is_first && difference_is_same_customer(statement->definition, &lost, &has)))
+	if ((has_more || !payload_is_empty(&has)) &&
+		!(is_first && difference_is_same_customer(statement->definition, &lost, &has)))
 		statement->needs_second_pass = true;
-	if (difference_may_keep(open_queue(statement), &has))
+	if (difference_may_keep(open_queue(statement), &has, has_more))
 	{
 		Customer   *customer = get_customer(statement, &has, &is_first);
 
+		if (has_more)
+			columns_read_names(columns, new, &has);
 		append_optional_names(statement, customer, &customer->kept, &has);
 	}
 	MemoryContextSwitchTo(caller);
@@ -286,9 +290,12 @@ is_row_unchanged(Columns *columns, TupleTableSlot *old, TupleTableSlot *new)
 static uint32
 number_by_key(const Columns *columns, TupleTableSlot *slot)
 {
+	uint32		hash;
+
 	if (slot == NULL)
 		return GAINS_ANY_ROW;
-	return Max(columns_hash_key(columns, slot), GAINS_ANY_ROW);
+	hash = columns_hash_key(columns, slot);
+	return Max(hash, GAINS_ANY_ROW);
 }
 
 /* Opens the queue when it is first needed. */
@@ -318,8 +325,10 @@ replace_temporary_numbers(Statement *statement, Rows *old, Rows *new)
 		Removal		names;
 
 		if (number != number_by_key(columns, old->slot))
-			gains_renumber(statement->definition, columns_read_row(columns, new->slot, &names),
-						   TEMPORARY_NUMBER(number), number);
+		{
+			columns_read_row(columns, new->slot, &names);
+			gains_renumber(statement->definition, &names, TEMPORARY_NUMBER(number), number);
+		}
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(statement->row_context);
 	}

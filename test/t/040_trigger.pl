@@ -69,6 +69,34 @@ foreach my $level (qw(row statement))
 	is(failed(), '', "$level: and that is no failure");
 }
 
+# Names of a column that an UPDATE does not change are neither lost nor gained, but the row has them.
+
+foreach my $level (qw(row statement))
+{
+	my @two = ("(1, '$a', '{x,y}', '[\"f\",\"g\"]', NULL)", "(2, '$a', '{x}', '[\"f\"]', NULL)");
+
+	customers($level, @two);
+	run('DELETE FROM customers WHERE id = 2');
+	is(queued(), "$a {x} {f} -", "$level: an unchanged column: its names wait");
+	run("UPDATE customers SET tags = '{x}'");
+	is(queued(), "$a {y} {} -", "$level: an unchanged column: a changed tag takes back fields, too");
+	customers($level, @two);
+	run('DELETE FROM customers WHERE id = 2', "UPDATE customers SET fields = '[]'");
+	is(queued(), "$a {} {f,g} -", "$level: an unchanged column: a changed field takes back tags, too");
+	run('TRUNCATE dt_waiting', "UPDATE customers SET tags = '{}'");
+	is(queued(), "$a {x,y} {} -", "$level: an unchanged column without names");
+
+	customers($level, "(1, '$a', '{}', '[\"f\"]', NULL)", "(2, '$a', '{x}', '[\"f\"]', NULL)");
+	run("UPDATE customers SET tags = '{}', fields = CASE id WHEN 1 THEN '[]' ELSE fields END");
+	is(queued(), "$a {x} {} -", "$level: an unchanged column of another row of the phone");
+
+	# A gain goes with its row to another place and key.
+	customers($level, $two[0]);
+	run('BEGIN', 'UPDATE customers SET fields = NULL', q{UPDATE customers SET fields = '["f"]'},
+		"UPDATE customers SET id = 3, tags = '{x}'", 'UPDATE customers SET fields = NULL', 'COMMIT');
+	is(queued(), "$a {y} {f,g} -", "$level: an unchanged column whose name came back, and is lost again");
+}
+
 # Rows of one phone that lose the same name in one transaction enqueue it once.
 
 foreach my $level (qw(row statement))
@@ -582,6 +610,16 @@ run('ALTER TABLE customers ALTER tags SET STORAGE EXTERNAL',
 is(queued(), '', 'a large value that is not changed loses nothing');
 run("UPDATE customers SET tags = tags[2:]");
 is(queued(), "$a {\"tag 1\"} {} -", 'one that is changed loses what is gone');
+foreach my $level (qw(row statement))
+{
+	customers($level);
+	run('ALTER TABLE customers ALTER tags SET STORAGE EXTERNAL',
+		"INSERT INTO customers SELECT 1, '$a', array_agg('tag ' || i), '[\"f\"]' FROM generate_series(1, 900) AS i",
+		"INSERT INTO customers VALUES (2, '$a', '{tag 7}')", 'DELETE FROM customers WHERE id = 2');
+	is(queued(), "$a {\"tag 7\"} {} -", "$level: a name of a large value waits");
+	run('UPDATE customers SET fields = NULL');
+	is(queued(), "$a {} {f} -", "$level: a large value that is not changed takes it back");
+}
 
 # Columns that are added, dropped, generated, with quoted names, or changed by a BEFORE trigger.
 customers_of('id int, gone int, "Phone ""No""" text, "Tags" text[], up text[] GENERATED ALWAYS AS (ARRAY[upper("Tags"[1])]) STORED',
