@@ -90,6 +90,10 @@ foreach my $level (qw(row statement))
 	run("UPDATE customers SET tags = '{}', fields = CASE id WHEN 1 THEN '[]' ELSE fields END");
 	is(queued(), "$a {x} {} -", "$level: an unchanged column of another row of the phone");
 
+	customers($level, "(1, NULL, '{x}', '[\"f\"]', NULL)");
+	run("UPDATE customers SET tags = '{y}'");
+	is(queued(), '', "$level: an unchanged column of a row without a phone");
+
 	# A gain goes with its row to another place and key.
 	customers($level, $two[0]);
 	run('BEGIN', 'UPDATE customers SET fields = NULL', q{UPDATE customers SET fields = '["f"]'},
