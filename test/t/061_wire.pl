@@ -327,6 +327,15 @@ sub proxies
 		is(scalar @{ $sb->journal }, 1, "$name: nothing is sent");
 		cmp_ok(time - $begin, '<', $too_long, "$name: in time");
 	}
+
+	# It is told who asks, but not the key.
+	my $file = PostgreSQL::Test::Utils::tempdir() . '/connect';
+	my $wire = Wire->new(sub { append_to_file($file, head_of($_[0])) });
+	$calls->server('by_wire', proxy => $wire->url, timeout => '1s', connect_timeout => '400ms');
+	$calls->session('SET doubletick.server = by_wire', attempt($phone, ['lead']));
+	my ($head) = slurp_file($file) =~ /\A(CONNECT .*?\r\n)\r\n/s;
+	like($head, qr{^User-Agent: doubletick/\d+\.\d+}m, 'a proxy knows who asks');
+	unlike($head, qr/^(?:Authorization|Content-Type|Accept):/m, 'and nothing that is for the API');
 	return;
 }
 
