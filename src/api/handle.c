@@ -24,6 +24,8 @@
  */
 #define DNS_CACHE_TIMEOUT 2L
 
+#define USER_AGENT "doubletick/" DOUBLETICK_VERSION
+
 /* A directory of certificates that has none, and can never have one. */
 #define NO_DIRECTORY "/dev/null"
 
@@ -189,6 +191,7 @@ set_target_options(Handle *handle, const HttpTarget *target,
 	add_header(handle, authorization);
 	add_header(handle, "Content-Type: application/json");
 	add_header(handle, "Accept: application/json");
+	add_header(handle, "User-Agent: " USER_AGENT);
 	add_header(handle, "Expect:");	/* saves a round trip */
 	SET_OPTION(easy, CURLOPT_HTTPHEADER, handle->headers);
 	pfree(authorization);
@@ -202,6 +205,10 @@ set_target_options(Handle *handle, const HttpTarget *target,
 
 	/* Without the empty string libcurl would use the environment's proxies. */
 	SET_OPTION(easy, CURLOPT_PROXY, target->proxy ? target->proxy : "");
+
+	/* For CONNECT, which has none of our header lines. */
+	if (target->proxy)
+		SET_OPTION(easy, CURLOPT_USERAGENT, USER_AGENT);
 
 	/* A TLS library that knows no directories refuses to set or unset one. */
 	(void) curl_easy_setopt(easy, CURLOPT_CAPATH, directory);

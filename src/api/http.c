@@ -54,7 +54,9 @@
  * Before this version libcurl keeps a pointer to the last header of a handle's last answer
  * after freeing it, and writes there if the first header line of the next answer begins
  * with a blank.  So it has to give each header line to inbox_add_head_or_body(), which it
- * does before it looks at the line, and which ends the transfer in that case.
+ * does before it looks at the line, and which ends the transfer in that case.  But it does
+ * not give it the trailers of a proxy's answer to CONNECT, for which it may write there,
+ * too: so what goes by a proxy gets a new handle.
  */
 #define FORGETS_LAST_HEADER 0x080100
 
@@ -97,6 +99,7 @@ static bool may_wait_for_descriptor(HttpTransfer *transfer, CURLcode code);
 static CURLMcode send_with_fewer(HttpTransfer *transfer);
 static void restart_timer(HttpTransfer *transfer);
 static void end_overdue(HttpTransfer *transfer);
+static size_t note_header(char *data, size_t size, size_t nitems, void *arg);
 static int	note_sending(void *arg, char *peer, char *own, int peer_port, int own_port);
 static curl_socket_t open_socket(void *arg, curlsocktype purpose,
 								 struct curl_sockaddr *address);
@@ -127,6 +130,8 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	}
 	transfer = idle_or_new_transfer();
 	guard_transfer(transfer, guard);
+	if (target->proxy && libcurl_info->version_num < FORGETS_LAST_HEADER)
+		handle_forget(&transfer->handle);
 	if (handle_set_up(&transfer->handle, target))
 		set_callbacks(transfer);
 	easy = transfer->handle.easy;
@@ -313,8 +318,8 @@ set_callbacks(HttpTransfer *transfer)
 
 	SET_OPTION(easy, CURLOPT_PRIVATE, transfer);
 	SET_OPTION(easy, CURLOPT_ERRORBUFFER, transfer->error);
-	SET_OPTION(easy, CURLOPT_HEADERFUNCTION, inbox_add_header);
-	SET_OPTION(easy, CURLOPT_HEADERDATA, &transfer->inbox);
+	SET_OPTION(easy, CURLOPT_HEADERFUNCTION, note_header);
+	SET_OPTION(easy, CURLOPT_HEADERDATA, transfer);
 	SET_OPTION(easy, CURLOPT_WRITEFUNCTION, inbox_add_body);
 	SET_OPTION(easy, CURLOPT_WRITEDATA, &transfer->inbox);
 	if (libcurl_info->version_num < FORGETS_LAST_HEADER)
@@ -552,6 +557,17 @@ end_overdue(HttpTransfer *transfer)
 			 transfer->inbox.header_bytes == 0 ? "no answer" : "no whole answer",
 			 transfer->timer.timeout);
 	outcome_read(transfer, CURLE_OPERATION_TIMEDOUT);
+}
+
+/* Called by libcurl with each header line, the status line and the blank line included. */
+static size_t
+note_header(char *data, size_t size, size_t nitems, void *arg)
+{
+	HttpTransfer *transfer = arg;
+	long		status = 0;
+
+	(void) curl_easy_getinfo(transfer->handle.easy, CURLINFO_RESPONSE_CODE, &status);
+	return inbox_add_header(&transfer->inbox, data, size * nitems, status);
 }
 
 /*

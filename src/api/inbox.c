@@ -11,8 +11,6 @@
  */
 #include "postgres.h"
 
-#include <ctype.h>
-
 #include "api/inbox.h"
 
 /* Largest buffer that stays for the next answer, in bytes. */
@@ -24,7 +22,6 @@
 /* A status that looks like that of an interim answer, and is a last one. */
 #define SWITCHING_PROTOCOLS 101
 
-static int	status_of_line(const char *line, size_t length);
 static size_t length_of_escaped(const char *bytes, const char *end, const char *secret);
 static int	length_of_character(const char *at, const char *end, char character);
 
@@ -49,22 +46,23 @@ inbox_clear(Inbox *inbox)
 
 /*
  * Counts the bytes of a header line, and notes where the headers end, which is not at the
- * end of an interim answer (1xx).  Like inbox_add_body(), this is a callback of libcurl: it
- * returns the number of bytes, or 0 to end the transfer.
+ * end of an interim answer (1xx).  "status" is that of the answer at hand, as libcurl has
+ * read it: it takes lines for a status line that nobody else would.  Returns the number
+ * of bytes, or 0 to end the transfer.
  */
 size_t
-inbox_add_header(char *data, size_t size, size_t nitems, void *arg)
+inbox_add_header(Inbox *inbox, const char *line, size_t length, long status)
 {
-	Inbox	   *inbox = arg;
-	size_t		length = size * nitems;
-	int			status = status_of_line(data, length);
-
-	if (status >= 0)
-		inbox->is_interim = status / 100 == 1 && status != SWITCHING_PROTOCOLS;
-	else if (length > 0 && (data[0] == '\r' || data[0] == '\n'))
-		inbox->head_ended = inbox->head_ended || !inbox->is_interim;
-	else
+	if (line[0] == '\r' || line[0] == '\n')
+	{
+		inbox->in_head = false;
+		if (status / 100 != 1 || status == SWITCHING_PROTOCOLS)
+			inbox->head_ended = true;
+	}
+	else if (inbox->in_head)
 		inbox->has_header = true;
+	else
+		inbox->in_head = true;
 	inbox->line_length = 0;
 	inbox->header_bytes += length;
 	if (inbox->header_bytes <= INBOX_MAX_HEADERS)
@@ -73,27 +71,9 @@ inbox_add_header(char *data, size_t size, size_t nitems, void *arg)
 	return 0;
 }
 
-/* The status code of a status line; -1 if the line is not one. */
-static int
-status_of_line(const char *line, size_t length)
-{
-	static const char start[] = "HTTP/";
-	const char *end = line + length;
-	int			status = 0;
-
-	if (length < strlen(start) || strncmp(line, start, strlen(start)) != 0)
-		return -1;
-	while (line < end && *line != ' ')
-		line++;
-	while (line < end && *line == ' ')
-		line++;
-	for (int digits = 0; digits < 3 && line < end && isdigit((unsigned char) *line); digits++)
-		status = 10 * status + (*line++ - '0');
-	return status;
-}
-
 /*
- * Appends a piece of the decoded body.
+ * Appends a piece of the decoded body.  A callback of libcurl: returns the number of
+ * bytes, or 0 to end the transfer.
  */
 size_t
 inbox_add_body(char *data, size_t size, size_t nitems, void *arg)

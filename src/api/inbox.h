@@ -21,8 +21,8 @@ typedef struct Inbox
 	size_t		length;
 	size_t		capacity;
 	size_t		header_bytes;
-	bool		is_interim;		/* has the last status line been that of an
-								 * interim answer? */
+	bool		in_head;		/* has a status line come, and not yet the
+								 * blank line after its headers? */
 	bool		has_header;		/* has a header come, of any answer? */
 	bool		is_folded;		/* has the first one begun with a blank? */
 	size_t		line_length;	/* see inbox_add_head_or_body() */
@@ -32,7 +32,7 @@ typedef struct Inbox
 } Inbox;
 
 extern void inbox_clear(Inbox *inbox);
-extern size_t inbox_add_header(char *data, size_t size, size_t nitems, void *arg);
+extern size_t inbox_add_header(Inbox *inbox, const char *line, size_t length, long status);
 extern size_t inbox_add_body(char *data, size_t size, size_t nitems, void *arg);
 extern size_t inbox_add_head_or_body(char *data, size_t size, size_t nitems, void *arg);
 extern void inbox_blot_out(char *bytes, size_t length, const char *secret);

@@ -221,6 +221,7 @@ sub tolerated
 		'a hundred header lines' => answer('201 Created', $good, map { "X-Odd-$_: " . 'x' x 100 } 1 .. 100),
 		'a header line twice' => answer('201 Created', $good, 'Content-Type: text/html'),
 		'headers that are not ASCII' => answer('201 Created', $good, "X-Odd: \xff\xfe"),
+		'a header line like a status line' => answer('201 Created', $good, 'HTTP/1.1 100: Continue'),
 		'another type' => answer('201 Created', $good, 'Content-Type: text/html; charset=utf-16'));
 
 	foreach my $name (sort keys %answers)
@@ -241,6 +242,37 @@ sub tolerated
 		my $sent = slurp_file($file);
 		is(scalar(() = $sent =~ m{^POST /customer/remove-tags-custom-fields HTTP/1\.1\r$}mg), 2, "$name: after one request each");
 		unlike($sent, qr/^(?:Cookie|Upgrade|HTTP2-Settings|Referer):/mi, "$name: that repeat nothing of it");
+	}
+	return;
+}
+
+# What only a tolerant client takes for a status line or for an interim answer, and after it
+# a first header line that begins with a blank: see 017.
+sub folded
+{
+	my $folded = "\r\n a: b\r\nContent-Length: " . length($good) . "\r\n\r\n$good";
+	my %odd = (
+		'in lower case' => 'http/1.1 201 Created',
+		'with a tab' => "HTTP/1.1 \t100 Continue\r\n\r\nHTTP/1.1 201 Created",
+		'with blanks in its version' => "HTTP/ 1. 1 100 Continue\r\n\r\nHTTP/1.1 201 Created",
+		'with zeros before its code' => "HTTP/2 00100\r\n\r\nHTTP/1.1 201 Created",
+		'without a blank' => "HTTP/2100\r\n\r\nHTTP/1.1 201 Created");
+
+	foreach my $name (sort keys %odd)
+	{
+		my $wire = wired(sub {
+			my ($peer) = @_;
+			while (request_of($peer))
+			{
+				send_all($peer, answer('201 Created', $good)) or return;
+				request_of($peer) or return;
+				send_all($peer, $odd{$name} . $folded) or return;
+			}
+		});
+		is($calls->sql("SET doubletick.server = wire;
+				SELECT count(answer) FILTER (WHERE i % 2 = 1 AND answer ? 'tags'), count(answer) FILTER (WHERE i % 2 = 0)
+				FROM (SELECT i, dt_try_remove_tags_custom_fields('$phone', '{lead}') AS answer FROM generate_series(1, 20) AS i) AS calls"),
+			'10|10', "a status line $name, and a folded header: the calls before and after it get their answers");
 	}
 	return;
 }
@@ -267,6 +299,8 @@ sub proxies
 		'a proxy that ends the connection' => [ sub { head_of($_[0]) }, qr/^could not connect/ ],
 		'a proxy that wants a password' => [ sub { head_of($_[0]); send_all($_[0], "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n"); wait_for_end($_[0]); },
 			qr/^could not connect.*407/ ],
+		'a proxy whose trailer begins with a blank' => [ sub { head_of($_[0]); send_all($_[0], "HTTP/1.1 407 Proxy Authentication Required\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n a: b\r\n\r\n"); wait_for_end($_[0]); },
+			qr/^could not connect/ ],
 		'a proxy that is none' => [ sub { head_of($_[0]); send_all($_[0], "SSH-2.0-OpenSSH_9.2\r\n"); wait_for_end($_[0]); }, qr/^could not connect|not usable HTTP/ ],
 		'a proxy whose head never ends' => [ sub { head_of($_[0]); send_all($_[0], "HTTP/1.1 200 OK\r\n"); while (send_all($_[0], 'X-Odd: ' . 'x' x 1000 . "\r\n")) { next; } }, qr/^could not connect|too long/ ],
 		'a proxy that redirects' => [ sub { head_of($_[0]); send_all($_[0], "HTTP/1.1 302 Found\r\nLocation: https://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"); wait_for_end($_[0]); }, qr/^could not connect.*302/ ],
@@ -274,6 +308,7 @@ sub proxies
 		'a proxy whose tunnel leads elsewhere' => [ sub { head_of($_[0]); send_all($_[0], "HTTP/1.1 200 OK\r\n\r\n"); sysread $_[0], my $hello, 65536; send_all($_[0], "HTTP/1.1 201 Created\r\n\r\n{}"); wait_for_end($_[0]); },
 			qr/^could not establish TLS/ ],);
 
+	$calls->server('by_none', timeout => '1s');
 	foreach my $name (sort keys %proxies)
 	{
 		my ($function, $message) = @{ $proxies{$name} };
@@ -283,13 +318,24 @@ sub proxies
 		$sb->reset;
 		$calls->server($server, proxy => $wire->url, timeout => '1s', connect_timeout => '400ms');
 		my $begin = time;
-		my ($got, $tried) = $calls->session("SET doubletick.server = $server", removal($phone, ['lead']), attempt($phone, ['lead']));
+		my ($before, $got, $tried) = $calls->session('SET doubletick.server = by_none', removal($Calls::well, ['lead']),
+			"SET doubletick.server = $server", removal($phone, ['lead']), attempt($phone, ['lead']));
+		ok($before->{value}{tags}, "$name: after an answer");
 		like($got->{sqlstate}, qr/^HV00[NM]$/, "$name: SQLSTATE");
 		like($got->{message}, $message, "$name: message");
 		is($tried->{value}{statusCode}, undef, "$name: its status is not told as the API's");
-		is(scalar @{ $sb->journal }, 0, "$name: nothing is sent");
+		is(scalar @{ $sb->journal }, 1, "$name: nothing is sent");
 		cmp_ok(time - $begin, '<', $too_long, "$name: in time");
 	}
+
+	# It is told who asks, but not the key.
+	my $file = PostgreSQL::Test::Utils::tempdir() . '/connect';
+	my $wire = Wire->new(sub { append_to_file($file, head_of($_[0])) });
+	$calls->server('by_wire', proxy => $wire->url, timeout => '1s', connect_timeout => '400ms');
+	$calls->session('SET doubletick.server = by_wire', attempt($phone, ['lead']));
+	my ($head) = slurp_file($file) =~ /\A(CONNECT .*?\r\n)\r\n/s;
+	like($head, qr{^User-Agent: doubletick/\d+\.\d+}m, 'a proxy knows who asks');
+	unlike($head, qr/^(?:Authorization|Content-Type|Accept):/m, 'and nothing that is for the API');
 	return;
 }
 
@@ -352,6 +398,7 @@ cut_off_heads();
 interim();
 odd_bytes();
 tolerated();
+folded();
 asked_for_proof();
 proxies();
 truncated();
