@@ -38,6 +38,7 @@ static const char *const headers[] = {
 
 static void make_whole(Buffer *bytes, Random *random, const char *mark);
 static void add_interim(Buffer *bytes, Random *random);
+static void add_status_line(Buffer *bytes, Random *random, int status, const char *reason);
 static void add_headers(Buffer *bytes, Random *random);
 static void add_framed_body(Buffer *bytes, Random *random, const char *mark);
 static void add_gzip(Buffer *bytes, const Buffer *body);
@@ -111,8 +112,7 @@ make_whole(Buffer *bytes, Random *random, const char *mark)
 		status = 401;
 	if (random_chance(random, 0.05))
 		add_interim(bytes, random);
-	buffer_add_format(bytes, "HTTP/1.%d %d%s\r\n", random_chance(random, 0.95), status,
-					  reasons[random_below(random, LENGTH(reasons))]);
+	add_status_line(bytes, random, status, reasons[random_below(random, LENGTH(reasons))]);
 	add_headers(bytes, random);
 	add_framed_body(bytes, random, mark);
 	/* An answer that nobody asked for. */
@@ -130,10 +130,25 @@ add_interim(Buffer *bytes, Random *random)
 
 	while (n-- > 0)
 	{
-		buffer_add_format(bytes, "HTTP/1.1 %d Wait\r\n", 100 + (int) random_below(random, 5));
+		add_status_line(bytes, random, 100 + (int) random_below(random, 5), " Wait");
 		add_headers(bytes, random);
 		buffer_add_text(bytes, "\r\n");
 	}
+}
+
+/* Now and then in a form that only a tolerant client takes, or before a folded line. */
+static void
+add_status_line(Buffer *bytes, Random *random, int status, const char *reason)
+{
+	static const char *const odd[] = {"http/1.1 ", "HTTP/ 1. 1 ", "HTTP/1.1 \t", "HTTP/1.1  ", "HTTP/2 00", "HTTP/2"};
+
+	if (random_chance(random, 0.03))
+		buffer_add_text(bytes, odd[random_below(random, LENGTH(odd))]);
+	else
+		buffer_add_format(bytes, "HTTP/1.%d ", random_chance(random, 0.95));
+	buffer_add_format(bytes, "%d%s\r\n", status, reason);
+	if (random_chance(random, 0.03))
+		buffer_add_text(bytes, random_chance(random, 0.5) ? " a: b\r\n" : "\ta\r\n");
 }
 
 static void
