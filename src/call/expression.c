@@ -14,6 +14,7 @@
 
 #include "call/expression.h"
 #include "call/function.h"
+#include "compat.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/clauses.h"
 #include "optimizer/optimizer.h"
