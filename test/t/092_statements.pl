@@ -177,6 +177,8 @@ my @others = (
 	[ 'a cursor', 'DECLARE x CURSOR FOR SELECT id, TRY(phone, tag) FROM c', '', 'FETCH 3 FROM x; FETCH 1 FROM x; FETCH 7 FROM x; CLOSE x' ],
 	[ 'a cursor that goes back', 'DECLARE x SCROLL CURSOR FOR SELECT id, TRY(phone, tag) FROM c', '',
 		'FETCH 4 FROM x; FETCH BACKWARD 2 FROM x; FETCH 6 FROM x; MOVE BACKWARD ALL FROM x; FETCH 2 FROM x; FETCH LAST FROM x' ],
+	[ 'a cursor that goes back as far as an OFFSET lets it', 'DECLARE x SCROLL CURSOR FOR SELECT id, TRY(phone, tag) FROM c LIMIT 12 OFFSET 4', '',
+		'FETCH 3 FROM x; FETCH BACKWARD ALL FROM x; FETCH 3 FROM x' ],
 	[ 'a cursor that outlives', 'DECLARE x CURSOR WITH HOLD FOR SELECT id, TRY(phone, tag) FROM c', '', 'FETCH 3 FROM x; FETCH ALL FROM x' ],
 	[ 'a cursor over a LIMIT', 'DECLARE x CURSOR FOR SELECT id, TRY(phone, tag) FROM c LIMIT 10 OFFSET 2', '', 'FETCH 4 FROM x; FETCH ALL FROM x' ],
 	[ 'a cursor of which all rows are read', 'DECLARE x CURSOR FOR SELECT id, TRY(phone, tag) FROM c', 'SET LOCAL cursor_tuple_fraction = 1', 'FETCH 5 FROM x; FETCH ALL FROM x' ],
