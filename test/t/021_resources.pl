@@ -154,6 +154,9 @@ $session = $node->background_psql('postgres');
 is($session->query_safe($at_once), $nservers, 'slow answers: each call succeeds');
 cmp_ok($sandbox->stats->{max_in_flight}, '>', 4, 'some are in flight at once');
 cmp_ok($sandbox->stats->{max_in_flight}, '<=', 64 / 4, 'and no more than a quarter of the descriptors');
+# All other requests wait in the extension, not in libcurl, where their time would run.
+my ($peak) = $session->query_safe("SET doubletick.max_in_flight = 256; EXPLAIN ANALYZE SELECT $call FROM generate_series(1, $nservers) AS n") =~ /Peak in Flight: (\d+)/;
+ok(defined $peak && $peak <= 64 / 4, 'libcurl gets no more requests at once either');
 is($session->query_safe("SELECT dblink_connect('x', 'dbname=postgres')"), 'OK', 'while others find descriptors');
 $session->quit;
 

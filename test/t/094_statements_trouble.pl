@@ -310,9 +310,36 @@ sub tried_again
 	return;
 }
 
+# While a call that is tried again waits for the only connection, its time stands still.
+sub no_connection_left
+{
+	fresh();
+	$calls->sql("ALTER SERVER plain OPTIONS (ADD timeout '3s', SET max_connections '1')");
+	$sandbox->rule(phone(2), { status => 503, retry_after => '1', times => 1 });
+	$sandbox->hold(phone(3));
+	my ($session) = begin("$window 8; SELECT id, $call FROM c WHERE id <= 3");
+	$sandbox->await_held(1, phone(3));
+	$sandbox->rule(phone(2), { delay_ms => 500 });
+	my ($out) = finish($session);
+	like($out, qr/^3\|.*no answer within \d+ ms/m, 'no connection left: another call has it until its time is up');
+	like($out, qr/^2\|\{"tags"/m, 'no connection left: the call that waits for it has its time left');
+	$calls->sql("ALTER SERVER plain OPTIONS (DROP timeout, SET max_connections '100')");
+	return;
+}
+
 # The limit of a server holds however many may be in flight.
 sub rate_limit
 {
+	# While a call that is tried again waits for its turn, its time stands still.
+	fresh();
+	$calls->sql("ALTER SERVER plain OPTIONS (SET rate_limit '0.4', ADD timeout '2s')");
+	$sandbox->rule(phone(1), { status => 503, retry_after => '1', times => 1 });
+	my ($session) = begin("SELECT id, $call FROM c WHERE id = 1");
+	eventually(sub { tags() == 1 }, 'rate_limit: a call is sent');
+	$sandbox->rule(phone(1), { delay_ms => 200 });
+	like((finish($session))[0], qr/^1\|\{"tags"/m, 'rate_limit: and tried again after its turn, with its time left');
+	$calls->sql('ALTER SERVER plain OPTIONS (DROP timeout)');
+
 	fresh();
 	$calls->sql("ALTER SERVER plain OPTIONS (SET rate_limit '20'); INSERT INTO c SELECT n, (919876543000 + n)::text, 't' || n FROM generate_series(21, 60) AS n");
 	my ($out) = finish((begin("$window 32; SELECT id, $call FROM c"))[0]);
@@ -370,6 +397,17 @@ sub changes
 	$calls->sql(q{LOAD 'doubletick'; ALTER SYSTEM SET doubletick.enabled = on; SELECT pg_reload_conf()});
 	eventually(sub { $calls->sql(q{LOAD 'doubletick'; SHOW doubletick.enabled}) eq 'on' }, 'enabled on: is read');
 	is(scalar(() = $out =~ /^\d+\|\{"tags"/mg), 20, 'enabled off: a statement that runs keeps its settings');
+
+	# A call that is tried again has the options of then.
+	fresh();
+	$sandbox->hold(phone(1), { status => 503, times => 1 });
+	($session) = begin("SELECT id, $call FROM c WHERE id = 1");
+	$sandbox->await_held(1);
+	$calls->sql("ALTER SERVER plain OPTIONS (ADD waba_number '14155550100')");
+	$sandbox->release;
+	finish($session);
+	is($sandbox->journal->[1]{body}{wabaNumber}, '14155550100', 'a changed option: counts for a call that is tried again');
+	$calls->sql('ALTER SERVER plain OPTIONS (DROP waba_number)');
 	return;
 }
 
@@ -588,6 +626,7 @@ untold();
 all_have_left();
 first_alone();
 tried_again();
+no_connection_left();
 rate_limit();
 changes();
 no_answer();
