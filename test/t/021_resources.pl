@@ -167,7 +167,8 @@ cmp_ok($ntaken, '>', 6, 'others take all descriptors');
 $session->query("SELECT dblink_disconnect('c$_')") foreach 1 .. 3 - $nleft;
 $sandbox->clear_stats;
 is($session->query($at_once), $nservers, 'few descriptors are left: each call succeeds');
-cmp_ok($sandbox->stats->{max_in_flight}, '<=', 3, 'few descriptors are left: fewer calls at once');
+# One more than are left: on PostgreSQL 18 with assertions it is 4.
+cmp_ok($sandbox->stats->{max_in_flight}, '<=', 4, 'few descriptors are left: fewer calls at once');
 is($session->query($singly), $nservers, 'few descriptors are left: one after the other');
 $session->quit;
 
