@@ -3,7 +3,7 @@
  * api/handle.h
  *		Handles for requests (easy handles of libcurl).
  *
- * Only http.c includes this.
+ * Only handle.c and, by transfer.h, http.c and outcome.c include this.
  *
  *-------------------------------------------------------------------------
  */

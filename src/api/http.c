@@ -3,7 +3,7 @@
  * api/http.c
  *		HTTP by libcurl, inside a PostgreSQL process.
  *
- * With libcurl.c, handle.c and outcome.c the only file that knows libcurl.  The rules:
+ * Only this file, libcurl.c, handle.c and outcome.c know libcurl.  The rules:
  *
  * - libcurl never blocks.  The process has one multi handle, and drives it in
  *	 turns of at most POLL_SLICE milliseconds, between which the caller serves

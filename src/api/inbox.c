@@ -107,8 +107,8 @@ inbox_add_body(char *data, size_t size, size_t nitems, void *arg)
 }
 
 /*
- * What libcurl calls instead of inbox_add_body() when it hands over the header lines like
- * the body: each of them comes here, if it is long in several pieces, and then at once to
+ * What libcurl calls instead of inbox_add_body() if it is to hand over header lines, too.
+ * Each line comes here first, a long one in several pieces, and then as a whole to
  * inbox_add_header().  Ends the transfer if the first header line begins with a blank.
  */
 size_t

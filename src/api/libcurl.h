@@ -3,7 +3,7 @@
  * api/libcurl.h
  *		libcurl in a PostgreSQL process: set-up, signals, errors.
  *
- * Only http.c and handle.c include this.
+ * Only the files that know libcurl include this: libcurl.c, handle.c, http.c, outcome.c.
  *
  *-------------------------------------------------------------------------
  */

@@ -3,7 +3,7 @@
  * api/transfer.h
  *		A request under way, as http.c drives it and outcome.c reads it.
  *
- * Only these two include this.
+ * Only these two include this, by outcome.h.
  *
  *-------------------------------------------------------------------------
  */
