@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * api/allocation.c
- *		The functions by which libcurl allocates memory.
+ *		The functions by which libcurl allocates memory, and what the system gets back.
  *
  * They note a lack of memory: libcurl has one code for that and for a header line that
  * is too long, and in some places yet another.  libcurl frees by free().
@@ -9,6 +9,10 @@
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "api/allocation.h"
 #include "base/fault_point.h"
@@ -19,6 +23,12 @@ bool		allocation_failed = false;
  * About what libcurl allocates in a turn with 64 requests, and frees again, in bytes.
  */
 #define TURN_MEMORY (2 * 1024 * 1024)
+
+/* How much must have been freed before the system gets it back, in bytes. */
+#define WORTH_GIVING_BACK (16 * 1024 * 1024)
+
+/* What long answers have taken and freed since the system got memory back, in bytes. */
+static size_t freed = 0;
 
 static void *note_allocation(void *memory);
 
@@ -36,6 +46,31 @@ allocation_keep_memory(void)
 														 * is optimized away */
 
 	free(block);
+}
+
+/*
+ * Called when a long answer is freed: "size" is in bytes.
+ */
+void
+allocation_note_freed(size_t size)
+{
+	freed += size;
+}
+
+/*
+ * Called when what was made of many answers is freed, too.  If they were long, the system
+ * gets their memory back: the C library does that by itself only with what lies above
+ * the last block in use.
+ */
+void
+allocation_give_back(void)
+{
+	if (freed < WORTH_GIVING_BACK)
+		return;
+	freed = 0;
+#ifdef __GLIBC__
+	malloc_trim(0);
+#endif
 }
 
 void *

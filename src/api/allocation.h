@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * api/allocation.h
- *		The functions by which libcurl allocates memory.
+ *		The functions by which libcurl allocates memory, and what the system gets back.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,6 +12,8 @@
 extern bool allocation_failed;
 
 extern void allocation_keep_memory(void);
+extern void allocation_note_freed(size_t size);
+extern void allocation_give_back(void);
 extern void *allocation_malloc(size_t size);
 extern void *allocation_calloc(size_t number, size_t size);
 extern void *allocation_realloc(void *memory, size_t size);

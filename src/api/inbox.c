@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "api/allocation.h"
 #include "api/inbox.h"
 
 /* Largest buffer that stays for the next answer, in bytes. */
@@ -36,7 +37,10 @@ inbox_clear(Inbox *inbox)
 
 	memset(inbox, 0, sizeof(Inbox));
 	if (capacity > MAX_IDLE_BUFFER)
+	{
 		free(body);
+		allocation_note_freed(capacity);
+	}
 	else
 	{
 		inbox->body = body;

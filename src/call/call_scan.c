@@ -19,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include "api/allocation.h"
 #include "base/clock.h"
 #include "call/call.h"
 #include "call/call_scan.h"
@@ -239,11 +240,12 @@ init_call(CallScanState *scan, CallColumn *column, FuncExpr *expr)
 	InitFunctionCallInfoData(*column->fcinfo, NULL, narguments, expr->inputcollid, NULL, NULL);
 }
 
-/* Called when the statement's memory is freed, be it by an error. */
+/* Called when the statement's memory is freed, be it by an error; its rows are by then. */
 static void
 forget_scan(void *arg)
 {
 	dlist_delete(&((CallScanState *) arg)->node);
+	allocation_give_back();
 }
 
 /* Called for each row: hands the next one up. */

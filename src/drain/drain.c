@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "api/allocation.h"
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "drain/drain_internal.h"
@@ -315,4 +316,5 @@ drain_end(Drain *drain)
 	requests_unlock_all(&drain->requests);
 	unlock_drain();
 	MemoryContextDelete(drain->context);
+	allocation_give_back();
 }

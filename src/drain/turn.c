@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "api/allocation.h"
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "drain/drain_internal.h"
@@ -95,6 +96,7 @@ open_turn(Drain *drain)
 	Store		hold;
 
 	MemoryContextReset(drain->turn_context);
+	allocation_give_back();
 	MemoryContextSwitchTo(drain->turn_context);
 	turn = palloc(sizeof(Turn));
 	memset(turn, 0, offsetof(Turn, taken));

@@ -1,6 +1,7 @@
 
 # Many rows of one customer: they go in few requests, each row gets its own part of
-# the answer, and memory and time do not grow with the square of their number.
+# the answer, and memory and time do not grow with the square of their number.  And many
+# long answers at once.
 
 use strict;
 use warnings;
@@ -161,9 +162,39 @@ sub long_names
 	return;
 }
 
+# Of different customers.  What they take is given back to the system.
+sub long_answers
+{
+	my $shape = join ', ', map { qq("$_": {"removed": [], "errored": []}) } qw(tags customFields);
+	my $rule = { status => 201, body => qq({$shape, "long": ") . 'x' x (1024 * 1024 - 200) . '"}' };
+
+	$calls->sql("ALTER SERVER doubletick OPTIONS (ADD max_connections '128')");
+	$sb->rule('*', $rule);
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	my $pid = $session->query('SELECT pg_backend_pid()');
+	enqueue_many('14155590000', 2);
+	$session->query('CALL dt_process_queue()');
+	my $before = memory_kb($pid, 'VmRSS');
+
+	$sb->hold('*', $rule);
+	enqueue_many('14155591000', 100);
+	$session->query_until(qr/begins/, "\\echo begins\nCALL dt_process_queue();\n");
+	eventually(sub { $sb->held == 100 }, 'long answers: 100 are in flight');
+	$sb->release;
+	$session->query('SELECT 1');
+	like($session->{stderr}, qr/queue: 100 done, 0 failed, 0 left/, 'long answers: all is settled');
+	my ($after, $most) = map { memory_kb($pid, $_) } qw(VmRSS VmHWM);
+	# All but that of the connections, which are kept.
+	cmp_ok($after - $before, '<', 32 * 1024, 'long answers: the system gets their memory back');
+	note("$before kB before, $most at most, $after after");
+	$session->quit;
+	return;
+}
+
 many_rows();
 retried_meanwhile();
 many_expire();
 many_are_taken_back();
 long_names();
+long_answers();
 done_testing;
