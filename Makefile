@@ -19,6 +19,7 @@ OBJS = \
 	src/account/url.o \
 	src/api/allocation.o \
 	src/api/answer.o \
+	src/api/capacity.o \
 	src/api/counters.o \
 	src/api/endpoint.o \
 	src/api/handle.o \

@@ -27,6 +27,7 @@
 #include <poll.h>
 
 #include "api/allocation.h"
+#include "api/capacity.h"
 #include "api/http.h"
 #include "api/outcome.h"
 #include "api/poll_set.h"
@@ -35,7 +36,6 @@
 #include "base/fault_point.h"
 #include "compat.h"
 #include "miscadmin.h"
-#include "storage/fd.h"
 #include "storage/pmsignal.h"
 #include "utils/memutils.h"
 
@@ -60,12 +60,6 @@
  */
 #define FORGETS_LAST_HEADER 0x080100
 
-/* Descriptors of latches and the like, which PostgreSQL counts as those of others. */
-#define OTHER_DESCRIPTORS 5
-
-/* For how long a lack of file descriptors has us open fewer connections, in µs. */
-#define LACK_TIME USECS_PER_SEC
-
 static CURLM *multi = NULL;
 static dlist_head idle = DLIST_STATIC_INIT(idle);
 static dlist_head under_way = DLIST_STATIC_INIT(under_way);
@@ -75,10 +69,6 @@ static int64 look_at = PG_INT64_MAX;
 
 /* When libcurl may look at all transfers again, by clock_now(). */
 static int64 look_at_all_at = 0;
-
-/* How many connections may be open, after a lack of descriptors; 0: there was none. */
-static int	lacking_capacity = 0;
-static int64 lacking_since;		/* by clock_now() */
 
 static void make_multi(void);
 static void limit_connections(void);
@@ -123,11 +113,8 @@ http_start(const HttpTarget *target, const char *body, size_t length, int timeou
 	libcurl_set_up();
 	if (multi == NULL)
 		make_multi();
-	if (lacking_capacity > 0 && clock_now() - lacking_since >= LACK_TIME)
-	{
-		lacking_capacity = 0;
+	if (capacity_restore())
 		limit_connections();
-	}
 	transfer = idle_or_new_transfer();
 	guard_transfer(transfer, guard);
 	if (target->proxy && libcurl_info->version_num < FORGETS_LAST_HEADER)
@@ -267,21 +254,6 @@ make_multi(void)
 }
 
 /*
- * How many connections a process may have open at once, and so requests in flight.
- * PostgreSQL grants a third of its file descriptors to others (AcquireExternalFD()), and
- * takes some of these itself, in each process; we leave a quarter of the rest to name
- * resolution and to other extensions.  When there was none left for a connection, it is
- * fewer for a while.
- */
-int
-http_capacity(void)
-{
-	if (lacking_capacity > 0)
-		return lacking_capacity;
-	return Max((max_safe_fds / 3 - OTHER_DESCRIPTORS) * 3 / 4, 1);
-}
-
-/*
  * Connections that are kept count, too: libcurl closes one of them for a new one, and
  * has a transfer wait if there is none.  All targets share one pool of them, from which
  * requests of many servers may be in flight.
@@ -289,8 +261,8 @@ http_capacity(void)
 static void
 limit_connections(void)
 {
-	(void) curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) http_capacity());
-	(void) curl_multi_setopt(multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long) http_capacity());
+	(void) curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) capacity_now());
+	(void) curl_multi_setopt(multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long) capacity_now());
 }
 
 static HttpTransfer *
@@ -528,10 +500,9 @@ may_wait_for_descriptor(HttpTransfer *transfer, CURLcode code)
 static CURLMcode
 send_with_fewer(HttpTransfer *transfer)
 {
-	lacking_capacity = Max(Min(http_capacity() - 1, sockets_count()), 1);
-	lacking_since = clock_now();
+	capacity_reduce(sockets_count());
 	limit_connections();
-	transfer->is_last_wait = lacking_capacity == 1;
+	transfer->is_last_wait = capacity_now() == 1;
 	transfer_timer_stop(&transfer->timer);
 	transfer->no_descriptor = false;
 	transfer->error[0] = '\0';

@@ -57,8 +57,6 @@ extern HttpTransfer *http_start(const HttpTarget *target, const char *body,
 extern void http_turn(int timeout, WaitReason reason);
 extern const HttpReply *http_reply(HttpTransfer *transfer);
 extern void http_release(HttpTransfer *transfer);
-
-extern int	http_capacity(void);
 extern int64 http_sent_at(HttpTransfer *transfer);
 
 #endif							/* DOUBLETICK_API_HTTP_H */

@@ -4,7 +4,7 @@
  *		The sockets that are waited for.
  *
  * It is poll(), in one call for all sockets: PostgreSQL's WaitEventSet cannot forget a
- * socket, and a process has few enough connections (http_capacity()).
+ * socket, and a process has few enough connections (capacity_now()).
  *
  * http.c calls poll_set_watch() from libcurl's callbacks, also while it goes through the
  * sockets that are ready: nothing in here may raise an error or use palloc().

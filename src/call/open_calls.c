@@ -21,6 +21,7 @@
  */
 #include "postgres.h"
 
+#include "api/capacity.h"
 #include "api/pace.h"
 #include "api/transfer_clock.h"
 #include "base/clock.h"
@@ -160,7 +161,7 @@ may_leave(Call *call, Wait *wait)
 	pace = pace_of(&call->account);
 	if (call->of_server->paced_in == nturns ||
 		call->of_server->nin_flight >= call->account.max_connections ||
-		nin_flight >= Min(setting_max_in_flight, http_capacity()))
+		nin_flight >= Min(setting_max_in_flight, capacity_now()))
 	{
 		count_time(call, false);
 		return false;

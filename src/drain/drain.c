@@ -14,6 +14,7 @@
 
 #include "access/xact.h"
 #include "api/allocation.h"
+#include "api/capacity.h"
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "drain/drain_internal.h"
@@ -195,7 +196,7 @@ time_of_next_turn(Drain *drain)
 		return drain->requests.nstuck > 0 ? drain->unstick_at : PG_INT64_MAX;
 	if (!drain->at_end)
 		return 0;
-	if (requests_in_flight(&drain->requests) < http_capacity())
+	if (requests_in_flight(&drain->requests) < capacity_now())
 		next_at = schedule_next_at(&drain->schedule);
 	if (requests_in_flight(&drain->requests) > 0)
 		next_at = Min(next_at, drain->search_at);

@@ -12,6 +12,7 @@
 
 #include "access/xact.h"
 #include "account/account.h"
+#include "api/capacity.h"
 #include "api/pace.h"
 #include "api/payload.h"
 #include "base/clock.h"
@@ -66,7 +67,7 @@ send_from_lanes(Turn *turn)
 {
 	Lane	   *lane;
 
-	while (turn->nrows_left > 0 && requests_in_flight(turn->requests) < http_capacity() &&
+	while (turn->nrows_left > 0 && requests_in_flight(turn->requests) < capacity_now() &&
 		   (lane = schedule_next_lane(turn->schedule, turn->clock)) != NULL)
 	{
 		int64		next_at;
@@ -155,7 +156,7 @@ send_customers(Service *service)
 	int64		claimed_at = 0;
 	Position	position;
 
-	nslots = Min(nslots, http_capacity() - requests_in_flight(turn->requests));
+	nslots = Min(nslots, capacity_now() - requests_in_flight(turn->requests));
 	while (nslots > 0 && lane_is_due(lane, turn->clock))
 	{
 		if (!has_turn)
@@ -198,7 +199,7 @@ share_of_server(Turn *turn, const Server *server)
 {
 	int			nothers = requests_in_flight(turn->requests) - server->nrequests;
 
-	return Max((http_capacity() - nothers) / 2, 1);
+	return Max((capacity_now() - nothers) / 2, 1);
 }
 
 /*

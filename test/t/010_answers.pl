@@ -392,6 +392,12 @@ sub names
 	is_deeply(request_of(removal($phone, [ @many[ 0 .. 599 ] ], [ @many[ 600 .. 999 ] ]))->{body},
 		{ phone => $phone, tags => [ @many[ 0 .. 599 ] ], customFields => [ @many[ 600 .. 999 ] ] }, '1000 names');
 
+	# As many bytes as a request may have: more than libcurl sends at once, and it asks nothing before.
+	my @long = map { sprintf('%04d', $_) . 'x' x 500 } 1 .. 1000;
+	$got = request_of(removal($phone, \@long));
+	is_deeply($got->{body}{tags}, \@long, '1000 long names');
+	ok(!exists $got->{headers}{expect}, '1000 long names: no Expect');
+
 	$sb->customer($phone, \@names, [@names]);
 	my ($removed) = $calls->session(removal($phone, \@names, \@names));
 	is_deeply($removed->{value}{tags}, { removed => \@names, errored => [] }, 'and come back so');
