@@ -324,6 +324,29 @@ sub large_answer
 	return;
 }
 
+# The last answer is remembered, if it is short: one session gets some that are alike, and
+# some that are nearly so.
+sub answers_alike
+{
+	my $long = 'x' x 600;
+	my @bodies = (map({ qq({"a": $_}) } qw("x" "y" "x" "x" 1 2 2 "\\u00e9" "\\u00e8" "\\u00e8" {} [] [])),
+		'{"a": "x"', '{"a": "x"}', '["a", "x"]', '["a", "x"]', '{"a": "x"}', '{"a": "x"', '',
+		map({ qq({"a": "$long$_"}) } 1, 1, 2),
+		'{}', '{ }', '{}', map({ my $n = $_; '{' . join(',', map { qq("$_":$n) } 10 .. 80) . '}' } 1, 1, 2), '{"a": "x"}');
+	my @phones = map { $phone + $_ } 0 .. $#bodies;
+
+	$sb->rule($phones[$_], { body => $bodies[$_] }) foreach 0 .. $#bodies;
+	my @got = $calls->session(map { removal($_, ['lead']) } @phones);
+	foreach my $i (0 .. $#bodies)
+	{
+		my $expected = $bodies[$i] =~ /^\{.*\}\z/ ? { value => decode_json($bodies[$i]) } : 'HV00M';
+		my $result = $got[$i]{sqlstate} // $got[$i];
+		is_deeply($result, $expected, "answer $i in a row is its own");
+	}
+	$sb->clear_rules;
+	return;
+}
+
 # The one request that a statement has caused.
 sub request_of
 {
@@ -488,6 +511,7 @@ odd_refusals();
 long_message();
 successes();
 large_answer();
+answers_alike();
 request();
 waba();
 names();
