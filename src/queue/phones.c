@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * queue/phones.c
- *		For which phones and names removals may wait, as one command sees it.
+ *		For which phones and names removals may wait, as a command sees it.
  *
  * Nearly no phone of a bulk statement has a removal that waits, and to find that out in
  * the index costs 8,000 instructions for each row.  So after about as many index probes
@@ -13,7 +13,12 @@
  * rows, so what was committed before such a change is in the table when it is read, or
  * was added by this session, which phones_note_removal() is told.  A removal that another
  * session adds later is concurrent with the change: it counts as later than a keep.
- * Whatever else this transaction does in between is another command.
+ *
+ * It holds for the next command of the transaction, too, if meanwhile no transaction has
+ * ended and no other session has taken an id: then no other has added a removal, but for
+ * what a command in progress may still be about to add, which is concurrent, too.  This
+ * session's own are known.  So thousands of statements of one transaction need not each
+ * read thousands of removals of one phone.
  *
  * Phones and names may be remembered whose removals are gone.  Then the index is asked.
  * So the table is read with all rows that VACUUM must leave, whether or not they are
@@ -32,6 +37,7 @@
 #include "compat.h"
 #include "miscadmin.h"
 #include "queue/customer_number.h"
+#include "queue/ids.h"
 #include "queue/phones.h"
 #include "storage/bufmgr.h"
 #include "utils/memutils.h"
@@ -81,11 +87,16 @@ static CommandId known_command;
 static int64 nprobes;			/* how often the index was asked */
 static bool knows_phones;		/* does "known" have all phones? */
 static keys_hash * known;		/* NULL: it is empty */
+static uint64 known_ended;		/* count_ended_transactions(), and */
+static uint64 known_ids;		/* ids_taken_by_others() before it was filled */
 static MemoryContext known_context; /* of "known"; goes with the transaction */
 static bool gave_up;			/* there are too many keys, or was no memory */
 
 static bool is_same_command(void);
+static bool holds_for_next_command(void);
+static uint64 count_ended_transactions(void);
 static void begin_command(void);
+static void make_known(void);
 static void read_phones(Store *waiting);
 static void add_names(uint64 phone, const Removal *names);
 static const WaitingKey *find_key(uint64 key);
@@ -98,7 +109,7 @@ static uint64 make_name_key(uint64 phone, const char *name, bool tag);
 bool
 phones_may_have_waiting(Store *waiting, const char *phone)
 {
-	if (!is_same_command())
+	if (!is_same_command() && !holds_for_next_command())
 		begin_command();
 	if (!gave_up && !knows_phones && ++nprobes % PROBES_PER_BLOCK == 0 &&
 		nprobes / PROBES_PER_BLOCK > RelationGetNumberOfBlocks(waiting->rel))
@@ -111,6 +122,27 @@ static bool
 is_same_command(void)
 {
 	return known_xact == my_local_xid() && known_command == GetCurrentCommandId(false);
+}
+
+/* Marks the command's id as used, as begin_command() does, if what is known still holds. */
+static bool
+holds_for_next_command(void)
+{
+	if (known_xact != my_local_xid() || known == NULL || gave_up ||
+		count_ended_transactions() != known_ended || ids_taken_by_others() != known_ids)
+		return false;
+	known_command = GetCurrentCommandId(true);
+	return true;
+}
+
+/*
+ * How many transactions that have written have ended in the cluster.  Whatever this
+ * command could see was committed before the snapshot is taken here.
+ */
+static uint64
+count_ended_transactions(void)
+{
+	return GetLatestSnapshot()->snapXactCompletionCount;
 }
 
 /* Marks the command's id as used: else the next command could have the same. */
@@ -129,6 +161,22 @@ begin_command(void)
 	known_command = GetCurrentCommandId(true);
 }
 
+/* Called before "known" is filled.  An error leaves it as nobody may use it. */
+static void
+make_known(void)
+{
+	if (known)
+		return;
+	gave_up = true;
+	known_ended = count_ended_transactions();
+	known_ids = ids_taken_by_others();
+	if (known_context == NULL)
+		known_context = AllocSetContextCreate(TopTransactionContext, "doubletick phones",
+											  ALLOCSET_DEFAULT_SIZES);
+	known = keys_create(known_context, 64, NULL);
+	gave_up = false;
+}
+
 static void
 read_phones(Store *waiting)
 {
@@ -137,6 +185,7 @@ read_phones(Store *waiting)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	make_known();
 	InitNonVacuumableSnapshot(snapshot, GlobalVisTestFor(waiting->rel));
 	scan = systable_beginscan(waiting->rel, InvalidOid, false, &snapshot, 0, NULL);
 	while (!gave_up && HeapTupleIsValid(tuple = systable_getnext(scan)))
@@ -198,6 +247,7 @@ phones_learn_names(Store *waiting, const char *phone)
 
 	if (gave_up || !is_same_command())
 		return;
+	make_known();
 	key = add_key(value);
 	if (key == NULL || !key->was_long)
 	{
@@ -226,7 +276,7 @@ phones_learn_names(Store *waiting, const char *phone)
 }
 
 /*
- * Called when this session has inserted a removal.
+ * Called when this session has inserted a removal, in whichever command.
  */
 void
 phones_note_removal(const Removal *removal)
@@ -234,12 +284,21 @@ phones_note_removal(const Removal *removal)
 	uint64		phone;
 	const WaitingKey *key;
 
-	if (gave_up || !is_same_command())
+	if (known_xact != my_local_xid() || known == NULL || gave_up)
 		return;
 	phone = phone_value(removal->phone);
 	key = knows_phones ? add_key(phone) : find_key(phone);
 	if (key && key->has_names)
 		add_names(phone, removal);
+}
+
+/*
+ * Called when this session has put removals into the table otherwise.
+ */
+void
+phones_forget(void)
+{
+	gave_up = true;
 }
 
 static void
@@ -267,11 +326,6 @@ add_key(uint64 key)
 	if (gave_up)
 		return NULL;
 	gave_up = true;
-	if (known_context == NULL)
-		known_context = AllocSetContextCreate(TopTransactionContext, "doubletick phones",
-											  ALLOCSET_DEFAULT_SIZES);
-	if (known == NULL)
-		known = keys_create(known_context, 64, NULL);
 	added = keys_insert(known, key, &found);
 	if (!found)
 		added->was_long = added->has_names = false;

@@ -28,6 +28,7 @@
 #include "queue/customer_number.h"
 #include "queue/enqueue.h"
 #include "queue/ids.h"
+#include "queue/phones.h"
 #include "queue/waiting.h"
 #include "queue/wakeup.h"
 #include "utils/builtins.h"
@@ -104,6 +105,7 @@ change_waiting(const TriggerData *trigger)
 	/* Checks the table, and waits for its locks. */
 	store_open(&waiting, RELATION_WAITING);
 	store_close(&waiting);
+	phones_forget();
 
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 	{

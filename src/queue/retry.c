@@ -14,6 +14,7 @@
 #include "miscadmin.h"
 #include "queue/enqueue.h"
 #include "queue/history.h"
+#include "queue/phones.h"
 #include "queue/wakeup.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -102,5 +103,6 @@ enqueue_again(Store *waiting, QueueRow *row)
 
 	store_insert_waiting(waiting, row);
 	store_insert_waiting(waiting, &marker);
+	phones_forget();
 	wake_worker_at_commit();
 }
