@@ -165,11 +165,26 @@ CREATE TABLE @extschema@.dt_hold (
 	probe_at timestamptz NOT NULL,
 	definition text NOT NULL,
 	reason text NOT NULL,
+	hint text,
 	CONSTRAINT dt_hold_pkey PRIMARY KEY (server, role)
 ) USING heap;
 
 COMMENT ON TABLE @extschema@.dt_hold IS
 'Servers and roles whose requests are held, and why. Only the extension writes it; read the view dt_status.';
+COMMENT ON COLUMN @extschema@.dt_hold.server IS
+'The foreign server that the requests are for.';
+COMMENT ON COLUMN @extschema@.dt_hold.role IS
+'The role whose requests are held.';
+COMMENT ON COLUMN @extschema@.dt_hold.since IS
+'Since when they are held, whatever the reason was then.';
+COMMENT ON COLUMN @extschema@.dt_hold.probe_at IS
+'When the next request may try whether the cause is mended.';
+COMMENT ON COLUMN @extschema@.dt_hold.definition IS
+'The definition of server and user mapping under which the request failed: requests go on when there is another one. Empty when something is missing in it.';
+COMMENT ON COLUMN @extschema@.dt_hold.reason IS
+'Why they are held; dt_status shows it.';
+COMMENT ON COLUMN @extschema@.dt_hold.hint IS
+'What mends it; dt_check shows it. Null when that is not known.';
 
 -- What arrives by logical replication, in all three tables
 

@@ -274,7 +274,7 @@ account_key_command(const char *servername, Oid roleid)
 		DefElem    *option = lfirst(cell);
 
 		if (strcmp(option->defname, "api_key_file") == 0)
-			return psprintf("Put the right API key into the file of the user mapping for %s on server %s: option \"api_key_file\".",
+			return psprintf("Put the right API key into the file that the user mapping for %s on server %s names.",
 							role, quote_identifier(servername));
 	}
 	return psprintf("Set the right API key: ALTER USER MAPPING FOR %s SERVER %s OPTIONS (SET api_key '...');",
@@ -477,8 +477,9 @@ read_key_file(const char *path, const char **key)
 	/* Without O_NONBLOCK, opening a named pipe would wait. */
 	fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
 	if (fd < 0)
-		return fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-						  "could not open API key file \"%s\": %m", path);
+		return fault_hint(fault_make(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+									 "could not open API key file \"%s\": %m", path),
+						  "Put the key there, in a file that the operating system user who runs the server can read; or name another file in the user mapping.");
 	fault = read_open_key_file(fd, path, key);
 	CloseTransientFile(fd);
 	return fault;

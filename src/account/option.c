@@ -155,7 +155,8 @@ option_check(const Account *account)
 	if (account->api_key && account->api_key_file)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("options \"api_key\" and \"api_key_file\" exclude each other")));
+				 errmsg("options \"api_key\" and \"api_key_file\" exclude each other"),
+				 errhint("Give one of them. ALTER USER MAPPING can replace the one by the other: OPTIONS (DROP api_key, ADD api_key_file '...').")));
 
 	/* Plain text must not leave the machine through a proxy. */
 	if (account->proxy && url_is_plain_text(account->base_url) && !url_is_loopback(account->proxy))

@@ -59,7 +59,7 @@ open_table(void *subject)
 void
 check_what_waits(Check *check)
 {
-	uint64		nlanes = select_rows("SELECT w.server, w.role, h.reason, h.definition <> ''"
+	uint64		nlanes = select_rows("SELECT w.server, w.role, h.reason, h.hint, h.definition <> ''"
 									 " FROM (SELECT DISTINCT server, role FROM %1$s.dt_waiting WHERE NOT keep) AS w"
 									 " LEFT JOIN %1$s.dt_hold AS h USING (server, role) ORDER BY 1, 2",
 									 check->schema);
@@ -69,18 +69,20 @@ check_what_waits(Check *check)
 	{
 		char	   *server;
 		char	   *reason;
+		char	   *hint;
 		Oid			role;
 
 		SPI_tuptable = lanes;
 		server = selected_text(i, 1);
 		role = selected_oid(i, 2);
 		reason = selected_text(i, 3);
+		hint = selected_text(i, 4);
 		check_account(check, server, role);
-		if (reason && selected_bool(i, 4) && !is_account_faulty(check, server, role))
+		if (reason && selected_bool(i, 5) && !is_account_faulty(check, server, role))
 			report_problem(check, psprintf("requests of role %s to server %s",
 										   quote_identifier(GetUserNameFromId(role, true)),
 										   quote_identifier(server)),
-						   "They go on when the definition of server or user mapping has changed, or a probe succeeds; one leaves each minute.",
+						   hint ? hint : "They go on by themselves when this is mended: one request a minute tries.",
 						   "they are held: %s", reason);
 	}
 }

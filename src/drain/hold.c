@@ -47,12 +47,15 @@ typedef enum HoldColumn
 	HOLD_PROBE_AT,
 	HOLD_DEFINITION,
 	HOLD_REASON,
-	HOLD_NCOLUMNS = HOLD_REASON
+	HOLD_HINT,
+	HOLD_NCOLUMNS = HOLD_HINT
 } HoldColumn;
 
 static bool is_same_reason(const char *reason, const char *other);
 static size_t length_without_detail(const char *reason);
-static void set_reason(Lane *lane, const char *reason, const char *definition);
+static void set_reason(Lane *lane, const char *reason, const char *hint,
+					   const char *definition);
+static void free_reason(Lane *lane);
 static void write_hold(const Lane *lane);
 static void delete_hold(Store *hold, const Lane *lane);
 
@@ -115,6 +118,7 @@ hold_load(Turn *turn)
 		lane = schedule_find_lane(turn->schedule, TextDatumGetCString(values[HOLD_SERVER - 1]),
 								  DatumGetObjectId(values[HOLD_ROLE - 1]));
 		set_reason(lane, TextDatumGetCString(values[HOLD_REASON - 1]),
+				   nulls[HOLD_HINT - 1] ? NULL : TextDatumGetCString(values[HOLD_HINT - 1]),
 				   TextDatumGetCString(values[HOLD_DEFINITION - 1]));
 		lane->since = DatumGetTimestampTz(values[HOLD_SINCE - 1]);
 		lane->probe_at = DatumGetTimestampTz(values[HOLD_PROBE_AT - 1]);
@@ -200,7 +204,7 @@ hold_lane(Lane *lane, const Fault *fault, const char *definition)
 	if (!lane->held)
 		lane->since = now;
 	lane->probe_at = now + PROBE_INTERVAL;
-	set_reason(lane, fault->message, definition);
+	set_reason(lane, fault->message, fault->hint, definition);
 	write_hold(lane);
 	if (!known)
 		ereport(WARNING,
@@ -298,23 +302,29 @@ hold_forget(Lane *lane)
 	store_close(&hold);
 	lane->held = false;
 	lane->not_before = 0;
-	pfree(unconstify(char *, lane->reason));
-	pfree(unconstify(char *, lane->definition));
+	free_reason(lane);
 }
 
 static void
-set_reason(Lane *lane, const char *reason, const char *definition)
+set_reason(Lane *lane, const char *reason, const char *hint, const char *definition)
 {
 	if (!lane->held || !is_same_reason(lane->reason, reason))
 		lane->nholds++;			/* a hold ends when it gets another reason */
 	if (lane->held)
-	{
-		pfree(unconstify(char *, lane->reason));
-		pfree(unconstify(char *, lane->definition));
-	}
+		free_reason(lane);
 	lane->held = true;
 	lane->reason = MemoryContextStrdup(lane->context, reason);
+	lane->hint = hint ? MemoryContextStrdup(lane->context, hint) : NULL;
 	lane->definition = MemoryContextStrdup(lane->context, definition);
+}
+
+static void
+free_reason(Lane *lane)
+{
+	pfree(unconstify(char *, lane->reason));
+	pfree(unconstify(char *, lane->definition));
+	if (lane->hint)
+		pfree(unconstify(char *, lane->hint));
 }
 
 static void
@@ -330,6 +340,10 @@ write_hold(const Lane *lane)
 	values[HOLD_PROBE_AT - 1] = TimestampTzGetDatum(lane->probe_at);
 	values[HOLD_DEFINITION - 1] = CStringGetTextDatum(lane->definition);
 	values[HOLD_REASON - 1] = CStringGetTextDatum(lane->reason);
+	if (lane->hint)
+		values[HOLD_HINT - 1] = CStringGetTextDatum(lane->hint);
+	else
+		columns.nulls[HOLD_HINT - 1] = true;
 
 	store_open(&hold, RELATION_HOLD);
 	delete_hold(&hold, lane);

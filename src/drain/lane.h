@@ -110,6 +110,7 @@ struct Lane
 	uint32		nholds;			/* how many holds there were, this one
 								 * included */
 	const char *reason;
+	const char *hint;			/* what mends it, or NULL */
 	const char *definition;
 	TimestampTz since;
 	TimestampTz probe_at;

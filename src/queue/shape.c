@@ -68,7 +68,7 @@ static const ColumnShape settled_columns[] = {
 static const ColumnShape hold_columns[] = {
 	{"server", TEXTOID, true}, {"role", OIDOID, true}, {"since", TIMESTAMPTZOID, true},
 	{"probe_at", TIMESTAMPTZOID, true}, {"definition", TEXTOID, true},
-	{"reason", TEXTOID, true},
+	{"reason", TEXTOID, true}, {"hint", TEXTOID, false},
 };
 
 /* An index of ours; columns by number, 0 where there are no more. */

@@ -73,7 +73,7 @@ mended_ok('no USAGE', 'user mapping for app on server doubletick: permission den
 	qr/^Grant it: GRANT USAGE ON FOREIGN SERVER doubletick TO app;$/);
 $calls->sql('GRANT USAGE ON FOREIGN SERVER doubletick TO app');
 $calls->sql("ALTER USER MAPPING FOR app SERVER doubletick OPTIONS (DROP api_key, ADD api_key_file '/nowhere/key')");
-mended_ok('no key file', 'user mapping for app on server doubletick: could not open API key file "/nowhere/key": No such file or directory', qr//);
+mended_ok('no key file', 'user mapping for app on server doubletick: could not open API key file "/nowhere/key": No such file or directory', qr/^Put the key there, .* can read; or name another file in the user mapping\.$/);
 $calls->sql("ALTER USER MAPPING FOR app SERVER doubletick OPTIONS (DROP api_key_file, ADD api_key 'key_app')");
 $calls->sql("CREATE SERVER public_one FOREIGN DATA WRAPPER doubletick; CREATE USER MAPPING FOR PUBLIC SERVER public_one");
 mended_ok('a public mapping without a key', 'user mapping for \S+ on server public_one: .*has no API key', qr/FOR PUBLIC SERVER public_one/);
@@ -216,6 +216,21 @@ $sb->rule('*', { status => 401 });
 enqueue($phone, ['b']);
 drain();
 like(check(), qr/^requests of role \S+ to server doubletick: they are held: request was refused with HTTP status 401.*\nbackground/s, 'what is held');
+my $hint_of_hold = q{SELECT hint FROM dt_check() WHERE object LIKE 'requests of role %'};
+like($calls->sql($hint_of_hold), qr/^Set the right API key: ALTER USER MAPPING FOR \S+ SERVER doubletick OPTIONS \(SET api_key '\.\.\.'\);$/,
+	'what is held: the hint is the command that mends it');
+
+# The next drainer writes the hold again when it sends a probe, and keeps the hint.
+my $known = $calls->sql('SELECT quote_literal(hint) FROM dt_hold');
+$sb->rule('*', { status => 503 });
+foreach my $hint ($known, 'NULL')
+{
+	$calls->sql("UPDATE dt_hold SET probe_at = now(), hint = $hint");
+	enqueue(new_phone(), ['c']);	# one that may be sent at once
+	drain();
+	is($calls->sql("SELECT probe_at > now() AND hint IS NOT DISTINCT FROM $hint FROM dt_hold"), 't', 'what is held: a probe leaves the hint as it is');
+}
+is($calls->sql($hint_of_hold), 'They go on by themselves when this is mended: one request a minute tries.', 'what is held: for a reason that has no hint');
 $sb->clear_rules;
 
 # Who may look, and that nothing is written.

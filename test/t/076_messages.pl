@@ -119,12 +119,12 @@ sub command_of
 	append_to_file($file, "key_wrong\n");
 	chmod 0600, $file;
 	$calls->sql("DROP USER MAPPING FOR PUBLIC SERVER doubletick; CREATE USER MAPPING FOR app SERVER doubletick OPTIONS (api_key_file '$file')");
-	like($refused->(), qr/^HINT:  Put the right API key into the file of the user mapping for app on server doubletick: option "api_key_file"\.$/m, '401: a key file');
+	like($refused->(), qr/^HINT:  Put the right API key into the file that the user mapping for app on server doubletick names\.$/m, '401: a key file');
 
 	# The drainer's hold says the same.
 	fresh();
 	my $id = $calls->sql("SET SESSION AUTHORIZATION app; SELECT dt_enqueue_remove_tags_custom_fields('919876543210', '{lead}')");
-	like(drain(), qr/^WARNING:  requests of role "app" to server "doubletick" are held: .*HTTP status 401.*^HINT:  Put the right API key into the file/ms, '401: the hold says how to mend it');
+	like(drain(), qr/^WARNING:  requests of role "app" to server "doubletick" are held: .*HTTP status 401.*^HINT:  Put the right API key into the file that/ms, '401: the hold says how to mend it');
 	is($calls->sql("SELECT dt_cancel($id)"), 'f', '401: the removal was tried');
 
 	# The mapping is dropped while the request is out.
