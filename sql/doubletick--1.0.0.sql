@@ -429,7 +429,7 @@ WITH definition AS (
 	FROM @extschema@.dt_waiting AS w
 	ORDER BY w.id LIMIT 10001
 ), size AS MATERIALIZED (
-	-- every step-th page is read, some 1,000 pages
+	-- every step-th page is read, at most 500 pages
 	SELECT count(*) > 10000 AS is_long, max(oldest.id) AS last,
 		1 + (pg_relation_size('@extschema@.dt_waiting') / current_setting('block_size')::integer / 500)::integer AS step
 	FROM oldest
@@ -537,7 +537,7 @@ SELECT server, coalesce(waiting.waiting - coalesce(taken_back.waiting, 0), 0) AS
 FROM definition FULL JOIN waiting USING (server) FULL JOIN settled USING (server)
 LEFT JOIN unsent USING (server) LEFT JOIN taken_back USING (server) LEFT JOIN held USING (server)
 LEFT JOIN requests ON requests.classid = ((hashtext(server)::bigint + 4294967296) % 4294967296)::oid
-LEFT JOIN LATERAL @extschema@.dt_counters(definition.oid) AS counters ON true
+CROSS JOIN LATERAL @extschema@.dt_counters(coalesce(definition.oid, 0)) AS counters
 CROSS JOIN @extschema@.dt_worker() AS worker CROSS JOIN size;
 
 COMMENT ON VIEW @extschema@.dt_status IS
@@ -569,7 +569,7 @@ COMMENT ON COLUMN @extschema@.dt_status.worker_pid IS
 COMMENT ON COLUMN @extschema@.dt_status.worker_since IS
 'When the worker started.';
 COMMENT ON COLUMN @extschema@.dt_status.worker_state IS
-'What the worker does: sending, idle, or waiting for another session that drains.';
+'What the worker does: starting, sending, idle, or waiting for another session that drains.';
 COMMENT ON COLUMN @extschema@.dt_status.sent_per_minute IS
 'Requests that the worker sent in the last minute, to all servers.';
 COMMENT ON COLUMN @extschema@.dt_status.failed_per_minute IS
@@ -600,7 +600,7 @@ COMMENT ON COLUMN @extschema@.dt_status.done_total IS
 COMMENT ON COLUMN @extschema@.dt_status.errored_total IS
 'How many of those done had names that the API could not remove.';
 COMMENT ON COLUMN @extschema@.dt_status.failed_total IS
-'Removals of the queue that failed.';
+'Removals of the queue that failed. Those that failed when they were enqueued, for bad data, are not counted.';
 COMMENT ON COLUMN @extschema@.dt_status.cancelled_total IS
 'Removals of the queue that were not sent, since all their names came back. Those taken out by dt_cancel are not counted.';
 COMMENT ON COLUMN @extschema@.dt_status.counted_since IS

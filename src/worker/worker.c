@@ -164,6 +164,7 @@ register_worker(Worker *worker)
 	{
 		database->proc = MyProc;
 		database->since = GetCurrentTimestamp();
+		strlcpy(database->state, "starting", sizeof(database->state));
 		database->not_before = 0;
 
 		/* It looks at everything at once, and so needs no wake-up for that. */

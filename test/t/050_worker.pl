@@ -112,9 +112,16 @@ sub terminated
 	$calls->sql(enqueue('without_launcher'));
 	eventually(sub { $calls->has_sent('without_launcher') }, 'and sends');
 
-	# The new launcher knows of the worker that the old one started.
+	# The new launcher knows of the worker that the old one started. The lock keeps the
+	# next one from its first turn.
+	my $locker = $node->background_psql('postgres');
+	$locker->query_safe('BEGIN; LOCK TABLE dt_waiting IN SHARE MODE');
 	$calls->sql("SELECT pg_terminate_backend($pid)");
 	eventually(sub { (($calls->workers('postgres'))[0] // $pid) != $pid }, 'the new launcher replaces the worker that the old one started');
+	eventually(sub { $calls->sql("SELECT worker_pid <> $pid AND worker_state = 'starting' FROM dt_status") eq 't' }, 'which says that it is starting');
+	$locker->query_safe('COMMIT');
+	$locker->quit;
+	eventually(sub { $calls->sql("SELECT worker_state FROM dt_status") eq 'idle' }, 'and then that it is idle');
 	$calls->sql(enqueue('adopted'));
 	eventually(sub { $calls->has_sent('adopted') }, 'which sends');
 	is(scalar($calls->workers('postgres')), 1, 'and is the only one');

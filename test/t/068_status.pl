@@ -99,7 +99,7 @@ sub preloaded
 	$calls->server('gone');
 	$calls->sql("SET doubletick.server = gone; SELECT dt_enqueue_remove_tags_custom_fields('$phone', '{a}')");
 	$calls->sql('DROP SERVER gone CASCADE');
-	is($calls->sql("SELECT waiting, requests_total FROM dt_status WHERE server = 'gone'"), '1|0', 'what waits for it is shown');
+	is($calls->sql("SELECT waiting, requests_total, counted_in FROM dt_status WHERE server = 'gone'"), '1|0|all sessions', 'what waits for it is shown');
 	like($calls->sql("SELECT held FROM dt_status WHERE server = 'gone'"), qr/^role \S+: server "gone" does not exist/, 'and why it is held');
 
 	# Who is held.
