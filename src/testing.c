@@ -74,10 +74,10 @@ dt_test_outcome(PG_FUNCTION_ARGS)
 Datum
 dt_test_customer(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_INT64(store_customer(text_to_cstring(PG_GETARG_TEXT_PP(0)),
-								   PG_GETARG_OID(1),
-								   text_to_cstring(PG_GETARG_TEXT_PP(2)),
-								   PG_ARGISNULL(3) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(3))));
+	PG_RETURN_INT64(customer_number(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+									PG_GETARG_OID(1),
+									text_to_cstring(PG_GETARG_TEXT_PP(2)),
+									PG_ARGISNULL(3) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(3))));
 }
 
 /*

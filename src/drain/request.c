@@ -118,7 +118,7 @@ requests_find(Requests *requests, const Lane *lane, int64 customer)
 			Request    *request = dlist_container(Request, node, iter.cur);
 
 			if (request->lane == lane &&
-				store_phone_value(request->due.asked.customer) == store_phone_value(customer))
+				phone_of_customer_number(request->due.asked.customer) == phone_of_customer_number(customer))
 				return request;
 		}
 	}

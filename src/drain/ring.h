@@ -12,7 +12,7 @@
 typedef struct Position
 {
 	int64		id;
-	int64		customer;		/* see store_customer() */
+	int64		customer;		/* see customer_number() */
 } Position;
 
 /* Its memory is allocated in "context" when the first position comes. */

@@ -35,7 +35,7 @@ static HeapTuple read_moved(Store *waiting, HeapTuple old, Snapshot dirty);
  * their phones are then inserted into the index in nearly its own order.
  */
 int64
-store_customer(const char *server, Oid role, const char *phone, const char *waba)
+customer_number(const char *server, Oid role, const char *phone, const char *waba)
 {
 	uint64		hash = hash_bytes_extended((const unsigned char *) server, strlen(server), role);
 
@@ -47,7 +47,7 @@ store_customer(const char *server, Oid role, const char *phone, const char *waba
  * The phone_value() of a customer with this number.
  */
 uint64
-store_phone_value(int64 customer)
+phone_of_customer_number(int64 customer)
 {
 	return (uint64) customer >> CUSTOMER_HASH_BITS;
 }

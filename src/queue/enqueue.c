@@ -561,8 +561,8 @@ queue_make_row(QueueRow *row, const Requester *requester, const Removal *removal
 	row->xact = (int64) U64FromFullTransactionId(GetTopFullTransactionId());
 	row->id = ids_next();
 	row->ord = row->id;
-	row->customer = store_customer(requester->server, requester->role, removal->phone,
-								   removal->waba);
+	row->customer = customer_number(requester->server, requester->role, removal->phone,
+									removal->waba);
 	row->enqueued_at = GetCurrentTimestamp();
 	row->due_at = row->enqueued_at + requester->delay;
 	row->role = requester->role;

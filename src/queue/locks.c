@@ -72,7 +72,7 @@ customer_tag(const QueueRow *row)
 AccountTag
 account_tag(const char *account, int64 customer)
 {
-	uint64		phone = store_phone_value(customer);
+	uint64		phone = phone_of_customer_number(customer);
 	AccountTag	tag = {0};
 
 	if (account)

@@ -14,14 +14,14 @@
 typedef struct CustomerTag
 {
 	uint32		server;			/* hash of the server's name, as hashtext() */
-	uint32		customer;		/* folded from store_customer()'s number */
+	uint32		customer;		/* folded from customer_number()'s number */
 } CustomerTag;
 
 /* The same for all databases whose servers have one account. */
 typedef struct AccountTag
 {
 	uint32		account;		/* hash of its name; 0: none */
-	uint32		phone;			/* folded from store_phone_value() */
+	uint32		phone;			/* folded from phone_of_customer_number() */
 } AccountTag;
 
 extern CustomerTag customer_tag(const QueueRow *row);

@@ -195,7 +195,7 @@ read_phones(Store *waiting)
 
 		CHECK_FOR_INTERRUPTS();
 		if (!DatumGetBool(heap_getattr(tuple, WAITING_KEEP, desc, &isnull)))
-			(void) add_key(store_phone_value(DatumGetInt64(customer)));
+			(void) add_key(phone_of_customer_number(DatumGetInt64(customer)));
 	}
 	systable_endscan(scan);
 	knows_phones = true;

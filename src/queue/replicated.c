@@ -245,7 +245,7 @@ adopt_rows(Store *waiting, Adoption *adoption)
 		row.replicated = false;
 		row.xact = xact;
 		/* An administrator may have corrected the role. */
-		row.customer = store_customer(row.server, row.role, row.phone, row.waba);
+		row.customer = customer_number(row.server, row.role, row.phone, row.waba);
 		store_insert_waiting(waiting, &row);
 		adoption->greatest_id = Max(adoption->greatest_id, row.id);
 		if (!row.keep && adoption->nremovals++ == 0)

@@ -57,7 +57,7 @@ typedef struct QueueRow
 								 * below its id; in a marker row, the id that
 								 * it marks, 0: all */
 	int64		xact;			/* FullTransactionId that inserted it */
-	int64		customer;		/* see store_customer() */
+	int64		customer;		/* see customer_number() */
 	TimestampTz enqueued_at;
 	TimestampTz due_at;
 	Oid			role;			/* whose request it is */

@@ -79,7 +79,7 @@ static void name_database(void *name);
 static void read_database_name(NameData *name);
 static void register_worker(Worker *worker);
 static void unregister_worker(int code, Datum oid);
-static void work(Worker *worker);
+static void work_until_spared(Worker *worker);
 static DrainState drain_some(Worker *worker);
 static bool take_wake_up(void);
 static void do_chores(Worker *worker);
@@ -121,7 +121,7 @@ doubletick_worker_main(Datum oid)
 	register_worker(&worker);
 	PG_TRY();
 	{
-		work(&worker);
+		work_until_spared(&worker);
 	}
 	PG_CATCH();
 	{
@@ -204,7 +204,7 @@ unregister_worker(int code, Datum oid)
 }
 
 static void
-work(Worker *worker)
+work_until_spared(Worker *worker)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "doubletick worker",
 												  ALLOCSET_DEFAULT_SIZES);

@@ -1,5 +1,5 @@
 
-# What becomes of a queued row after a request: the table that src/outcome.c is
+# What becomes of a queued row after a request: the table that src/drain/outcome.c is
 # held against, without a server, a clock or a chance.
 
 use strict;
