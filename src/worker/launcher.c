@@ -88,7 +88,7 @@ doubletick_launcher_main(Datum arg pg_attribute_unused())
 	LWLockRelease(shared->lock);
 	ereport(LOG,
 			(errmsg("doubletick launcher has started"),
-			 errdetail("It may start up to %d workers, one for each database; other background processes count among them.",
+			 errdetail("It may start up to %d workers, one for each database, and fewer while other background processes run.",
 					   max_worker_processes - 1)));
 
 	for (;;)
