@@ -280,7 +280,7 @@ clean_up() {
 	local status=$? pid
 
 	trap - EXIT
-	trap '' HUP INT TERM
+	trap '' HUP INT PIPE TERM
 	set +e
 	[ -z "$test_group" ] || end_group
 	if [ -f "$work/data/postmaster.pid" ]; then
@@ -351,6 +351,7 @@ work=$(cd "$work" && pwd)
 trap clean_up EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT
+trap 'exit 141' PIPE
 trap 'exit 143' TERM
 cd "$work"
 chmod 755 "$work"
