@@ -71,7 +71,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE COST 1000
 SUPPORT @extschema@.dt_call_support;
 
 COMMENT ON FUNCTION @extschema@.dt_try_remove_tags_custom_fields(text, text[], text[], text, text) IS
-'The same, but returns what goes wrong with one row instead of raising it.';
+'As dt_remove_tags_custom_fields; returns what goes wrong with one row, and does not raise it.';
 
 -- The queue: removals that wait, removals that are settled, and holds
 
@@ -101,7 +101,9 @@ CREATE TABLE @extschema@.dt_waiting (
 CREATE INDEX dt_waiting_customer ON @extschema@.dt_waiting (customer, keep, id);
 
 COMMENT ON TABLE @extschema@.dt_waiting IS
-'Removals that wait to be sent, and keeps: names that came back and must not be removed. Only the extension writes it; read the view dt_queue.';
+'Removals that wait to be sent, and keeps: names that came back and must not be removed. Only the extension writes it; read the view dt_queue, which explains the columns that have no comment here.';
+COMMENT ON COLUMN @extschema@.dt_waiting.keep IS
+'Whether the row is a keep, and not a removal.';
 COMMENT ON COLUMN @extschema@.dt_waiting.ord IS
 'Order of removals and keeps: a keep takes its names out of removals whose ord is below the keep''s id. It is the row''s id; dt_retry sets a later one. Exception: dt_retry and dt_cancel also enter an empty keep, whose ord is the id of a removal that the drainer is to look at again; and dt_send_replicated one whose ord is 0.';
 COMMENT ON COLUMN @extschema@.dt_waiting.xact IS
@@ -145,7 +147,7 @@ CREATE INDEX dt_settled_id ON @extschema@.dt_settled (id);
 CREATE INDEX dt_settled_settled_at ON @extschema@.dt_settled (settled_at);
 
 COMMENT ON TABLE @extschema@.dt_settled IS
-'Removals that are settled, kept for doubletick.history_retention. Only the extension writes it; read the view dt_history.';
+'Removals that are settled, kept for doubletick.history_retention. Only the extension writes it; read the view dt_history, which explains the columns that have no comment here.';
 COMMENT ON COLUMN @extschema@.dt_settled.sent_tags IS
 'Tags that its request carried, if not all of them; see dt_history.';
 COMMENT ON COLUMN @extschema@.dt_settled.sent_fields IS
@@ -321,7 +323,9 @@ CROSS JOIN LATERAL (
 WHERE NOT w.keep;
 
 COMMENT ON VIEW @extschema@.dt_removals IS
-'Waiting removals of all roles, with the names that are left of them: without those that came back. For the views dt_queue and dt_status.';
+'Waiting removals of all roles, with the names that are left of them: without those that came back. For the views dt_queue and dt_status. The columns without a comment are those of dt_waiting.';
+COMMENT ON COLUMN @extschema@.dt_removals.source IS
+'The table that has the row: dt_waiting.';
 COMMENT ON COLUMN @extschema@.dt_removals.tags_left IS
 'Tags that would be removed now.';
 COMMENT ON COLUMN @extschema@.dt_removals.fields_left IS
@@ -639,7 +643,7 @@ AS 'MODULE_PATHNAME', 'dt_try_enqueue_remove_tags_custom_fields'
 LANGUAGE C VOLATILE PARALLEL UNSAFE COST 100;
 
 COMMENT ON FUNCTION @extschema@.dt_try_enqueue_remove_tags_custom_fields(text, text[], text[], text, text) IS
-'The same, but a removal with a bad argument goes to dt_history as failed.';
+'As dt_enqueue_remove_tags_custom_fields; a bad argument fails the removal, not the statement.';
 
 CREATE FUNCTION @extschema@.dt_keep(
 	phone text,

@@ -56,7 +56,7 @@ static void
 estimate_sample(PlannerInfo *root pg_attribute_unused(), RelOptInfo *baserel,
 				List *arguments pg_attribute_unused(), BlockNumber *pages, double *tuples)
 {
-	*pages = Min(baserel->pages, 1000);
+	*pages = Min(baserel->pages, 500);
 	*tuples = clamp_row_est(baserel->tuples * *pages / Max(baserel->pages, 1));
 }
 
