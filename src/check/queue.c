@@ -14,11 +14,13 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "queue/store.h"
+#include "settings.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/varlena.h"
 
 static void open_table(void *subject);
+static bool is_worker_running(void);
 static int64 count_waiting(Check *check);
 static char *preload_command(void);
 
@@ -55,6 +57,10 @@ open_table(void *subject)
 
 /*
  * Roles that have removals waiting, and what their requests are held for.
+ *
+ * A hold for something that is missing (its definition is empty) may be out of date
+ * if nobody drains, so check_account() is believed.  A worker looks each second, and
+ * knows better: this session may have an older "doubletick.enabled".
  */
 void
 check_what_waits(Check *check)
@@ -64,6 +70,7 @@ check_what_waits(Check *check)
 									 " LEFT JOIN %1$s.dt_hold AS h USING (server, role) ORDER BY 1, 2",
 									 check->schema);
 	SPITupleTable *lanes = SPI_tuptable;
+	bool		believe_worker = setting_enabled && is_worker_running();
 
 	for (uint64 i = 0; i < nlanes; i++)
 	{
@@ -78,7 +85,7 @@ check_what_waits(Check *check)
 		reason = selected_text(i, 3);
 		hint = selected_text(i, 4);
 		check_account(check, server, role);
-		if (reason && selected_bool(i, 5) && !is_account_faulty(check, server, role))
+		if (reason && (selected_bool(i, 5) || believe_worker) && !is_account_faulty(check, server, role))
 			report_problem(check, psprintf("requests of role %s to server %s",
 										   quote_identifier(GetUserNameFromId(role, true)),
 										   quote_identifier(server)),
@@ -121,6 +128,20 @@ check_worker(Check *check)
 					   psprintf("ALTER SYSTEM SET max_worker_processes = %d; then restart the server",
 								max_worker_processes + 8),
 					   "no slot is left for a worker");
+}
+
+static bool
+is_worker_running(void)
+{
+	SharedDatabase *database;
+	bool		is_running;
+
+	if (shared == NULL)
+		return false;
+	database = shared_lock_database(MyDatabaseId, false);
+	is_running = database && database->proc;
+	shared_unlock();
+	return is_running;
 }
 
 static int64

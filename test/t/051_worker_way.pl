@@ -159,6 +159,9 @@ sub switched_off
 	$calls->sql(enqueue('on', 49));
 	eventually(sub { $calls->has_sent('on') && $calls->workers('postgres') == 1 }, 'the worker sends');
 	my ($old) = $calls->workers('postgres');
+	my $session = $node->background_psql('postgres');
+	my $check = 'SELECT object, hint FROM dt_check()';
+	is($session->query_safe($check), '', 'nothing is wrong');
 	$calls->sql('ALTER DATABASE postgres SET doubletick.enabled = off');
 	eventually(sub { (($calls->workers('postgres'))[0] // $old) != $old }, 'after ALTER DATABASE SET another worker takes its place');
 	$calls->sql(enqueue('off', 50));
@@ -166,8 +169,13 @@ sub switched_off
 		'dt_status says why rows are held');
 	is($calls->sql("SELECT string_agg(DISTINCT reason, '') LIKE '%doubletick.enabled%' FROM dt_hold"), 't', 'the hold says why, too')
 	  if eventually(sub { $calls->sql('SELECT count(*) FROM dt_hold') eq '1' }, 'the worker holds the row');
+	my $command = 'ALTER DATABASE postgres RESET doubletick.enabled;';
+	is($calls->sql($check), "setting doubletick.enabled|$command", 'dt_check says that it is off');
+	like($session->query_safe($check), qr/^requests of role \S+ to server doubletick\|Switch them on again: \Q$command\E$/,
+		'a session for which it is on says what the worker is held for');
+	$session->quit;
 	is($calls->has_sent('off'), 0, 'nothing is sent');
-	$calls->sql('ALTER DATABASE postgres RESET doubletick.enabled');
+	$calls->sql($command);
 	eventually(sub { $calls->has_sent('off') }, 'after RESET it is sent');
 
 	# A setting of the whole cluster comes by SIGHUP and counts from the next request on.
