@@ -70,7 +70,7 @@ outcome_read(HttpTransfer *transfer, CURLcode code)
 	reply->error = transfer->error;
 }
 
-/* What the code means for the caller: mostly if the request may have arrived. */
+/* What the code means for the caller: above all, may the request have arrived? */
 static HttpResult
 classify_outcome(const HttpTransfer *transfer, CURLcode code)
 {

@@ -99,7 +99,6 @@ hold_after_error(Drain *drain, Turn *turn)
 	begin_drain_transaction(drain);
 	if (relations_lock(&drain->waiting_oid))
 	{
-		/* What the turn wrote about holds is lost. */
 		if (drain->has_begun)
 			hold_write_all(turn->schedule);
 		hold_lane(lane, fault, account_definition(lane_server(lane), lane->key.role));
@@ -108,6 +107,7 @@ hold_after_error(Drain *drain, Turn *turn)
 			turn->request->hold = hold_number(lane);
 	}
 	commit_drain_transaction(drain);
+	drain->holds_are_lost = false;
 	lane->not_before = clock_now() + ERROR_PAUSE;
 	schedule_lane(turn->schedule, lane, turn->clock);
 	schedule_server(turn->schedule, lane->server, turn->clock);
@@ -170,6 +170,7 @@ undo_turn(Drain *drain, Turn *turn)
 {
 	Requests   *requests = &drain->requests;
 
+	drain->holds_are_lost = true;
 	while (!dlist_is_empty(&requests->ready))
 	{
 		Request    *request = dlist_head_element(Request, node, &requests->ready);

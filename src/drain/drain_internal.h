@@ -27,10 +27,11 @@ struct Drain
 	Schedule	schedule;
 	Horizon		horizon;
 	bool		has_begun;		/* has a turn been committed? */
+	bool		holds_are_lost; /* did a turn fail that may have written some? */
 	bool		finishing;		/* does it only settle, and send no more? */
 	int			nfailures;		/* how often memory was lacking */
 	Turn	   *turn;			/* whose transaction is open, else NULL */
-	bool		is_update_near; /* because the extension is to be updated? */
+	bool		is_update_near; /* is the extension to be updated? */
 	bool		at_end;			/* has the last search found all there was? */
 	int64		searched_at;	/* when the last search was made */
 	int64		search_at;		/* when the next one is to be made */

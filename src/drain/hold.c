@@ -305,17 +305,22 @@ hold_forget(Lane *lane)
 	free_reason(lane);
 }
 
+/* First does what may fail, so that the lane stays as it is if memory is lacking. */
 static void
 set_reason(Lane *lane, const char *reason, const char *hint, const char *definition)
 {
+	char	   *new_reason = MemoryContextStrdup(lane->context, reason);
+	char	   *new_hint = hint ? MemoryContextStrdup(lane->context, hint) : NULL;
+	char	   *new_definition = MemoryContextStrdup(lane->context, definition);
+
 	if (!lane->held || !is_same_reason(lane->reason, reason))
 		lane->nholds++;			/* a hold ends when it gets another reason */
 	if (lane->held)
 		free_reason(lane);
 	lane->held = true;
-	lane->reason = MemoryContextStrdup(lane->context, reason);
-	lane->hint = hint ? MemoryContextStrdup(lane->context, hint) : NULL;
-	lane->definition = MemoryContextStrdup(lane->context, definition);
+	lane->reason = new_reason;
+	lane->hint = new_hint;
+	lane->definition = new_definition;
 }
 
 static void

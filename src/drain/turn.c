@@ -57,6 +57,8 @@ run_turn_transaction(Drain *drain)
 			turn = drain->turn = open_turn(drain);
 			if (!drain->has_begun)
 				hold_load(turn);
+			else if (drain->holds_are_lost)
+				hold_write_all(turn->schedule);
 			unstick_requests(drain);
 			settle_answers(turn);
 			if (!drain->finishing)
@@ -229,6 +231,7 @@ finish_turn(Drain *drain, Turn *turn)
 	Requests   *requests = &drain->requests;
 
 	drain->has_begun = true;
+	drain->holds_are_lost = false;
 	tally_count_settled(drain, turn);
 	while (!dlist_is_empty(&requests->settled))
 	{
