@@ -88,7 +88,8 @@ static bool can_be_spared(const Worker *worker);
 static bool try_to_leave(Worker *worker);
 static bool find_prepared_transaction(void);
 static bool is_database_wanted(void);
-static void read_database_settings(char *settings, bool apply);
+static bool read_database_settings(char *settings, bool apply);
+static bool has_lost_setting(void);
 static void make_way(Worker *worker, const char *why);
 static void warn_of_unsent(Worker *worker);
 static void begin_transaction(void);
@@ -277,17 +278,18 @@ static void
 do_chores(Worker *worker)
 {
 	char		settings[SETTINGS_LENGTH];
+	bool		is_changed;
 
 	worker->chores_at = clock_now() + CHORE_INTERVAL;
 	if (is_database_wanted())
 		make_way(worker, "database is wanted by another session");
 
 	/*
-	 * Applied at first, too: they may have changed since the connection
-	 * began.
+	 * They may have changed since the connection began.  New ones are
+	 * applied; one that is gone cannot be taken back.
 	 */
-	read_database_settings(settings, worker->settings[0] == '\0');
-	if (worker->settings[0] != '\0' && strcmp(worker->settings, settings) != 0)
+	is_changed = read_database_settings(settings, worker->settings[0] == '\0');
+	if (is_changed || (worker->settings[0] != '\0' && strcmp(worker->settings, settings) != 0))
 		make_way(worker, "settings of the database have changed");
 	strlcpy(worker->settings, settings, sizeof(settings));
 
@@ -419,11 +421,13 @@ is_database_wanted(void)
 /*
  * Where the database's own settings (ALTER DATABASE ... SET) are stored, which
  * is another place after each change: a session reads them when it begins, and is
- * not told when they change.
+ * not told when they change.  With "apply", applies them, and returns whether one that
+ * the session has read is not set any more.
  */
-static void
+static bool
 read_database_settings(char *settings, bool apply)
 {
+	bool		is_changed;
 	Relation	rel;
 	ScanKeyData keys[1];
 	SysScanDesc scan;
@@ -447,7 +451,28 @@ read_database_settings(char *settings, bool apply)
 	if (apply)
 		ApplySetting(NULL, MyDatabaseId, InvalidOid, rel, PGC_S_DATABASE);
 	table_close(rel, AccessShareLock);
+	is_changed = apply && has_lost_setting();
 	commit_transaction();
+	return is_changed;
+}
+
+static bool
+has_lost_setting(void)
+{
+	bool		is_found;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	SPI_connect();
+	if (SPI_execute("SELECT FROM pg_catalog.pg_settings WHERE source = 'database' AND lower(name) <> ALL"
+					" (SELECT lower(split_part(setting, '=', 1))"
+					" FROM pg_catalog.pg_database AS d, pg_catalog.pg_db_role_setting AS s, unnest(s.setconfig) AS setting"
+					" WHERE d.datname = current_database() AND s.setdatabase = d.oid AND s.setrole = 0)",
+					true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read pg_settings");
+	is_found = SPI_processed > 0;
+	SPI_finish();
+	PopActiveSnapshot();
+	return is_found;
 }
 
 /*

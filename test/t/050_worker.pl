@@ -194,14 +194,14 @@ sub several_databases
 	{
 		eventually(sub { $calls->has_sent("in_$database") }, "$database is served");
 	}
+	# No worker sends what comes next before the restart: doubletick.enabled is off there, and
+	# one that has begun before that has left.
+	$calls->sql("ALTER DATABASE $_ SET doubletick.enabled = off") foreach @databases;
 	eventually(sub { !$calls->workers() }, 'and the workers leave');
-
-	# No worker sends these before the restart: doubletick.enabled is off there.
 	$calls->configure('doubletick.worker_idle_timeout' => '1h');
 	$sb->rule('919876500030', { fault => 'hang' });
 	for my $database (@databases)
 	{
-		$calls->sql("ALTER DATABASE $database SET doubletick.enabled = off");
 		$calls->sql(enqueue("hanging_$database", 30), database => $database) if $database =~ /[12]/;
 		$calls->sql(enqueue("found_$database"), database => $database);
 	}

@@ -126,6 +126,35 @@ sub switched_off_at_start
 	return;
 }
 
+# And when it is switched on again: the database has no setting left, or another one.
+sub switched_on_at_start
+{
+	local $ENV{PGOPTIONS} = '-c post_auth_delay=0';
+	my @databases = qw(early earlier);
+
+	foreach my $database (@databases)
+	{
+		$calls->sql("CREATE DATABASE $database");
+		$calls->set_up($database);
+		$calls->sql("ALTER DATABASE $database SET doubletick.enabled = off");
+	}
+	$calls->sql("ALTER DATABASE earlier SET doubletick.history_retention = '1d'");
+	$calls->configure('post_auth_delay' => '6');
+	eventually(sub { $calls->sql("SELECT setting FROM pg_file_settings WHERE name = 'post_auth_delay' AND applied") eq '6' },
+		'workers start slowly again');
+	foreach my $database (@databases)
+	{
+		$calls->sql(enqueue($database), database => $database);
+		eventually(sub { $calls->sql("SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_database'::regclass
+			AND objid = (SELECT oid FROM pg_database WHERE datname = '$database')") ne '0' }, "one starts in $database");
+		$calls->sql("ALTER DATABASE $database RESET doubletick.enabled");
+	}
+	$calls->configure('post_auth_delay' => '0');
+	eventually(sub { $calls->has_sent($_) }, "$_: what waits is sent") foreach @databases;
+	$calls->sql("DROP DATABASE $_") foreach @databases;
+	return;
+}
+
 # A DROP DATABASE that was broken off leaves a database that takes no connections.
 sub half_dropped
 {
@@ -261,6 +290,7 @@ error_in_settling();
 dropped_by_force();
 strict_settings();
 switched_off_at_start();
+switched_on_at_start();
 half_dropped();
 drained_by_others();
 quoting_error();
