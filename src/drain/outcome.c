@@ -26,12 +26,14 @@ StaticAssertDecl(OUTCOME_MAX_DELAY == MAX_RETRY_AFTER * 1000 + LAST_BACKOFF,
 				 "a longer delay counts as a mistake of the clock");
 
 /*
- * When a request for several rows fails with 5xx after this many attempts, they are
- * sent in parts: one of them may be what the API cannot bear.
+ * When a request for several rows has had no usable answer after this many attempts, they
+ * are sent in parts: one of them, or all together, may be what the API cannot bear.
  */
 #define WHOLE_ATTEMPTS 3
 
 static Verdict verdict_of(const Facts *facts);
+static bool is_carried_out(const Facts *facts);
+static bool may_be_for_rows(const Facts *facts);
 static Verdict verdict_of_status(const Facts *facts);
 
 /*
@@ -42,12 +44,17 @@ outcome_of(const Facts *facts)
 {
 	Outcome		outcome = {.verdict = verdict_of(facts)};
 
-	if (outcome.verdict == VERDICT_PARTS)
-		outcome.together = facts->status == 413 ? facts->nrows / 2 : 1;
+	/* One row must not take the others with it. */
+	if (outcome.verdict == VERDICT_FAILED && facts->nrows > 1 && !is_carried_out(facts))
+	{
+		outcome.verdict = VERDICT_PARTS;
+		outcome.together = facts->status == 413 || facts->result == HTTP_TOO_LONG ?
+			facts->nrows / 2 : 1;
+	}
 	if (outcome.verdict != VERDICT_AGAIN)
 		return outcome;
 
-	if (facts->nrows > 1 && facts->status >= 500 && facts->attempts >= WHOLE_ATTEMPTS)
+	if (facts->nrows > 1 && facts->attempts >= WHOLE_ATTEMPTS && may_be_for_rows(facts))
 		outcome.together = facts->nrows / 2;
 	outcome.least_delay = Min(facts->retry_after, MAX_RETRY_AFTER) * 1000;
 	outcome.random_delay = Min(FIRST_BACKOFF << Min(facts->attempts - 1, 20), LAST_BACKOFF);
@@ -99,9 +106,22 @@ verdict_of_status(const Facts *facts)
 		case 429:
 			return VERDICT_AGAIN;
 	}
-
-	/* One row must not take the others with it. */
-	if (facts->status >= 400 && facts->status < 500 && facts->nrows > 1)
-		return VERDICT_PARTS;
 	return VERDICT_FAILED;
+}
+
+/* Does the status say that the removals are done, although the answer cannot be used? */
+static bool
+is_carried_out(const Facts *facts)
+{
+	return facts->result == HTTP_ANSWERED && facts->status >= 200 && facts->status < 300;
+}
+
+/* May a request that is to be repeated have failed because of what it carried? */
+static bool
+may_be_for_rows(const Facts *facts)
+{
+	if (facts->result == HTTP_ANSWERED)
+		return facts->status >= 500 || facts->status == 408;
+	return facts->result == HTTP_BROKEN_OFF || facts->result == HTTP_TIMED_OUT ||
+		facts->result == HTTP_NOT_HTTP;
 }

@@ -8,6 +8,7 @@ use warnings;
 
 use File::Basename qw(dirname);
 use List::Util qw(uniq);
+use JSON::PP;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -206,7 +207,7 @@ sub slots_refill
 # One bad name does not fail the rows that were sent together with it.
 sub refused_together
 {
-	foreach my $status (400, 403, 404, 409, 422, 451)
+	foreach my $status (302, 400, 403, 404, 409, 422, 451)
 	{
 		fresh();
 		$sb->rule($phone, { status => $status, times => 2 });
@@ -233,19 +234,33 @@ sub refused_together
 	drain();
 	is(states(@huge), 'done failed done', '413 together: only the one that is too large by itself fails');
 
-	# What makes the API fail is found when a few attempts have met with nothing else.
+	# So is one whose answer is too long.
 	fresh();
-	$sb->rule($phone, { status => 500, times => 4 });
-	my @many = map { enqueue($phone, [$_]) } 1 .. 4;
-	for (1 .. 4)
-	{
-		drain();
-		time_passes('20 min');
-	}
+	$sb->rule($phone, { fault => 'endless', times => 3 });
+	my @endless = map { enqueue($phone, [$_]) } 1 .. 4;
 	drain();
 	@sizes = map { scalar @{ $_->{body}{tags} } } @{ $sb->journal };
-	is("@sizes", '4 4 4 2 1 1 2', '500 together: by halves after the third attempt');
-	is(states(@many), 'done done done done', '500 together: all are done');
+	is("@sizes", '4 2 1 1 2', 'an endless answer together: by halves');
+	is(states(@endless), 'failed done done done', 'an endless answer together: only the one that has it by itself fails');
+
+	# What makes the API fail is found when a few attempts have met with nothing else.
+	foreach my $case ([ 500, status => 500 ], [ 408, status => 408 ], [ 'no answer', fault => 'reset' ], [ 'no HTTP', fault => 'not_http' ])
+	{
+		my ($name, @rule) = @$case;
+
+		fresh();
+		$sb->rule($phone, { @rule, times => 4, apply => JSON::PP::false });
+		my @many = map { enqueue($phone, [$_]) } 1 .. 4;
+		for (1 .. 4)
+		{
+			drain();
+			time_passes('20 min');
+		}
+		drain();
+		@sizes = map { scalar @{ $_->{body}{tags} } } @{ $sb->journal };
+		is("@sizes", '4 4 4 2 1 1 2', "$name together: by halves after the third attempt");
+		is(states(@many), 'done done done done', "$name together: all are done");
+	}
 
 	# All of them are refused.
 	fresh();
