@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "base/fault.h"
 #include "queue/history.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
@@ -44,6 +45,18 @@ typedef enum SettledColumn
 StaticAssertDecl(SETTLED_NCOLUMNS <= STORE_MOST_COLUMNS, "dt_settled has too many columns");
 
 /*
+ * Most bytes of a text.  A phone that cannot be used may have any length, but an index
+ * that somebody has made must hold these columns together (see shape.c).
+ */
+#define MAX_NUMBER 200
+#define MAX_ERROR 2000
+
+/* So many rows are searched for the last request of a lane. */
+#define LAST_ROWS 10000
+
+static void set_short_text(Datum *values, bool *nulls, int column, const char *string, int limit);
+
+/*
  * Inserts a row as settled now.  "answer" and "error" may be NULL.
  */
 void
@@ -64,13 +77,13 @@ history_insert(Store *settled, const QueueRow *row, const char *state,
 	nulls[SETTLED_HTTP_STATUS - 1] = row->http_status == 0;
 	store_set_text(values, nulls, SETTLED_STATE, state);
 	store_set_text(values, nulls, SETTLED_SERVER, row->server);
-	store_set_text(values, nulls, SETTLED_PHONE, row->phone);
-	store_set_text(values, nulls, SETTLED_WABA, row->waba);
+	set_short_text(values, nulls, SETTLED_PHONE, row->phone, MAX_NUMBER);
+	set_short_text(values, nulls, SETTLED_WABA, row->waba, MAX_NUMBER);
 	values[SETTLED_TAGS - 1] = PointerGetDatum(row->tags);
 	values[SETTLED_FIELDS - 1] = PointerGetDatum(row->fields);
 	values[SETTLED_ANSWER - 1] = PointerGetDatum(answer);
 	nulls[SETTLED_ANSWER - 1] = answer == NULL;
-	store_set_text(values, nulls, SETTLED_ERROR, error);
+	set_short_text(values, nulls, SETTLED_ERROR, error, MAX_ERROR);
 	values[SETTLED_SENT_TAGS - 1] = PointerGetDatum(row->sent_tags);
 	nulls[SETTLED_SENT_TAGS - 1] = row->sent_tags == NULL;
 	values[SETTLED_SENT_FIELDS - 1] = PointerGetDatum(row->sent_fields);
@@ -79,6 +92,14 @@ history_insert(Store *settled, const QueueRow *row, const char *state,
 	nulls[SETTLED_ORIGIN - 1] = row->origin == 0;
 
 	store_insert(settled, &columns, SETTLED_NCOLUMNS);
+}
+
+static void
+set_short_text(Datum *values, bool *nulls, int column, const char *string, int limit)
+{
+	if (string && strlen(string) > (size_t) limit)
+		string = pnstrdup(string, fault_cliplen(string, limit));
+	store_set_text(values, nulls, column, string);
 }
 
 /*

@@ -100,6 +100,7 @@ static bool has_index_shape(Oid oid, Oid table, const IndexShape *shape);
 static bool is_ascending(HeapTuple tuple, int nkeys);
 static bool is_btree(Oid index);
 static bool index_has_columns(Form_pg_index index, const IndexShape *shape);
+static bool has_long_column(Relation rel, Relation index);
 static void check_constraints(Relation rel);
 static void check_triggers(Relation rel);
 static bool is_own_trigger(const Trigger *trigger, const char *name);
@@ -369,7 +370,8 @@ index_has_columns(Form_pg_index index, const IndexShape *shape)
 
 /*
  * Called by store_open() for each index of the table.  Accepts an index that is not
- * ours if it is plain, or a copy of a primary key, as REINDEX CONCURRENTLY makes it.
+ * ours if it is plain, or a copy of a primary key, as REINDEX CONCURRENTLY makes it, and
+ * if every row fits into it.
  */
 void
 check_index_shape(Relation rel, QueueRelation table, Relation index)
@@ -387,14 +389,36 @@ check_index_shape(Relation rel, QueueRelation table, Relation index)
 	}
 	if (heap_attisnull(tuple, Anum_pg_index_indexprs, NULL) &&
 		heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
-		!index->rd_index->indisexclusion && !is_unique)
+		!index->rd_index->indisexclusion && !is_unique && !has_long_column(rel, index))
 		return;
-	refuse_table(rel, psprintf("Index \"%s\" is unique, or has expressions, a condition or an exclusion constraint.",
+	refuse_table(rel, psprintf("Index \"%s\" is unique, has expressions, a condition or an exclusion constraint, or a column of names or answers, which may be too long for it.",
 							   RelationGetRelationName(index)),
 				 OidIsValid(constraint) ?
 				 psprintf("ALTER TABLE %s DROP CONSTRAINT %s", table_name(RelationGetRelid(rel)),
 						  quote_identifier(get_constraint_name(constraint))) :
 				 psprintf("DROP INDEX %s", index_name));
+}
+
+/*
+ * Lists of names and answers may be longer than what one entry of an index can hold.  A
+ * hash index has their hashes, and a GIN index of jsonb hashes what is long.  All other
+ * columns are short: history.c sees to those of text.
+ */
+static bool
+has_long_column(Relation rel, Relation index)
+{
+	Oid			method = index->rd_rel->relam;
+
+	for (int i = 0; i < index->rd_index->indnatts; i++)
+	{
+		int16		column = index->rd_index->indkey.values[i];
+		Oid			type = column > 0 ? TupleDescAttr(RelationGetDescr(rel), column - 1)->atttypid : InvalidOid;
+
+		if ((type == TEXTARRAYOID && method != HASH_AM_OID) ||
+			(type == JSONBOID && method != HASH_AM_OID && method != GIN_AM_OID))
+			return true;
+	}
+	return false;
 }
 
 static void

@@ -105,6 +105,8 @@ refused_and_mended('unique constraint', 'ALTER TABLE dt_waiting ADD CONSTRAINT o
 refused_and_mended('exclusion', 'ALTER TABLE dt_settled ADD CONSTRAINT odd EXCLUDE USING btree (id WITH =, settled_at WITH =)', qr/^ALTER TABLE public.dt_settled DROP CONSTRAINT odd$/);
 refused_and_mended('expression', 'CREATE INDEX odd ON dt_settled (lower(phone))', qr/^DROP INDEX public.odd$/);
 refused_and_mended('condition', "CREATE INDEX odd ON dt_waiting (phone) WHERE attempts > 0", qr/^DROP INDEX public.odd$/);
+refused_and_mended("index of what may be long, $_", "CREATE INDEX odd ON $_", qr/^DROP INDEX public.odd$/)
+  foreach 'dt_waiting (tags)', 'dt_waiting USING gin (fields)', 'dt_settled (id) INCLUDE (sent_tags)', 'dt_settled USING gin (tags)', 'dt_settled (answer)';
 refused_and_mended('row security', 'ALTER TABLE dt_waiting ENABLE ROW LEVEL SECURITY', qr/^ALTER TABLE public.dt_waiting DISABLE ROW LEVEL SECURITY$/);
 refused_and_mended('trigger', 'CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 	CREATE TRIGGER odd BEFORE INSERT ON dt_settled FOR EACH ROW EXECUTE FUNCTION nothing()', qr/^DROP TRIGGER odd ON public.dt_settled$/);
@@ -202,6 +204,38 @@ foreach my $case (
 	unlike(slurp_file($node->logfile, $offset), qr/resource was not closed|refcount leak/, 'BRIN: no page stays pinned');
 	is($calls->sql("SET enable_seqscan = off; SET enable_indexscan = off; SELECT count(*) FROM dt_settled WHERE settled_at > now() - interval '1 hour' AND id = $id"), '1', 'BRIN: and found');
 	$calls->sql('DROP INDEX odd, odd_too');
+}
+
+# Indexes into which every row fits, however long what it has is.
+{
+	my @names = map { "fits_$_" } 1 .. 6;
+	my @columns = ('dt_settled (server, phone, waba, error)', 'dt_settled (error)', 'dt_settled USING hash (tags)',
+		'dt_settled USING gin (answer)', 'dt_settled USING hash (answer)', 'dt_waiting USING hash (tags)');
+	my $long = join '', map { chr(97 + int rand 26) } 1 .. 20_000;
+	my ($good, $bad, $told) = map { new_phone() } 1 .. 3;
+
+	$calls->sql("CREATE INDEX $names[$_] ON $columns[$_]") foreach 0 .. 5;
+	$sb->rule($told, { status => 422, body => { message => $long } });
+	my @ids = (enqueue($good, [$long], ["f$long"]), enqueue($told, ['lead']));
+	drain();
+	is(states(@ids), 'done failed', 'long names and a long answer: settled');
+
+	# Of a phone or a WABA number that cannot be used, the history has the beginning.
+	foreach my $change ("UPDATE long SET tags = '{}'", "UPDATE long SET phone = phone || '1', waba = waba || '1'", 'DELETE FROM long')
+	{
+		$calls->sql("DROP TABLE IF EXISTS long; CREATE TABLE long (phone text, tags text[], waba text);
+			INSERT INTO long VALUES ('+$long', '{x}', '$long'), ('$good', '{x}', '$long'), ('$good', '{x}', NULL), ('$long', '{x}', NULL);
+			CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON long FOR EACH ROW
+			EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags', '', 'waba'); DELETE FROM dt_settled");
+		my ($code, undef, $stderr) = $node->psql('postgres', $change);
+		is($stderr, '', "$change: long numbers fail no statement");
+		cmp_ok($calls->sql("SELECT count(*) FROM dt_history WHERE state = 'failed' AND length(phone) <= 200 AND coalesce(length(waba), 0) <= 200"), '>=', 3,
+			"$change: the history says so");
+	}
+	is(states($calls->sql("SELECT dt_try_enqueue_remove_tags_custom_fields('$long', '{x}', waba => '$long')")), 'failed',
+		'dt_try_enqueue: a long number, too');
+	$calls->sql('DROP TABLE long; DROP INDEX ' . join ', ', @names);
+	fresh();
 }
 
 # Ids that come again.
