@@ -20,6 +20,7 @@
 #include "drain/turn.h"
 #include "miscadmin.h"
 #include "queue/customer_number.h"
+#include "queue/shape.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
@@ -278,6 +279,7 @@ make_due_request(Service *service, Position position, const Due *due)
 	Turn	   *turn = service->turn;
 	Lane	   *lane = service->lane;
 	Request    *request;
+	ListCell   *cell;
 
 	settle_unsent(turn, due);
 	if (list_length(due->send) + list_length(due->later) +
@@ -287,6 +289,13 @@ make_due_request(Service *service, Position position, const Due *due)
 	{
 		place_unsent_row(turn, lane, position, due);
 		return false;
+	}
+	foreach(cell, due->send)
+	{
+		const DueRow *row = lfirst(cell);
+
+		shape_check_names(&turn->settled, row->tags, row->ntags);
+		shape_check_names(&turn->settled, row->fields, row->nfields);
 	}
 	request = request_make(turn->requests, CurrentMemoryContext, lane, due, &service->account,
 						   service->definition);

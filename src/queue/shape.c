@@ -18,12 +18,14 @@
 #include "catalog/dependency.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_sequence.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
+#include "commands/defrem.h"
 #include "commands/extension.h"
 #include "commands/trigger.h"
 #include "compat.h"
@@ -33,6 +35,9 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
+
+/* Most bytes of a name in a GIN index, whose limit is some 2,700 bytes for an entry. */
+#define MAX_INDEXED_NAME 2500
 
 typedef struct ColumnShape
 {
@@ -96,11 +101,13 @@ static const IndexShape index_shapes[NRELATIONS] = {
 static void check_sequence(Relation rel);
 static void check_columns(Relation rel, const ColumnShape *columns, int ncolumns);
 static void check_own_indexes(Relation rel, QueueRelation table);
+static const char *drop_index_command(Relation rel, Oid index);
 static bool has_index_shape(Oid oid, Oid table, const IndexShape *shape);
-static bool is_ascending(HeapTuple tuple, int nkeys);
+static bool has_usual_order(HeapTuple tuple, int nkeys);
 static bool is_btree(Oid index);
 static bool index_has_columns(Form_pg_index index, const IndexShape *shape);
 static bool has_long_column(Relation rel, Relation index);
+static Oid	column_type(Relation rel, int16 column);
 static void check_constraints(Relation rel);
 static void check_triggers(Relation rel);
 static bool is_own_trigger(const Trigger *trigger, const char *name);
@@ -194,6 +201,11 @@ check_columns(Relation rel, const ColumnShape *columns, int ncolumns)
 									   columns[i].not_null ? "must be NOT NULL" : "may be null in what is recorded"),
 						 psprintf("ALTER TABLE %s ALTER COLUMN %s %s NOT NULL", name,
 								  columns[i].name, columns[i].not_null ? "SET" : "DROP"));
+		if (column->attlen == -1 && column->attstorage == TYPSTORAGE_PLAIN)
+			refuse_table(rel, psprintf("Column \"%s\" has storage PLAIN, so that a long value would not fit.",
+									   columns[i].name),
+						 psprintf("ALTER TABLE %s ALTER COLUMN %s SET STORAGE EXTENDED", name,
+								  columns[i].name));
 	}
 	for (int i = ncolumns; i < desc->natts; i++)
 	{
@@ -305,8 +317,23 @@ check_own_indexes(Relation rel, QueueRelation table)
 		if (shape->command && shape->table == table &&
 			!has_index_shape(relation_oid(i), RelationGetRelid(rel), shape))
 			refuse_table(rel, psprintf("Index \"%s\" is missing, not valid, or not as the extension made it.", name),
-						 psprintf(shape->command, name, table_name(RelationGetRelid(rel))));
+						 psprintf("%s%s", drop_index_command(rel, relation_oid(i)),
+								  psprintf(shape->command, name, table_name(RelationGetRelid(rel)))));
 	}
+}
+
+/* What must precede the command that makes an index anew; "" if there is none. */
+static const char *
+drop_index_command(Relation rel, Oid index)
+{
+	Oid			constraint = OidIsValid(index) ? get_index_constraint(index) : InvalidOid;
+
+	if (!OidIsValid(index))
+		return "";
+	if (OidIsValid(constraint))
+		return psprintf("ALTER TABLE %s DROP CONSTRAINT %s; ", table_name(RelationGetRelid(rel)),
+						quote_identifier(get_constraint_name(constraint)));
+	return psprintf("DROP INDEX %s; ", table_name(index));
 }
 
 static bool
@@ -323,23 +350,31 @@ has_index_shape(Oid oid, Oid table, const IndexShape *shape)
 			is_btree(oid) &&
 			heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
 			index_has_columns(index, shape) && (index->indisunique || !shape->is_key) &&
-			is_ascending(tuple, index->indnkeyatts);
+			has_usual_order(tuple, index->indnkeyatts);
 		ReleaseSysCache(tuple);
 	}
 	return matches;
 }
 
-/* Scans rely on the order of the columns' types, the nulls last. */
+/* Scans rely on the order of the columns' types, with the collation "C", the nulls last. */
 static bool
-is_ascending(HeapTuple tuple, int nkeys)
+has_usual_order(HeapTuple tuple, int nkeys)
 {
 	bool		isnull;
 	int2vector *options = (int2vector *)
 	DatumGetPointer(SysCacheGetAttr(INDEXRELID, tuple, Anum_pg_index_indoption, &isnull));
+	oidvector  *classes = (oidvector *)
+	DatumGetPointer(SysCacheGetAttr(INDEXRELID, tuple, Anum_pg_index_indclass, &isnull));
+	oidvector  *collations = (oidvector *)
+	DatumGetPointer(SysCacheGetAttr(INDEXRELID, tuple, Anum_pg_index_indcollation, &isnull));
 
 	for (int i = 0; i < nkeys; i++)
 	{
-		if (isnull || options->values[i] != 0)
+		Oid			class = classes->values[i];
+
+		if (options->values[i] != 0 ||
+			class != GetDefaultOpClass(get_opclass_input_type(class), BTREE_AM_OID) ||
+			(OidIsValid(collations->values[i]) && collations->values[i] != C_COLLATION_OID))
 			return false;
 	}
 	return true;
@@ -401,24 +436,56 @@ check_index_shape(Relation rel, QueueRelation table, Relation index)
 
 /*
  * Lists of names and answers may be longer than what one entry of an index can hold.  A
- * hash index has their hashes, and a GIN index of jsonb hashes what is long.  All other
- * columns are short: history.c sees to those of text.
+ * hash index has their hashes, and a GIN index those of what is long in a jsonb; one of
+ * names has each by itself: see shape_check_names().  All other columns are short:
+ * history.c sees to those of text.
  */
 static bool
 has_long_column(Relation rel, Relation index)
 {
 	Oid			method = index->rd_rel->relam;
 
-	for (int i = 0; i < index->rd_index->indnatts; i++)
+	for (int i = 0; i < index->rd_index->indnatts && method != HASH_AM_OID && method != GIN_AM_OID; i++)
 	{
-		int16		column = index->rd_index->indkey.values[i];
-		Oid			type = column > 0 ? TupleDescAttr(RelationGetDescr(rel), column - 1)->atttypid : InvalidOid;
+		Oid			type = column_type(rel, index->rd_index->indkey.values[i]);
 
-		if ((type == TEXTARRAYOID && method != HASH_AM_OID) ||
-			(type == JSONBOID && method != HASH_AM_OID && method != GIN_AM_OID))
+		if (type == TEXTARRAYOID || type == JSONBOID)
 			return true;
 	}
 	return false;
+}
+
+/* InvalidOid for 0, which stands for an expression. */
+static Oid
+column_type(Relation rel, int16 column)
+{
+	return column > 0 ? TupleDescAttr(RelationGetDescr(rel), column - 1)->atttypid : InvalidOid;
+}
+
+/*
+ * Called before a request leaves for these names: raises an error if somebody has made a
+ * GIN index of dt_settled that cannot hold one of them.
+ */
+void
+shape_check_names(const Store *settled, const char **names, int nnames)
+{
+	for (int i = 0; i < settled->indexes->ri_NumIndices && !settled->indexes_are_cached; i++)
+	{
+		Relation	index = settled->indexes->ri_IndexRelationDescs[i];
+
+		if (index->rd_rel->relam != GIN_AM_OID ||
+			column_type(settled->rel, index->rd_index->indkey.values[0]) != TEXTARRAYOID)
+			continue;
+		for (int j = 0; j < nnames; j++)
+		{
+			if (strlen(names[j]) > MAX_INDEXED_NAME)
+				ereport(ERROR,
+						(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						 errmsg("a name is too long for index \"%s\" of table \"%s\"",
+								RelationGetRelationName(index), RelationGetRelationName(settled->rel)),
+						 errhint("Execute DROP INDEX %s.", table_name(RelationGetRelid(index)))));
+		}
+	}
 }
 
 static void

@@ -8,10 +8,10 @@
 #ifndef DOUBLETICK_QUEUE_SHAPE_H
 #define DOUBLETICK_QUEUE_SHAPE_H
 
-#include "queue/relations.h"
-#include "utils/relcache.h"
+#include "queue/store.h"
 
 extern void check_table_shape(Relation rel, QueueRelation table);
 extern void check_index_shape(Relation rel, QueueRelation table, Relation index);
+extern void shape_check_names(const Store *settled, const char **names, int nnames);
 
 #endif							/* DOUBLETICK_QUEUE_SHAPE_H */

@@ -74,6 +74,18 @@ refused_and_mended('membership', 'ALTER EXTENSION doubletick DROP TABLE dt_settl
 refused_and_mended('nulls', 'ALTER TABLE dt_waiting ALTER COLUMN phone DROP NOT NULL', qr/^ALTER TABLE public.dt_waiting ALTER COLUMN phone SET NOT NULL$/);
 
 
+foreach my $column ('dt_waiting ALTER tags', 'dt_settled ALTER answer', 'dt_settled ALTER error', 'dt_hold ALTER reason')
+{
+	refused_and_mended("storage, $column", "ALTER TABLE $column SET STORAGE PLAIN", qr/^ALTER TABLE public\.dt_\w+ ALTER COLUMN \w+ SET STORAGE EXTENDED$/);
+}
+foreach my $other ('server COLLATE "POSIX", role', 'server text_pattern_ops, role', 'role, server', 'server DESC, role')
+{
+	refused_and_mended("order of an index, $other", "ALTER TABLE dt_hold DROP CONSTRAINT dt_hold_pkey; CREATE UNIQUE INDEX dt_hold_pkey ON dt_hold ($other)",
+		qr/^DROP INDEX public.dt_hold_pkey; ALTER TABLE public.dt_hold ADD CONSTRAINT dt_hold_pkey PRIMARY KEY \(server, role\)$/);
+}
+refused_and_mended('order of an index, a constraint', 'ALTER TABLE dt_hold DROP CONSTRAINT dt_hold_pkey; ALTER TABLE dt_hold ADD CONSTRAINT dt_hold_pkey PRIMARY KEY (role, server)',
+	qr/^ALTER TABLE public.dt_hold DROP CONSTRAINT dt_hold_pkey; ALTER TABLE public.dt_hold ADD CONSTRAINT dt_hold_pkey PRIMARY KEY /);
+
 # The sequence of ids.
 foreach my $change ('CACHE 20', 'CYCLE', 'INCREMENT -1 MINVALUE -1000')
 {
@@ -106,7 +118,7 @@ refused_and_mended('exclusion', 'ALTER TABLE dt_settled ADD CONSTRAINT odd EXCLU
 refused_and_mended('expression', 'CREATE INDEX odd ON dt_settled (lower(phone))', qr/^DROP INDEX public.odd$/);
 refused_and_mended('condition', "CREATE INDEX odd ON dt_waiting (phone) WHERE attempts > 0", qr/^DROP INDEX public.odd$/);
 refused_and_mended("index of what may be long, $_", "CREATE INDEX odd ON $_", qr/^DROP INDEX public.odd$/)
-  foreach 'dt_waiting (tags)', 'dt_waiting USING gin (fields)', 'dt_settled (id) INCLUDE (sent_tags)', 'dt_settled USING gin (tags)', 'dt_settled (answer)';
+  foreach 'dt_waiting (tags)', 'dt_settled (id) INCLUDE (sent_tags)', 'dt_settled (answer)';
 refused_and_mended('row security', 'ALTER TABLE dt_waiting ENABLE ROW LEVEL SECURITY', qr/^ALTER TABLE public.dt_waiting DISABLE ROW LEVEL SECURITY$/);
 refused_and_mended('trigger', 'CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 	CREATE TRIGGER odd BEFORE INSERT ON dt_settled FOR EACH ROW EXECUTE FUNCTION nothing()', qr/^DROP TRIGGER odd ON public.dt_settled$/);
@@ -235,6 +247,30 @@ foreach my $case (
 	is(states($calls->sql("SELECT dt_try_enqueue_remove_tags_custom_fields('$long', '{x}', waba => '$long')")), 'failed',
 		'dt_try_enqueue: a long number, too');
 	$calls->sql('DROP TABLE long; DROP INDEX ' . join ', ', @names);
+	fresh();
+}
+
+# A GIN index of names holds each by itself, if it is not too long.
+{
+	my $long = join '', map { chr(97 + int rand 26) } 1 .. 20_000;
+
+	foreach my $columns ('tags', 'tags, fields', 'sent_fields')
+	{
+		my ($good, $bad, $worse) = map { new_phone() } 1 .. 3;
+
+		fresh();
+		$calls->sql("CREATE INDEX odd ON dt_settled USING gin ($columns)");
+		my $id = enqueue($good, [ map { "t$_" . 'x' x 400 } 1 .. 100 ], [ map { "f$_" } 1 .. 100 ]);
+		drain();
+		is(states($id), 'done', "GIN ($columns): many names are settled");
+		my @ids = (enqueue($bad, [ 'lead', $long ]), enqueue($worse, undef, [ 'plan', $long ]));
+		like(drain(), qr/held: error 54000: a name is too long for index "odd" of table "dt_settled"\n.*^HINT:  Execute DROP INDEX public.odd\.$/ms,
+			"GIN ($columns): one that is too long holds");
+		is(scalar(() = requests($bad, $worse)), 0, "GIN ($columns): before anything leaves");
+		$calls->sql('DROP INDEX odd; ALTER SERVER doubletick OPTIONS (SET timeout \'1min\')');
+		drain();
+		is(states(@ids), 'done done', "GIN ($columns): they go when that is executed");
+	}
 	fresh();
 }
 
