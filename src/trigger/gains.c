@@ -95,6 +95,7 @@ static bool record_name(uint64 key, uint32 row);
 static Gain *count_gain(uint64 key);
 static bool withdraw_name(uint64 key, uint32 row);
 static bool withdraw_gain(Gain *gain, uint32 row);
+static bool adopt_name(uint64 key, uint32 row);
 static bool note_suppressed_name(uint64 key, uint32 row);
 static void note_suppressed(Gain *gain);
 static bool withhold_name(uint64 key, uint32 row);
@@ -276,6 +277,31 @@ withdraw_gain(Gain *gain, uint32 row)
 		note_undo(gain);
 	}
 	gain->state.count--;
+	return true;
+}
+
+/*
+ * A row may have got another number without the trigger: gives it the gains of these
+ * names that the first of the rows with a gain has, unless it has gains of its own.
+ * Changes the lists.
+ */
+void
+gains_adopt(const Definition *definition, Removal *names, uint32 row)
+{
+	for_each_name(definition, names, row, adopt_name);
+}
+
+static bool
+adopt_name(uint64 key, uint32 row)
+{
+	Gain	   *gain = find_gain(key);
+
+	if (gain && gain->state.row != 0 && gain->state.row != row &&
+		find_gain(hash_combine64(key, row)) == NULL)
+	{
+		note_undo(gain);
+		gain->state.row = row;
+	}
 	return true;
 }
 

@@ -14,6 +14,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_am.h"
+#include "catalog/pg_trigger.h"
 #include "common/hashfn.h"
 #include "trigger/difference.h"
 #include "trigger/gains.h"
@@ -21,6 +22,7 @@
 #include "utils/rel.h"
 
 static void renumber_row(Definition *definition, const TriggerData *data);
+static void adopt_gains(Definition *definition, const TriggerData *data, const Removal *had);
 static bool row_may_have_gained(const TriggerData *data);
 static uint32 number_by_place(const TriggerData *data, const TupleTableSlot *slot);
 
@@ -56,6 +58,9 @@ row_fired(Definition *definition, const TriggerData *data)
 		}
 	}
 	has_more = columns_read_versions(columns, old, new, gains_any(), &had, &has);
+	if (new == NULL && gains_any() && !TRIGGER_FOR_UPDATE(data->tg_trigger->tgtype) &&
+		row_may_have_gained(data))
+		adopt_gains(definition, data, &had);
 	difference_row(definition, &had, number_by_place(data, old), &has, number_by_place(data, new),
 				   &lost);
 	queue = queue_open(1);
@@ -78,6 +83,18 @@ renumber_row(Definition *definition, const TriggerData *data)
 	columns_read_row(&definition->columns, data->tg_trigslot, &names);
 	gains_renumber(definition, &names, number_by_place(data, data->tg_trigslot),
 				   number_by_place(data, data->tg_newslot));
+}
+
+/*
+ * A trigger that does not fire on UPDATE has not seen how a row moved that this
+ * transaction has written.
+ */
+static void
+adopt_gains(Definition *definition, const TriggerData *data, const Removal *had)
+{
+	Removal		names = *had;
+
+	gains_adopt(definition, &names, number_by_place(data, data->tg_trigslot));
 }
 
 /*

@@ -429,6 +429,20 @@ run('DELETE FROM customers', 'BEGIN', 'TRUNCATE customers',
 	'UPDATE customers SET id = 2', 'DELETE FROM customers', 'COMMIT');
 is(queued(), "$a {x} {} -", 'COPY (FREEZE)');
 
+# A trigger without UPDATE does not see how a row moves between INSERT and DELETE.
+foreach my $key ('PRIMARY KEY', '')
+{
+	foreach my $update ('UPDATE customers SET id = id + 5', "UPDATE customers SET waba = waba", '')
+	{
+		no_customers();
+		run("CREATE TABLE customers (id int $key, $columns)", "INSERT INTO customers VALUES (1, '$a', '{x,y}')",
+			"CREATE TRIGGER t AFTER INSERT OR DELETE ON customers FOR EACH ROW EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags')",
+			'BEGIN', 'DELETE FROM customers', "INSERT INTO customers VALUES (1, '$a', '{x,y}')", $update || 'SELECT 1', 'SAVEPOINT s',
+			'DELETE FROM customers', 'ROLLBACK TO s', "INSERT INTO customers VALUES (3, '$a', '{y}')", 'DELETE FROM customers WHERE id <> 3', 'COMMIT');
+		is(queued(), "$a {x} {} -", "INSERT OR DELETE: $key, $update");
+	}
+}
+
 customers('statement', "(1, '$a', '{x}', NULL, NULL), (2, '$a', '{x}', NULL, NULL)");
 run("UPDATE customers SET tags = CASE id WHEN 1 THEN '{}' ELSE tags END");
 is(queued(), '', 'statement: a row that the statement leaves as it was keeps its names');
