@@ -47,6 +47,7 @@ static void note_errored(StringInfo note, Jsonb *answer, const Kind *kind,
 						 const char **names, int nnames);
 static void note_unaccounted(StringInfo note, Jsonb *answer, const Kind *kind,
 							 const char **names, int nnames);
+static void append_json(StringInfo note, JsonbValue *value);
 static void append_name(StringInfo note, const char *name, int length);
 
 /*
@@ -213,7 +214,10 @@ answer_problems(Jsonb *answer, const DueRow *row)
 	return note.len > 0 ? note.data : NULL;
 }
 
-/* What names no name of ours may be about any, and is shown as it is. */
+/*
+ * What names no name of ours may be about any, and is shown as it is; so is what has no
+ * text under "error".
+ */
 static void
 note_errored(StringInfo note, Jsonb *answer, const Kind *kind, const char **names, int nnames)
 {
@@ -230,20 +234,26 @@ note_errored(StringInfo note, Jsonb *answer, const Kind *kind, const char **name
 		if (name && !is_own_name(name, names, nnames))
 			continue;
 		appendStringInfo(note, "%s%s ", note->len > 0 ? "; " : "", kind->word);
-		if (name == NULL)
-		{
-			Jsonb	   *json = JsonbValueToJsonb(member);
-
-			JsonbToCString(note, &json->root, VARSIZE(json));
-			continue;
-		}
-		append_name(note, name->val.string.val, name->val.string.len);
-		if (error)
-		{
+		if (name)
+			append_name(note, name->val.string.val, name->val.string.len);
+		if (name == member ||
+			(name && error == NULL && JsonContainerSize(member->val.binary.data) == 1))
+			continue;			/* it says no more */
+		if (name)
 			appendStringInfoString(note, ": ");
+		if (error)
 			appendBinaryStringInfo(note, error->val.string.val, error->val.string.len);
-		}
+		else
+			append_json(note, member);
 	}
+}
+
+static void
+append_json(StringInfo note, JsonbValue *value)
+{
+	Jsonb	   *json = JsonbValueToJsonb(value);
+
+	JsonbToCString(note, &json->root, VARSIZE(json));
 }
 
 static void

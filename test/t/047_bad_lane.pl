@@ -125,6 +125,14 @@ SKIP:
 	my $id = enqueue($phone, ['lead']);
 	drain();
 	is(settled($id)->{error}, 'tag {"why": "locked", "name": "lead"}; the answer does not mention tag "lead"', 'another key: what was said is shown');
+
+	# The reason under another key, or no text; nothing is said of "quiet" and "bare".
+	$sb->rule($phone, { status => 201, body => { tags => { removed => [], errored => [ { tag => 'lead', reason => 'locked' },
+		{ tag => 'vip', error => { code => 5 } }, { tag => 'quiet' }, 'bare' ] }, customFields => { removed => [], errored => [] } }, times => 1 });
+	my @ids = map { enqueue($phone, [$_]) } qw(lead vip quiet bare);
+	drain();
+	is(join('; ', map { settled($_)->{error} } @ids), 'tag "lead": {"tag": "lead", "reason": "locked"}; tag "vip": {"tag": "vip", "error": {"code": 5}}; tag "quiet"; tag "bare"',
+		'the reason under another key: what was said is shown');
 }
 
 # One request at a time for one phone, when one removal names the WABA number that
