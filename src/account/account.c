@@ -31,6 +31,7 @@
 #include "settings.h"
 #include "storage/fd.h"
 #include "utils/builtins.h"
+#include "utils/float.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -69,7 +70,8 @@ static Fault *read_open_key_file(int fd, const char *path, const char **key);
  * current memory context.  Returns NULL if a request may be sent, else why not:
  * undefined_object without a server, role or mapping, insufficient_privilege without
  * USAGE, and object_not_in_prerequisite_state for all else.  Even then "account" has
- * the server's options, or the defaults if there is no such server.
+ * the server's options, or the defaults if there is no such server.  If they cannot be
+ * read, "retry_for" is infinite: nothing may be given up by a default.
  */
 Fault *
 account_get(const char *servername, Oid roleid, Account *account)
@@ -160,7 +162,11 @@ look_up_account(const char *servername, Oid roleid, Account *account)
 	account->serverid = server->serverid;
 	fault = read_options(servername, account, server->options, NIL);
 	if (fault)
+	{
+		/* Perhaps it comes behind the option that cannot be read. */
+		account->retry_for = get_float8_infinity();
 		return fault;
+	}
 	account->retry_for += account->delay;	/* counts from when it is due */
 
 	role = GetUserNameFromId(roleid, true);

@@ -103,7 +103,17 @@ $calls->server('second', base_url => $sb->http, rate_limit => '0');
 	drain();
 	is(states($tried), 'failed', 'one that was tried is given up for its age');
 
-	$calls->sql("ALTER SERVER doubletick OPTIONS (SET retry_for '30d')");
+	# An option that the library does not know may stand before "retry_for".
+	$calls->sql("ALTER FOREIGN DATA WRAPPER doubletick NO VALIDATOR; ALTER SERVER doubletick OPTIONS (DROP retry_for);
+		ALTER SERVER doubletick OPTIONS (ADD newer_option 'x', ADD retry_for '30d')");
+	my $unread = enqueue('919876543209', ['lead']);
+	time_passes('10 days', $unread);
+	drain();
+	is(states($unread), 'waiting', 'while the options cannot be read, an old one waits');
+	$calls->sql("ALTER FOREIGN DATA WRAPPER doubletick VALIDATOR dt_fdw_validator; ALTER SERVER doubletick OPTIONS (DROP newer_option)");
+	drain();
+	is(states($unread), 'done', 'and goes when they can');
+
 	my $old = enqueue('919876543205', ['lead']);
 	$calls->sql('ALTER SERVER doubletick RENAME TO away');
 	time_passes('10 days', $old);
