@@ -28,12 +28,6 @@
 /* How many ids are left out when the sequence is advanced. */
 #define ADVANCE_STEPS (1 << 20)
 
-/* The last id that this process has taken, or has seen that others had taken. */
-static int64 last_seen = 0;
-
-/* How often it has seen that others had taken ids. */
-static uint64 nseen = 0;
-
 static void read_sequence_limits(Oid sequence, int64 *increment, int64 *max);
 static void set_sequence(Oid sequence, int64 id);
 
@@ -44,12 +38,7 @@ static void set_sequence(Oid sequence, int64 id);
 int64
 ids_next(void)
 {
-	int64		id = nextval_internal(relation_oid(RELATION_WAITING_ID), false);
-
-	if ((uint64) id != (uint64) last_seen + 1)
-		nseen++;
-	last_seen = id;
-	return id;
+	return nextval_internal(relation_oid(RELATION_WAITING_ID), false);
 }
 
 /*
@@ -72,21 +61,6 @@ ids_last(void)
 	systable_endscan(scan);
 	relation_close(sequence, AccessShareLock);
 	return id;
-}
-
-/*
- * A number that is another one whenever other processes have taken ids meanwhile, and
- * also whenever this one has if the sequence goes up by more than 1.
- */
-uint64
-ids_taken_by_others(void)
-{
-	int64		last = ids_last();
-
-	if (last != last_seen)
-		nseen++;
-	last_seen = last;
-	return nseen;
 }
 
 /*

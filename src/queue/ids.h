@@ -10,7 +10,6 @@
 
 extern int64 ids_next(void);
 extern int64 ids_last(void);
-extern uint64 ids_taken_by_others(void);
 extern void ids_advance(int64 id);
 
 #endif							/* DOUBLETICK_QUEUE_IDS_H */

@@ -14,11 +14,10 @@
  * was added by this session, which phones_note_removal() is told.  A removal that another
  * session adds later is concurrent with the change: it counts as later than a keep.
  *
- * It holds for the next command of the transaction, too, if meanwhile no transaction has
- * ended and no other session has taken an id: then no other has added a removal, but for
- * what a command in progress may still be about to add, which is concurrent, too.  This
- * session's own are known.  So thousands of statements of one transaction need not each
- * read thousands of removals of one phone.
+ * It holds for the next command of the transaction, too, if no other transaction has added
+ * a removal meanwhile.  That is so when none has the table's lock, which it would keep
+ * until it ends, and none has ended.  This session's own are known.  So thousands of
+ * statements of one transaction need not each read thousands of removals of one phone.
  *
  * Phones and names may be remembered whose removals are gone.  Then the index is asked.
  * So the table is read with all rows that VACUUM must leave, whether or not they are
@@ -37,9 +36,9 @@
 #include "compat.h"
 #include "miscadmin.h"
 #include "queue/customer_number.h"
-#include "queue/ids.h"
 #include "queue/phones.h"
 #include "storage/bufmgr.h"
+#include "storage/lock.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -87,13 +86,14 @@ static CommandId known_command;
 static int64 nprobes;			/* how often the index was asked */
 static bool knows_phones;		/* does "known" have all phones? */
 static keys_hash * known;		/* NULL: it is empty */
-static uint64 known_ended;		/* count_ended_transactions(), and */
-static uint64 known_ids;		/* ids_taken_by_others() before it was filled */
+static uint64 known_ended;		/* count_ended_transactions() before it was
+								 * filled */
 static MemoryContext known_context; /* of "known"; goes with the transaction */
 static bool gave_up;			/* there are too many keys, or was no memory */
 
 static bool is_same_command(void);
-static bool holds_for_next_command(void);
+static bool holds_for_next_command(Store *waiting);
+static bool others_may_add(Store *waiting);
 static uint64 count_ended_transactions(void);
 static void begin_command(void);
 static void make_known(void);
@@ -109,7 +109,7 @@ static uint64 make_name_key(uint64 phone, const char *name, bool tag);
 bool
 phones_may_have_waiting(Store *waiting, const char *phone)
 {
-	if (!is_same_command() && !holds_for_next_command())
+	if (!is_same_command() && !holds_for_next_command(waiting))
 		begin_command();
 	if (!gave_up && !knows_phones && ++nprobes % PROBES_PER_BLOCK == 0 &&
 		nprobes / PROBES_PER_BLOCK > RelationGetNumberOfBlocks(waiting->rel))
@@ -124,15 +124,30 @@ is_same_command(void)
 	return known_xact == my_local_xid() && known_command == GetCurrentCommandId(false);
 }
 
-/* Marks the command's id as used, as begin_command() does, if what is known still holds. */
+/*
+ * Marks the command's id as used, as begin_command() does, if what is known still holds.
+ * A transaction that ends is counted before it gives up its locks, so these come first.
+ */
 static bool
-holds_for_next_command(void)
+holds_for_next_command(Store *waiting)
 {
 	if (known_xact != my_local_xid() || known == NULL || gave_up ||
-		count_ended_transactions() != known_ended || ids_taken_by_others() != known_ids)
+		others_may_add(waiting) || count_ended_transactions() != known_ended)
 		return false;
 	known_command = GetCurrentCommandId(true);
 	return true;
+}
+
+/* Has another transaction the lock with which store_open() opens the table? */
+static bool
+others_may_add(Store *waiting)
+{
+	LOCKTAG		table;
+	int			nothers;
+
+	SET_LOCKTAG_RELATION(table, MyDatabaseId, RelationGetRelid(waiting->rel));
+	pfree(GetLockConflicts(&table, ShareLock, &nothers));
+	return nothers > 0;
 }
 
 /*
@@ -169,7 +184,6 @@ make_known(void)
 		return;
 	gave_up = true;
 	known_ended = count_ended_transactions();
-	known_ids = ids_taken_by_others();
 	if (known_context == NULL)
 		known_context = AllocSetContextCreate(TopTransactionContext, "doubletick phones",
 											  ALLOCSET_DEFAULT_SIZES);

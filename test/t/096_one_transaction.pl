@@ -116,6 +116,53 @@ sub names_are_kept
 	return;
 }
 
+# A bulk statement finds that nothing waits.  Then another transaction enqueues the first
+# removal of all.
+sub first_id_is_noticed
+{
+	my $session = $node->background_psql('postgres');
+	my $other = $node->background_psql('postgres');
+
+	fill(50);
+	$calls->sql('TRUNCATE dt_waiting RESTART IDENTITY');
+	$session->query_safe("BEGIN; UPDATE customers SET tags = tags || '{x}' WHERE id <= 40");
+	$other->query_safe('BEGIN; ' . enqueueing($phone, ['keep']));
+	$session->query_safe("UPDATE customers SET tags = tags || '{x}' WHERE id = 41");
+	$other->query_safe('COMMIT');
+	$session->query_safe('COMMIT');
+	is(names_waiting(), '', 'the first id of the sequence: the name is kept');
+	$_->quit foreach $session, $other;
+	return;
+}
+
+# A transaction has taken the id of a removal when the queue is read, and inserts the row
+# later: its statement inserts rows together, and waits for the history.
+sub removal_with_older_id
+{
+	my ($session, $other, $locker) = map { $node->background_psql('postgres') } 1 .. 3;
+
+	fill(50);
+	$calls->sql("CREATE TABLE deleted (phone text, tags text[]);
+		CREATE TRIGGER t AFTER DELETE ON deleted REFERENCING OLD TABLE AS old FOR EACH STATEMENT
+			EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags');
+		INSERT INTO deleted VALUES ('$phone', '{keep}'), ('no phone', '{keep}')");
+	$locker->query_safe('BEGIN; LOCK TABLE dt_settled IN SHARE MODE');
+	$other->query_until(qr/the statement begins/, "BEGIN;\n\\echo the statement begins\nDELETE FROM deleted;\n");
+	ok($node->poll_query_until('postgres', "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'dt_settled'::regclass AND NOT granted)"),
+		'an older id: the statement waits for the history');
+	$session->query_safe("BEGIN; UPDATE customers SET tags = tags || '{x}' WHERE id <= 40");
+	$locker->query_safe('COMMIT');
+	$other->query_safe('SELECT');
+	$session->query_safe("UPDATE customers SET tags = tags || '{x}' WHERE id = 41");
+	$other->query_safe('COMMIT');
+	$session->query_safe('COMMIT');
+	is(names_waiting(), '', 'an older id: the name is kept');
+	$_->quit foreach $session, $other, $locker;
+	return;
+}
+
 linear();
 names_are_kept();
+first_id_is_noticed();
+removal_with_older_id();
 done_testing();
