@@ -51,9 +51,6 @@ StaticAssertDecl(SETTLED_NCOLUMNS <= STORE_MOST_COLUMNS, "dt_settled has too man
 #define MAX_NUMBER 200
 #define MAX_ERROR 2000
 
-/* So many rows are searched for the last request of a lane. */
-#define LAST_ROWS 10000
-
 static void set_short_text(Datum *values, bool *nulls, int column, const char *string, int limit);
 
 /*

@@ -15,9 +15,10 @@
  * session adds later is concurrent with the change: it counts as later than a keep.
  *
  * It holds for the next command of the transaction, too, if no other transaction has added
- * a removal meanwhile.  That is so when none has the table's lock, which it would keep
- * until it ends, and none has ended.  This session's own are known.  So thousands of
- * statements of one transaction need not each read thousands of removals of one phone.
+ * a removal meanwhile.  That is so if no other has a lock on the table, since it would
+ * keep that until it ends, and if none has ended since.  This session's own are known.
+ * So thousands of statements of one transaction need not each read thousands of removals
+ * of one phone.
  *
  * Phones and names may be remembered whose removals are gone.  Then the index is asked.
  * So the table is read with all rows that VACUUM must leave, whether or not they are
@@ -89,7 +90,7 @@ static keys_hash * known;		/* NULL: it is empty */
 static uint64 known_ended;		/* count_ended_transactions() before it was
 								 * filled */
 static MemoryContext known_context; /* of "known"; goes with the transaction */
-static bool gave_up;			/* there are too many keys, or was no memory */
+static bool gave_up;			/* may "known" lack keys? */
 
 static bool is_same_command(void);
 static bool holds_for_next_command(Store *waiting);
@@ -307,7 +308,8 @@ phones_note_removal(const Removal *removal)
 }
 
 /*
- * Called when this session has put removals into the table otherwise.
+ * Called when this session has put removals into the table in another way: what is known
+ * may lack them.
  */
 void
 phones_forget(void)

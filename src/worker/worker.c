@@ -285,8 +285,8 @@ do_chores(Worker *worker)
 		make_way(worker, "database is wanted by another session");
 
 	/*
-	 * They may have changed since the connection began.  New ones are
-	 * applied; one that is gone cannot be taken back.
+	 * They may have changed since the connection began.  A new value is
+	 * applied; one that was reset needs another worker.
 	 */
 	is_changed = read_database_settings(settings, worker->settings[0] == '\0');
 	if (is_changed || (worker->settings[0] != '\0' && strcmp(worker->settings, settings) != 0))
@@ -421,8 +421,8 @@ is_database_wanted(void)
 /*
  * Where the database's own settings (ALTER DATABASE ... SET) are stored, which
  * is another place after each change: a session reads them when it begins, and is
- * not told when they change.  With "apply", applies them, and returns whether one that
- * the session has read is not set any more.
+ * not told when they change.  With "apply", applies them, and returns whether one of
+ * ours that the session has read is not set any more.
  */
 static bool
 read_database_settings(char *settings, bool apply)
@@ -456,6 +456,10 @@ read_database_settings(char *settings, bool apply)
 	return is_changed;
 }
 
+/*
+ * Was one of our settings, which this session has from its database, reset meanwhile?
+ * Others are left alone: another worker would not know better why one is not listed.
+ */
 static bool
 has_lost_setting(void)
 {
@@ -463,7 +467,7 @@ has_lost_setting(void)
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	if (SPI_execute("SELECT FROM pg_catalog.pg_settings WHERE source = 'database' AND lower(name) <> ALL"
+	if (SPI_execute("SELECT FROM pg_catalog.pg_settings WHERE source = 'database' AND name LIKE 'doubletick.%' AND name <> ALL"
 					" (SELECT lower(split_part(setting, '=', 1))"
 					" FROM pg_catalog.pg_database AS d, pg_catalog.pg_db_role_setting AS s, unnest(s.setconfig) AS setting"
 					" WHERE d.datname = current_database() AND s.setdatabase = d.oid AND s.setrole = 0)",
