@@ -392,13 +392,13 @@ COMMENT ON COLUMN @extschema@.dt_history.server IS
 COMMENT ON COLUMN @extschema@.dt_history.role IS
 'The role whose request it was.';
 COMMENT ON COLUMN @extschema@.dt_history.phone IS
-'The customer''s number, as given.';
+'The customer''s number, as given, but at most its first 200 bytes.';
 COMMENT ON COLUMN @extschema@.dt_history.tags IS
 'Tags to remove, as given.';
 COMMENT ON COLUMN @extschema@.dt_history.fields IS
 'Custom fields to remove, as given.';
 COMMENT ON COLUMN @extschema@.dt_history.waba IS
-'The WABA number, as given; null if none was.';
+'The WABA number, as given, but at most its first 200 bytes; null if none was.';
 COMMENT ON COLUMN @extschema@.dt_history.state IS
 'done, failed, or cancelled: by dt_cancel, or because all its names came back.';
 COMMENT ON COLUMN @extschema@.dt_history.attempts IS
@@ -408,7 +408,7 @@ COMMENT ON COLUMN @extschema@.dt_history.http_status IS
 COMMENT ON COLUMN @extschema@.dt_history.answer IS
 'If done, the API''s answer about these names; if failed by a request, {"statusCode", "error", "message"}; else null.';
 COMMENT ON COLUMN @extschema@.dt_history.error IS
-'What went wrong; if done, the names that the API could not remove; null if nothing went wrong.';
+'What went wrong, at most 2,000 bytes; if done, the names that the API could not remove; null if nothing went wrong.';
 COMMENT ON COLUMN @extschema@.dt_history.enqueued_at IS
 'When the removal was enqueued, or put back by dt_retry.';
 COMMENT ON COLUMN @extschema@.dt_history.sent_tags IS
