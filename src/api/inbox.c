@@ -23,6 +23,7 @@
 /* A status that looks like that of an interim answer, and is a last one. */
 #define SWITCHING_PROTOCOLS 101
 
+static char *find_byte(char *bytes, char *end, char byte);
 static size_t length_of_escaped(const char *bytes, const char *end, const char *secret);
 static int	length_of_character(const char *at, const char *end, char character);
 
@@ -142,23 +143,35 @@ inbox_blot_out(char *bytes, size_t length, const char *secret)
 {
 	char	   *end = bytes + length;
 	size_t		secret_length = strlen(secret);
+	char	   *plain;			/* the next place where it may begin, */
+	char	   *escaped;		/* and where it may begin with an escape */
 
 	if (secret_length < MIN_SECRET)
 		return;
-	while (bytes < end)
+	plain = find_byte(bytes, end, *secret);
+	escaped = find_byte(bytes, end, '\\');
+	while ((bytes = Min(plain, escaped)) < end)
 	{
 		size_t		found = secret_length;
 
-		if (*bytes != *secret && *bytes != '\\')
-		{
-			bytes++;
-			continue;
-		}
 		if ((size_t) (end - bytes) < found || memcmp(bytes, secret, found) != 0)
 			found = length_of_escaped(bytes, end, secret);
 		memset(bytes, '*', found);
 		bytes += Max(found, 1);
+		if (plain < bytes)
+			plain = find_byte(bytes, end, *secret);
+		if (escaped < bytes)
+			escaped = find_byte(bytes, end, '\\');
 	}
+}
+
+/* The first such byte; "end" when there is none. */
+static char *
+find_byte(char *bytes, char *end, char byte)
+{
+	char	   *found = memchr(bytes, byte, end - bytes);
+
+	return found ? found : end;
 }
 
 /* The length of the secret here, as JSON may have it; 0 if it is not here. */

@@ -10,11 +10,11 @@
  */
 #include "postgres.h"
 
+#include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/tableam.h"
-#include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "queue/waiting.h"
+#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
@@ -194,17 +194,17 @@ find_row(Store *waiting, int64 id, QueueRow *row)
 bool
 store_is_in_place(Store *waiting, const QueueRow *row)
 {
-	TupleTableSlot *slot;
-	ItemPointerData place = row->tid;
+	HeapTupleData tuple = {.t_self = row->tid};
+	Buffer		buffer;
 	bool		isnull;
 	bool		is_in_place;
 
-	if (row->filenode != waiting->rel->rd_rel->relfilenode)
+	if (row->filenode != waiting->rel->rd_rel->relfilenode ||
+		!heap_fetch(waiting->rel, SnapshotSelf, &tuple, &buffer, false))
 		return false;
-	slot = table_slot_create(waiting->rel, NULL);
-	is_in_place = table_tuple_fetch_row_version(waiting->rel, &place, SnapshotSelf, slot) &&
-		DatumGetInt64(slot_getattr(slot, WAITING_ID, &isnull)) == row->id;
-	ExecDropSingleTupleTableSlot(slot);
+	is_in_place = DatumGetInt64(heap_getattr(&tuple, WAITING_ID, RelationGetDescr(waiting->rel),
+											 &isnull)) == row->id;
+	ReleaseBuffer(buffer);
 	return is_in_place;
 }
 

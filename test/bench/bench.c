@@ -52,7 +52,6 @@ plain_handle(const char *url, const char *ca_file, const char *key)
 	curl_easy_setopt(curl, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1);
 	curl_easy_setopt(curl, CURLOPT_CAPATH, NULL);
 	curl_easy_setopt(curl, CURLOPT_CAINFO, ca_file);
-	curl_easy_setopt(curl, CURLOPT_ACCEPT_ENCODING, "");
 	curl_easy_setopt(curl, CURLOPT_USERAGENT, "doubletick/1.0.0");
 	curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, discard);
 	return curl;

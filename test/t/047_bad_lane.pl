@@ -135,6 +135,44 @@ SKIP:
 		'the reason under another key: what was said is shown');
 }
 
+# The same answer to others: what it says of their own names is looked up for each.
+{
+	my $long = 'n' x 600;
+	my @body = (status => 201, body => { tags => { removed => [ 'lead', $long ], errored => [] }, customFields => { removed => ['vip'], errored => [] } });
+	my @cases = (
+		[ ['lead'], ['vip'] ],
+		[ ['lead'], ['vip'] ],
+		[ [ 'lead', 'vip' ], undef, 'the answer does not mention tag "vip"' ],
+		[ undef, [ 'lead', 'vip' ], 'the answer does not mention custom field "lead"' ],
+		[ ['lead'], ['vip'] ],
+		[ ['lea'], ['vip'], 'the answer does not mention tag "lea"' ],
+		[ ['lead'], undef ],
+		[ ['lead'], ['vip'] ],
+		[ [$long], ['vip'] ],
+		[ [$long], [ 'vip', $long ], qq{the answer does not mention custom field "$long"} ],
+		[ ['lead'], [ map { sprintf 'f%03d', $_ } 1 .. 110 ], qr/mention custom field "f001"/ ],
+		[ ['lead'], [ 'vip', $long ], qr/mention custom field "n/ ]);
+	fresh();
+	$sb->rule('*', {@body});
+	my @ids = map { enqueue('14155550' . (300 + $_), @{ $cases[$_] }[ 0, 1 ]) } 0 .. $#cases;
+	drain();
+	foreach my $n (0 .. $#cases)
+	{
+		my $error = settled($ids[$n])->{error};
+		my $expected = $cases[$n][2];
+
+		like($error // '', !defined $expected ? qr/\A\z/ : ref $expected ? $expected : qr/\A\Q$expected\E\z/, "the same answer, removal $n: what it says of its names");
+	}
+
+	# And another answer to the same names, of the same length.
+	$body[3]{customFields}{removed} = ['vic'];
+	$sb->rule('*', {@body});
+	my $id = enqueue('14155550320', ['lead'], ['vip']);
+	drain();
+	is(settled($id)->{error}, 'the answer does not mention custom field "vip"', 'another answer to the same names');
+	$sb->clear_rules;
+}
+
 # One request at a time for one phone, when one removal names the WABA number that
 # the other takes from the server.
 {

@@ -339,6 +339,20 @@ sub proxies
 	return;
 }
 
+# The header of a request has what the API and its gateways need, and no more.
+sub request_head
+{
+	my $file = PostgreSQL::Test::Utils::tempdir() . '/request';
+	my $wire = wired(sub { append_to_file($file, head_of($_[0])) });
+
+	$calls->session('SET doubletick.server = wire', attempt($phone, ['lead']));
+	my ($request, $head) = slurp_file($file) =~ m{\A(POST \S+ HTTP/1\.1)\r\n(.*?\r\n)\r\n}s;
+	is($request, 'POST /customer/remove-tags-custom-fields HTTP/1.1', 'what is asked for');
+	is_deeply([ sort $head =~ /^([^:]+):/mg ], [qw(Accept Authorization Content-Length Content-Type Host User-Agent)],
+		'the header of a request: no Expect, and no compression');
+	return;
+}
+
 # An answer without a length ends with the connection, perhaps in the middle.
 sub truncated
 {
@@ -400,6 +414,7 @@ odd_bytes();
 tolerated();
 folded();
 asked_for_proof();
+request_head();
 proxies();
 truncated();
 queued();
