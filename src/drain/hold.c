@@ -199,7 +199,7 @@ hold_lane(Lane *lane, const Fault *fault, const char *definition)
 	bool		known = lane->held && is_same_reason(lane->reason, fault->message);
 
 	if (known && strcmp(lane->reason, fault->message) == 0 &&
-		strcmp(lane->definition, definition) == 0 && now < lane->probe_at)
+		strcmp(lane->definition, definition) == 0 && hold_time_to_probe(lane, now) > 0)
 		return;
 	if (!lane->held)
 		lane->since = now;
