@@ -29,6 +29,13 @@
 #define RETRY_INTERVAL (100 * INT64CONST(1000))
 
 /*
+ * So much longer for each row of the lane that waits for a time, in µs.  To look at a row
+ * takes less than 1 µs: else the drainer would do nothing else while very many rows are
+ * being cancelled, say.
+ */
+#define RETRY_INTERVAL_OF_ROW 10
+
+/*
  * Who has just sent a request waits for the account's next turn by this much longer, in
  * µs, so that another server of the account goes first, if one waits for the same turn.
  * It costs nothing, since a turn may be claimed up to 20 ms before it comes.
@@ -57,6 +64,7 @@ static bool is_customer_deferred(Turn *turn, Position position, QueueRow *row);
 static void defer_customer(Turn *turn, const Due *due, int64 wait);
 static bool settle_unsendable(Turn *turn, Lane *lane, double retry_for, bool has_role);
 static bool take_position(Turn *turn, int64 until, bool in_turn, Position *position);
+static int64 time_of_retry(const Turn *turn, const Lane *lane);
 static bool read_unsent_row(Turn *turn, Position position, QueueRow *row);
 
 /*
@@ -245,13 +253,13 @@ send_customer(Service *service, Position position)
 	if (service->account.account &&
 		requests_have_in_account(turn->requests, account_tag(service->account.account, position.customer)))
 	{
-		lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
+		lane_push_later(lane, position, time_of_retry(turn, lane));
 		return false;
 	}
 	turn->nlocks_left--;
 	if (!lock_partition(lane->key.role, position.customer))
 	{
-		lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
+		lane_push_later(lane, position, time_of_retry(turn, lane));
 		return false;
 	}
 
@@ -301,7 +309,7 @@ make_due_request(Service *service, Position position, const Due *due)
 						   service->definition);
 	if (request == NULL)
 	{
-		defer_customer(turn, due, RETRY_INTERVAL);
+		defer_customer(turn, due, time_of_retry(turn, lane) - turn->clock);
 		if (!due->asked.keep)
 			lane_push_later(lane, position, turn->deferred_until);
 		return false;
@@ -400,7 +408,7 @@ settle_unsendable(Turn *turn, Lane *lane, double retry_for, bool has_role)
 		turn->nlocks_left--;
 		if (!lock_partition(row.role, row.customer))
 		{
-			lane_push_later(lane, position, turn->clock + RETRY_INTERVAL);
+			lane_push_later(lane, position, time_of_retry(turn, lane));
 			if (!has_role)
 				return false;	/* "until" would take the same row again */
 		}
@@ -431,6 +439,18 @@ take_position(Turn *turn, int64 until, bool in_turn, Position *position)
 	turn->taken[turn->ntaken].lane = turn->lane;
 	turn->taken[turn->ntaken++].position = *position;
 	return true;
+}
+
+/*
+ * When a row is looked at again that another process or request is in the way of.  Many
+ * rows have the same time, so that a turn looks at all of them.
+ */
+static int64
+time_of_retry(const Turn *turn, const Lane *lane)
+{
+	int64		retry_at = turn->clock + RETRY_INTERVAL + lane->nlater * RETRY_INTERVAL_OF_ROW;
+
+	return retry_at - retry_at % RETRY_INTERVAL;
 }
 
 /* Reads a row.  False when it is gone, or its customer has a request in flight. */

@@ -1,13 +1,15 @@
 
-# What bounds the drainer's transactions, and what neither a slow server nor a
+# What bounds the drainer's transactions and its use of the CPU, and what neither a slow server nor a
 # wrong clock nor a long line may do to others.
 
 use strict;
 use warnings;
 
 use File::Basename qw(dirname);
+use POSIX ();
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(sleep time);
 
 use lib dirname(__FILE__);
 use Calls;
@@ -57,6 +59,50 @@ $calls->server('second', base_url => $sb->http, rate_limit => '0');
 	$sb->clear_rules;
 	await_drain($drain);
 	is($calls->sql('SELECT count(*) FROM dt_queue'), '0', 'then all are');
+}
+
+# The share of its time for which a process has used the CPU in the next seconds.
+sub share_of_cpu
+{
+	my ($pid) = @_;
+	my ($begin, $used) = (time, cpu_seconds($pid));
+
+	sleep 2;
+	return (cpu_seconds($pid) - $used) / (time - $begin);
+}
+
+# Its user and system time; the fields are counted from the end of its name.
+sub cpu_seconds
+{
+	my ($pid) = @_;
+	my (undef, $fields) = split /\) /, slurp_file("/proc/$pid/stat");
+	my ($user, $system) = (split ' ', $fields)[ 11, 12 ];
+
+	return ($user + $system) / POSIX::sysconf(POSIX::_SC_CLK_TCK());
+}
+
+# Something is in the way of very many rows: a transaction that has cancelled them, and
+# goes on.
+SKIP: {
+	skip 'this needs /proc', 3 unless -r "/proc/$$/stat";
+	my $nrows = 100_000;
+	my $phone = '919876543298';
+	my $session = $node->background_psql('postgres');
+
+	fresh();
+	make_roles();
+	$sb->hold($phone);
+	enqueue_many('14155590000', $nrows);
+	is($session->query_safe('BEGIN; SELECT count(*) FILTER (WHERE dt_cancel(id)) FROM dt_waiting'), $nrows, 'in the way: very many rows are being cancelled');
+	my $id = as('other', enqueueing($phone, ['lead']));
+	my $drain = start_drain();
+	$sb->await_held(1, $phone);
+	eventually(sub { share_of_cpu($drain->{pid}) < 0.3 }, 'in the way: when it knows them, the drainer rests meanwhile');
+	$session->query_safe('COMMIT');
+	$session->quit;
+	$sb->release($phone);
+	await_drain($drain);
+	is(states($id), 'done', 'in the way: others are sent');
 }
 
 # A clock that was ahead when the rows were written.
