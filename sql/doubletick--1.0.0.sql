@@ -588,7 +588,7 @@ COMMENT ON COLUMN @extschema@.dt_status.requests_total IS
 COMMENT ON COLUMN @extschema@.dt_status.calls_total IS
 'How many of the requests a session sent and waited for: those of dt_remove_tags_custom_fields and dt_try_remove_tags_custom_fields.';
 COMMENT ON COLUMN @extschema@.dt_status.no_answer_total IS
-'Requests to which no answer came.';
+'Requests to which no answer came, or only a part of one.';
 COMMENT ON COLUMN @extschema@.dt_status.status_2xx_total IS
 'Requests that were answered with an HTTP status from 200 to 299.';
 COMMENT ON COLUMN @extschema@.dt_status.status_4xx_total IS

@@ -55,14 +55,16 @@ counters_add_sent(Oid serverid, bool is_call)
 }
 
 /*
- * Called when a request is over; "status" is 0 when no answer came.
+ * Called when a request is over.  An answer that was broken off has a status, too, but
+ * counts as none, as it does for who gets its fault.
  */
 void
-counters_add_answer(Oid serverid, int status)
+counters_add_answer(Oid serverid, const HttpReply *reply)
 {
 	CountersEntry *entry = lock_counters(serverid);
+	int			status = reply->result == HTTP_ANSWERED ? reply->status : 0;
 
-	entry->answers[status / 100 < COUNTERS_NCLASSES ? status / 100 : 0]++;
+	entry->answers[Min(status / 100, COUNTERS_NCLASSES - 1)]++;
 	entry->too_fast += status == 429;
 	unlock_counters();
 }
@@ -170,7 +172,7 @@ dt_counters(PG_FUNCTION_ARGS)
 	values[10] = Int64GetDatum(entry.answers[4]);
 	values[11] = Int64GetDatum(entry.too_fast);
 	values[12] = Int64GetDatum(entry.answers[5]);
-	values[13] = Int64GetDatum(entry.answers[1] + entry.answers[3]);
+	values[13] = Int64GetDatum(entry.answers[1] + entry.answers[3] + entry.answers[6]);
 	values[14] = Float8GetDatum(pace_of(&entry));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls)));
 }

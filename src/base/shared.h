@@ -51,8 +51,8 @@ typedef struct SecondCount
 	int64		sent;			/* requests */
 } SecondCount;
 
-/* Answers are counted by the first digit of their status; 0: none came. */
-#define COUNTERS_NCLASSES 6
+/* Answers are counted by the first digit of their status; 0: none came; 6: it is larger. */
+#define COUNTERS_NCLASSES 7
 
 /* What was sent to a server, and what came of it; see counters.c. */
 typedef struct CountersEntry

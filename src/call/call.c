@@ -205,7 +205,7 @@ call_read_answer(Call *call)
 	if (reply == NULL)
 		return;
 
-	counters_add_answer(account->serverid, reply->status);
+	counters_add_answer(account->serverid, reply);
 	read_reply(reply, &answer);
 	retry_after = Min(reply->retry_after, SECS_PER_DAY) * USECS_PER_SEC;
 	http_release(call->transfer);

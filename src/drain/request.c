@@ -292,7 +292,7 @@ requests_collect_answers(Requests *requests)
 
 		if (!request_is_over(request))
 			continue;
-		counters_add_answer(request->pace.serverid, http_reply(request->transfer)->status);
+		counters_add_answer(request->pace.serverid, http_reply(request->transfer));
 		dlist_delete(&request->node);
 		dlist_push_tail(&requests->answered, &request->node);
 		requests->nout--;

@@ -86,6 +86,29 @@ sub preloaded
 	$calls->sql("SELECT count(dt_cancel(id)) FROM dt_queue");
 	drain();
 
+	# What came of requests, by the call and by the queue: a status that HTTP has not, and
+	# answers that are broken off, which a call tries again.
+	my %cases = (
+		larger => [ { status => 999 }, '0|0|0|0|2' ],
+		redirect => [ { status => 307 }, '0|0|0|0|2' ],
+		truncated => [ { fault => 'truncate' }, '2|1|0|0|0' ],
+		truncated_error => [ { fault => 'truncate', status => 500 }, '2|1|0|0|0' ],
+		endless => [ { fault => 'endless' }, '2|0|0|0|0' ]);
+	foreach my $name (sort keys %cases)
+	{
+		my ($rule, $expected) = @{ $cases{$name} };
+
+		$calls->server($name);
+		$sb->rule($phone, { %$rule, times => 1 });
+		$calls->sql(attempt($phone, ['a'], undef, undef, $name));
+		$sb->rule($phone, { %$rule, times => 1 });
+		my $id = enqueue($phone, ['a'], undef, server => $name);
+		drain();
+		is($calls->sql("SELECT no_answer_total, status_2xx_total, status_4xx_total, status_5xx_total, other_status_total
+			FROM dt_status WHERE server = '$name'"), $expected, "what came of requests: $name");
+		$calls->sql("SELECT dt_cancel($id)");
+	}
+
 	# No answer comes, and then the server is not there any more.
 	$calls->server('closed', base_url => 'http://127.0.0.1:' . closed_port());
 	$calls->sql("SET doubletick.server = closed; " . attempt($phone, ['a']));
