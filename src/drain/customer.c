@@ -233,7 +233,7 @@ is_too_old(const QueueRow *row, TimestampTz now, TimestampTz sending_since,
 	if (row->attempts == 0)
 	{
 		since = Max(since, row->due_at - (int64) (account->delay * 1000));
-		until = Min(sending_since, now);	/* the clock may have been set back */
+		until = Min(sending_since, now);	/* a clock may be set back */
 	}
 	return (double) (until - since) / 1000 >= account->retry_for;
 }
