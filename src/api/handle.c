@@ -222,6 +222,9 @@ set_target_options(Handle *handle, const HttpTarget *target,
 	add_header(handle, "Accept: application/json");
 	add_header(handle, "User-Agent: " USER_AGENT);
 
+	/* Before a body of more than 1 MiB libcurl would ask, and wait. */
+	add_header(handle, "Expect:");
+
 	/*
 	 * No compressed answer is asked for: it is short, and with the header a
 	 * request would take 8,000 instructions more.  One that comes is unpacked

@@ -339,17 +339,30 @@ sub proxies
 	return;
 }
 
-# The header of a request has what the API and its gateways need, and no more.
+# The header of a request has what the API and its gateways need, and no more; also that of
+# more than 1 MiB, which names in another encoding than UTF-8 may make.
 sub request_head
 {
 	my $file = PostgreSQL::Test::Utils::tempdir() . '/request';
-	my $wire = wired(sub { append_to_file($file, head_of($_[0])) });
+	my $wire = wired(sub {
+		append_to_file($file, request_of($_[0]) =~ s/(?<=\r\n\r\n).*//sr);
+		send_all($_[0], answer('400 Bad Request', '{}', 'Connection: close'));
+	});
 
+	$calls->sql(q{CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'});
+	$calls->set_up('latin', base_url => $wire->url, ca_file => undef);
 	$calls->session('SET doubletick.server = wire', attempt($phone, ['lead']));
-	my ($request, $head) = slurp_file($file) =~ m{\A(POST \S+ HTTP/1\.1)\r\n(.*?\r\n)\r\n}s;
-	is($request, 'POST /customer/remove-tags-custom-fields HTTP/1.1', 'what is asked for');
-	is_deeply([ sort $head =~ /^([^:]+):/mg ], [qw(Accept Authorization Content-Length Content-Type Host User-Agent)],
-		'the header of a request: no Expect, and no compression');
+	$calls->session("SELECT dt_try_remove_tags_custom_fields('$phone', ARRAY[repeat(chr(233), 524288)])", { database => 'latin' });
+	my @heads = split /(?<=\r\n\r\n)/, slurp_file($file);
+	is(scalar @heads, 2, 'two requests');
+	like($heads[1], qr/^Content-Length: 104\d{4}\r$/m, 'one of more than 1 MiB');
+	foreach my $head (@heads)
+	{
+		my ($request, @lines) = split /\r\n/, $head;
+		is($request, 'POST /customer/remove-tags-custom-fields HTTP/1.1', 'what is asked for');
+		is_deeply([ sort map { /^([^:]+):/ } @lines ], [qw(Accept Authorization Content-Length Content-Type Host User-Agent)],
+			'the header of a request: no Expect, and no compression');
+	}
 	return;
 }
 
