@@ -43,6 +43,7 @@ OBJS = \
 	src/base/wait_event.o \
 	src/call/call.o \
 	src/call/call_scan.o \
+	src/call/cursor_row.o \
 	src/call/executor.o \
 	src/call/expression.o \
 	src/call/function.o \

@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "call/call.h"
 #include "call/call_scan.h"
+#include "call/cursor_row.h"
 #include "call/function.h"
 #include "call/open_calls.h"
 #include "catalog/pg_type.h"
@@ -35,6 +36,7 @@
 #include "settings.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 
 /* Time between two reports of progress, in µs. */
 #define REPORT_INTERVAL (5 * USECS_PER_SEC)
@@ -54,8 +56,9 @@ typedef struct CallColumn
 /* A row that is read and not yet handed up, or that was handed up last. */
 typedef struct CallRow
 {
-	MemoryContext context;		/* of all that belongs to it; NULL: never used */
+	MemoryContext context;		/* of all that belongs to it; NULL: unused */
 	MinimalTuple columns;
+	ItemPointerData place;		/* in the table, if there is one */
 	Call	  **calls;			/* NULL: the result is null */
 } CallRow;
 
@@ -74,6 +77,7 @@ typedef struct CallScanState
 	CallRow    *last;			/* handed up last; NULL: none */
 	bool		at_end;
 	TupleTableSlot *columns;	/* of the row that is handed up */
+	ScanState  *table;			/* that a cursor's row is of; NULL: none */
 	int64		nhanded;		/* since the first row, or the last rescan */
 
 	/* What ExecutorRun() was told. */
@@ -109,6 +113,7 @@ static bool is_row_over(CallScanState *scan, CallRow *row);
 static bool have_all_left(CallScanState *scan);
 static void hand_up(CallScanState *scan, TupleTableSlot *slot);
 static void release_row(CallScanState *scan, CallRow *row);
+static void free_ring(CallScanState *scan);
 static void drive_calls(CallScanState *scan);
 static void report_progress(CallScanState *scan);
 static void end_scan(CustomScanState *custom);
@@ -216,6 +221,11 @@ begin_scan(CustomScanState *custom, EState *estate, int eflags)
 	if (scan->demand.bound >= 0)
 		ExecSetTupleBound(scan->demand.bound, outerPlanState(custom));
 
+	if (estate->es_plannedstmt->commandType == CMD_SELECT)
+		scan->table = cursor_row_scan(outerPlanState(custom));
+	if (scan->table)
+		custom->ss.ss_currentRelation = scan->table->ss_currentRelation;
+
 	dlist_push_tail(&scans, &scan->node);
 	scan->callback.func = forget_scan;
 	scan->callback.arg = scan;
@@ -294,6 +304,7 @@ wait_for_row(CallScanState *scan)
 		else if (scan->nrows == 0)
 		{
 			scan->at_end = false;	/* the child may be asked again */
+			free_ring(scan);
 			return false;
 		}
 		else if (is_ready && have_all_left(scan))
@@ -358,6 +369,8 @@ read_row(CallScanState *scan)
 	row->columns = ExecCopySlotMinimalTuple(slot);
 	row->calls = palloc0(sizeof(Call *) * scan->ncalls);
 	MemoryContextSwitchTo(caller);
+	if (scan->table)
+		row->place = cursor_row_place(scan->table);
 
 	scan->custom.ss.ps.ps_ExprContext->ecxt_outertuple = slot;
 	scan->nrows++;
@@ -463,6 +476,12 @@ hand_up(CallScanState *scan, TupleTableSlot *slot)
 	memcpy(&slot->tts_values[scan->ncalls], scan->columns->tts_values, sizeof(Datum) * ncolumns);
 	memcpy(&slot->tts_isnull[scan->ncalls], scan->columns->tts_isnull, sizeof(bool) * ncolumns);
 	ExecStoreVirtualTuple(slot);
+
+	if (scan->table)
+	{
+		slot->tts_tid = row->place;
+		slot->tts_tableOid = RelationGetRelid(scan->custom.ss.ss_currentRelation);
+	}
 }
 
 /* Ends the calls of a row, too. */
@@ -472,6 +491,18 @@ release_row(CallScanState *scan, CallRow *row)
 	ExecClearTuple(scan->columns);
 	MemoryContextReset(row->context);
 	row->calls = NULL;
+}
+
+/* Called when there are no more rows: other scans of the statement may need the memory. */
+static void
+free_ring(CallScanState *scan)
+{
+	for (int i = 0; i < scan->size; i++)
+	{
+		if (scan->ring[i].context)
+			MemoryContextDelete(scan->ring[i].context);
+		scan->ring[i].context = NULL;
+	}
 }
 
 static void

@@ -23,6 +23,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "call/call_scan.h"
 #include "call/expression.h"
 #include "call/function.h"
@@ -403,7 +404,9 @@ split_target_list(List *targetlist, Split *split)
 			entry->expr = (Expr *) move_above((Node *) entry->expr, split);
 		split->output = lappend(split->output, entry);
 	}
-	return true;
+
+	/* A call scan keeps rows as tuples. */
+	return list_length(split->columns) <= MaxTupleAttributeNumber;
 }
 
 /* An expression that is computed above: its Vars are columns of the node below. */

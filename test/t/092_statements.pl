@@ -140,6 +140,9 @@ push @covered, (
 	[ 'UPDATE RETURNING old of partitions', 1, 'UPDATE p SET grp = (grp + 1) % 4 RETURNING old.grp, new.grp, TRY(phone, tag)' ])
   if $version >= 18;
 
+# What is volatile is computed above a call scan, each column that it uses being one of its own.
+my $many_columns = join ', ', ('concat(clock_timestamp() > now()' . ', id' x 99 . ')') x 17;
+
 my @alone = (
 	[ 'one row', 'SELECT TRY(919876543001::text, 1)' ],
 	[ 'WHERE', q{SELECT id FROM c WHERE TRY(phone, tag) ? 'tags'} ],
@@ -171,6 +174,7 @@ my @alone = (
 	[ 'SECURITY DEFINER', 'SELECT id, TRY(phone, tag) FROM c', 'ALTER FUNCTION dt_try_remove_tags_custom_fields SECURITY DEFINER' ],
 	[ 'a function with settings', 'SELECT id, TRY(phone, tag) FROM c', 'ALTER FUNCTION dt_try_remove_tags_custom_fields SET work_mem = 1000' ],
 	[ 'foreign tables that are read at once', 'SELECT id, TRY(phone, tag) FROM f WHERE id < 12 UNION ALL SELECT id, TRY(phone, tag) FROM f WHERE id > 12 ORDER BY 1', 'ASYNC' ],
+	[ 'more columns beside a call than a tuple has', "SELECT TRY(phone, tag), $many_columns FROM c" ],
 	[ 'track_functions', 'SELECT id, TRY(phone, tag) FROM c', q{SET LOCAL track_functions = 'all'} ],
 	[ 'a statement without calls', 'SELECT id FROM c' ]);
 push @alone, [ 'what MERGE did beside a call in one expression', "$merge RETURNING c.id, merge_action() || (TRY(c.phone, c.tag) ->> 'error')" ] if $version >= 17;
@@ -183,6 +187,16 @@ my @others = (
 	[ 'a cursor that goes back as far as an OFFSET lets it', 'DECLARE x SCROLL CURSOR FOR SELECT id, TRY(phone, tag) FROM c LIMIT 12 OFFSET 4', '',
 		'FETCH 3 FROM x; FETCH BACKWARD ALL FROM x; FETCH 3 FROM x' ],
 	[ 'a cursor that outlives', 'DECLARE x CURSOR WITH HOLD FOR SELECT id, TRY(phone, tag) FROM c', '', 'FETCH 3 FROM x; FETCH ALL FROM x' ],
+	[ 'WHERE CURRENT OF', 'DECLARE x SCROLL CURSOR FOR SELECT id, TRY(phone, tag) FROM c', '',
+		q{FETCH 6 FROM x; UPDATE c SET grp = 7 WHERE CURRENT OF x; FETCH BACKWARD 3 FROM x; DELETE FROM c WHERE CURRENT OF x; FETCH ALL FROM x; DELETE FROM c WHERE CURRENT OF x; SELECT id, grp FROM c ORDER BY id} ],
+	[ 'WHERE CURRENT OF a FOR loop', q{DO $$DECLARE x CURSOR FOR SELECT id, TRY(phone, tag) AS y FROM c; BEGIN FOR r IN x LOOP UPDATE c SET answer = r.y WHERE CURRENT OF x; END LOOP; END$$}, '', 'SELECT id, answer FROM c ORDER BY id' ],
+	[ 'WHERE CURRENT OF partitions', 'DECLARE x CURSOR FOR SELECT id, TRY(phone, tag) FROM p', '',
+		'FETCH 14 FROM x; UPDATE p SET tag = 7 WHERE CURRENT OF x; FETCH 5 FROM x; DELETE FROM p WHERE CURRENT OF x; SELECT id, tag FROM p ORDER BY id' ],
+	[ 'WHERE CURRENT OF an index-only scan', q{DECLARE x CURSOR FOR SELECT TRY(id::text || '00000', id) FROM c WHERE id > 2}, 'SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off',
+		'FETCH 4 FROM x; UPDATE c SET grp = 7 WHERE CURRENT OF x; SELECT id, grp FROM c ORDER BY id' ],
+	[ 'WHERE CURRENT OF a subquery with a LIMIT', 'DECLARE x CURSOR FOR SELECT id, TRY(phone, tag) FROM (SELECT * FROM c LIMIT 9) AS s', '',
+		'FETCH 4 FROM x; UPDATE c SET grp = 7 WHERE CURRENT OF x; SELECT id, grp FROM c ORDER BY id' ],
+	[ 'WHERE CURRENT OF a join', 'DECLARE x CURSOR FOR SELECT c.id, TRY(c.phone, p.tag) FROM c JOIN p USING (id)', '', 'FETCH 4 FROM x; UPDATE c SET grp = 7 WHERE CURRENT OF x' ],
 	[ 'a cursor over a LIMIT', 'DECLARE x CURSOR FOR SELECT id, TRY(phone, tag) FROM c LIMIT 10 OFFSET 2', '', 'FETCH 4 FROM x; FETCH ALL FROM x' ],
 	[ 'a cursor of which all rows are read', 'DECLARE x CURSOR FOR SELECT id, TRY(phone, tag) FROM c', 'SET LOCAL cursor_tuple_fraction = 1', 'FETCH 5 FROM x; FETCH ALL FROM x' ],
 	[ 'COPY TO', 'COPY (SELECT id, TRY(phone, tag) FROM c) TO STDOUT' ],

@@ -511,6 +511,13 @@ FROM (SELECT g(1) AS answer, CASE WHEN n IN (20, 320) THEN used() END AS used
 WHERE answer IS NOT NULL
 SQL
 	cmp_ok($lost, '<', 100_000, 'a SQL function: no memory is lost while the statement runs');
+
+	# What a call scan has used is free when its rows have ended, and partitions have one each.
+	$calls->sql("CREATE FUNCTION ncalls() RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM pg_backend_memory_contexts WHERE name = ''doubletick call''); END'");
+	my $left = $calls->sql("$window 4; CREATE TEMP TABLE made AS "
+		. join(' UNION ALL ', ("SELECT 0::bigint AS n, $call AS answer FROM c") x 9, "SELECT ncalls(), $call FROM c")
+		. '; SELECT max(n), count(answer) FROM made');
+	is($left, '5|200', 'ten call scans: one of them has memory for calls');
 	return;
 }
 
