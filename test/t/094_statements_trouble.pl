@@ -240,12 +240,18 @@ sub all_have_left
 	});
 
 	fresh();
+	$sandbox->hold(phone(2));
 	$calls->server('gate', base_url => 'https://localhost:' . $wire->port);
 	my $locker = $node->background_psql('postgres');
 	$locker->query_safe('BEGIN; SELECT 1 FROM c WHERE id = 2 FOR UPDATE');
 	my ($session, $pid) = begin("SET doubletick.server = 'gate'; $window 4; UPDATE c SET answer = $call");
 	my $is_waiting = sub { $calls->sql("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $pid") eq 't' };
-	eventually(sub { $wire->connections == 4 && tags() == 2 && $sandbox->stats->{in_flight} == 0 },
+
+	# The second row has the first one's connection, which the third would take if it was free.
+	$sandbox->await_held(1, phone(2));
+	eventually(sub { $wire->connections == 4 }, 'half a connection: three others make one');
+	$sandbox->clear_rules;
+	eventually(sub { tags() == 2 && $sandbox->stats->{in_flight} == 0 },
 		'half a connection: the second row is answered, three others are yet to leave');
 	my $deadline = time + 1;
 	sleep 0.02 until $is_waiting->() || time > $deadline;
