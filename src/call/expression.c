@@ -24,6 +24,7 @@ static bool has_call_walker(Node *node, void *context);
 static bool has_set_config_walker(Node *node, void *context);
 static bool count_calls_walker(Node *node, void *context);
 static bool is_sure(Node *node);
+static bool is_sure_subscript(SubscriptingRef * ref);
 static bool are_sure(List *nodes);
 static bool is_immovable(Node *node, void *context);
 
@@ -62,6 +63,10 @@ is_sure(Node *node)
 		case T_DistinctExpr:
 		case T_NullIfExpr:
 			return are_sure(((OpExpr *) node)->args);
+		case T_ScalarArrayOpExpr:
+			return are_sure(((ScalarArrayOpExpr *) node)->args);
+		case T_MinMaxExpr:
+			return are_sure(((MinMaxExpr *) node)->args);
 		case T_BoolExpr:
 			if (((BoolExpr *) node)->boolop == NOT_EXPR)
 				return are_sure(((BoolExpr *) node)->args);
@@ -80,10 +85,25 @@ is_sure(Node *node)
 			return is_sure((Node *) ((FieldSelect *) node)->arg);
 		case T_NullTest:
 			return is_sure((Node *) ((NullTest *) node)->arg);
+		case T_BooleanTest:
+			return is_sure((Node *) ((BooleanTest *) node)->arg);
+		case T_SubscriptingRef:
+			return is_sure_subscript((SubscriptingRef *) node);
 		default:
 			break;
 	}
 	return !expression_has_call(node) && !is_immovable(node, NULL);
+}
+
+/* Of null nothing is taken, and then the subscripts are not computed. */
+static bool
+is_sure_subscript(SubscriptingRef * ref)
+{
+	return ref->refassgnexpr == NULL && is_sure((Node *) ref->refexpr) &&
+		!expression_has_call((Node *) ref->refupperindexpr) &&
+		!expression_has_call((Node *) ref->reflowerindexpr) &&
+		!is_immovable((Node *) ref->refupperindexpr, NULL) &&
+		!is_immovable((Node *) ref->reflowerindexpr, NULL);
 }
 
 static bool
@@ -132,6 +152,7 @@ is_immovable(Node *node, void *context)
 		case T_ArrayExpr:
 		case T_NullTest:
 		case T_BooleanTest:
+		case T_SubscriptingRef:
 		case T_List:
 			return expression_tree_walker(node, is_immovable, context);
 		case T_Param:
