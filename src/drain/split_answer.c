@@ -265,15 +265,12 @@ is_like_last(Jsonb *answer, const PackedNames *names)
 static void
 pack_names(PackedNames *packed, const DueRow *row)
 {
+	const char *end_of_tags = "";
+
 	packed->length = 0;
-	if (!pack(packed, row->tags, row->ntags) || packed->length == REMEMBERED_NAMES)
+	if (!pack(packed, row->tags, row->ntags) || !pack(packed, &end_of_tags, 1) ||
+		!pack(packed, row->fields, row->nfields))
 		packed->length = 0;
-	else
-	{
-		packed->bytes[packed->length++] = '\0';
-		if (!pack(packed, row->fields, row->nfields))
-			packed->length = 0;
-	}
 }
 
 /* False when there is not enough room. */
