@@ -58,8 +58,24 @@
 /* What fails after a worker has run for so many ms is something new. */
 #define SOUND_AFTER (60 * 1000)
 
-/* Room for what identifies the database's settings. */
-#define SETTINGS_LENGTH 64
+/*
+ * Where settings that a session begins with are stored, besides the configuration file, in
+ * the order in which PostgreSQL applies them: the first that has a setting counts.
+ */
+static const struct
+{
+	bool		of_database;	/* or of all databases */
+	bool		of_role;		/* or of all roles */
+	GucSource	source;
+}			stored_settings[] = {
+	{true, true, PGC_S_DATABASE_USER},
+	{false, true, PGC_S_USER},
+	{true, false, PGC_S_DATABASE},
+	{false, false, PGC_S_GLOBAL},
+};
+
+/* Room for what identifies these settings. */
+#define SETTINGS_LENGTH (lengthof(stored_settings) * 40)
 
 /* What the worker knows of itself; times by clock_now(). */
 typedef struct Worker
@@ -67,12 +83,13 @@ typedef struct Worker
 	Drain	   *drain;			/* NULL: another session drains */
 	bool		has_drained;	/* has it found the extension? */
 	bool		exploring;		/* has it found nothing to do so far? */
+	bool		is_idle;		/* had the last turn nothing to do? */
 	int64		worked_at;		/* when there was last something to do */
 	int64		chores_at;		/* when to do what is not urgent */
 	int64		prune_at;
 	int64		prepared_at;	/* when to look for prepared transactions */
 	bool		none_prepared;	/* were there none, and has none come since? */
-	char		settings[SETTINGS_LENGTH];	/* see read_database_settings() */
+	char		settings[SETTINGS_LENGTH];	/* see read_settings() */
 } Worker;
 
 static void name_database(void *name);
@@ -83,12 +100,14 @@ static void work_until_spared(Worker *worker);
 static DrainState drain_some(Worker *worker);
 static bool take_wake_up(void);
 static void do_chores(Worker *worker);
+static void follow_settings(Worker *worker);
 static void wait_for_work(Worker *worker);
 static bool can_be_spared(const Worker *worker);
 static bool try_to_leave(Worker *worker);
 static bool find_prepared_transaction(void);
 static bool is_database_wanted(void);
-static bool read_database_settings(char *settings, bool apply);
+static bool read_settings(char *settings, bool apply);
+static int	append_settings(char *settings, int length, Relation rel, Oid database, Oid role);
 static bool has_lost_setting(void);
 static void make_way(Worker *worker, const char *why);
 static void warn_of_unsent(Worker *worker);
@@ -242,6 +261,12 @@ drain_some(Worker *worker)
 
 	if (take_wake_up())
 	{
+		/*
+		 * It may have been committed after ALTER DATABASE ... SET
+		 * doubletick.enabled.
+		 */
+		if (worker->is_idle)
+			follow_settings(worker);
 		drain_wake(worker->drain);
 		worker->exploring = worker->none_prepared = false;
 		worker->worked_at = clock_now();
@@ -252,6 +277,7 @@ drain_some(Worker *worker)
 	if (state == DRAIN_UPDATE)
 		make_way(worker, "the extension is to be updated");
 	worker->has_drained = true;
+	worker->is_idle = state == DRAIN_IDLE;
 	if (state == DRAIN_BUSY)
 	{
 		worker->exploring = false;
@@ -277,21 +303,10 @@ take_wake_up(void)
 static void
 do_chores(Worker *worker)
 {
-	char		settings[SETTINGS_LENGTH];
-	bool		is_changed;
-
 	worker->chores_at = clock_now() + CHORE_INTERVAL;
 	if (is_database_wanted())
 		make_way(worker, "database is wanted by another session");
-
-	/*
-	 * They may have changed since the connection began.  A new value is
-	 * applied; one that was reset needs another worker.
-	 */
-	is_changed = read_database_settings(settings, worker->settings[0] == '\0');
-	if (is_changed || (worker->settings[0] != '\0' && strcmp(worker->settings, settings) != 0))
-		make_way(worker, "settings of the database have changed");
-	strlcpy(worker->settings, settings, sizeof(settings));
+	follow_settings(worker);
 
 	if (worker->drain == NULL)
 		return;
@@ -302,6 +317,23 @@ do_chores(Worker *worker)
 		worker->prune_at = clock_now() + PRUNE_INTERVAL;
 		warn_of_unsent(worker);
 	}
+}
+
+/*
+ * Makes way for another worker if settings have changed.  They may have done so before the
+ * first call, since the connection began.  Then a new value is applied; one that was reset
+ * needs another worker.
+ */
+static void
+follow_settings(Worker *worker)
+{
+	char		settings[SETTINGS_LENGTH];
+	bool		is_first = worker->settings[0] == '\0';
+	bool		is_changed = read_settings(settings, is_first);
+
+	if (is_changed || (!is_first && strcmp(worker->settings, settings) != 0))
+		make_way(worker, "settings of the database or of roles have changed");
+	strlcpy(worker->settings, settings, sizeof(settings));
 }
 
 static void
@@ -419,46 +451,65 @@ is_database_wanted(void)
 }
 
 /*
- * Where the database's own settings (ALTER DATABASE ... SET) are stored, which
- * is another place after each change: a session reads them when it begins, and is
- * not told when they change.  With "apply", applies them, and returns whether one of
- * ours that the session has read is not set any more.
+ * Where the settings of the database and of the worker's role (ALTER DATABASE, ALTER ROLE)
+ * are stored, which is another place after each change: a session reads them when it
+ * begins, and is not told when they change.  With "apply", applies them, and returns
+ * whether one of ours that the session has read is not set any more.
  */
 static bool
-read_database_settings(char *settings, bool apply)
+read_settings(char *settings, bool apply)
 {
 	bool		is_changed;
+	int			length = 0;
 	Relation	rel;
-	ScanKeyData keys[1];
-	SysScanDesc scan;
-	HeapTuple	tuple;
 
-	strlcpy(settings, "none", SETTINGS_LENGTH);
 	begin_transaction();
 	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
-	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(MyDatabaseId));
-	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 1, keys);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	for (int i = 0; i < (int) lengthof(stored_settings); i++)
 	{
-		if (!OidIsValid(((Form_pg_db_role_setting) GETSTRUCT(tuple))->setrole))
-			snprintf(settings, SETTINGS_LENGTH, "%u (%u,%u)",
-					 HeapTupleHeaderGetRawXmin(tuple->t_data),
-					 ItemPointerGetBlockNumber(&tuple->t_self),
-					 ItemPointerGetOffsetNumber(&tuple->t_self));
+		Oid			database = stored_settings[i].of_database ? MyDatabaseId : InvalidOid;
+		Oid			role = stored_settings[i].of_role ? GetAuthenticatedUserId() : InvalidOid;
+
+		length = append_settings(settings, length, rel, database, role);
+		if (apply)
+			ApplySetting(NULL, database, role, rel, stored_settings[i].source);
 	}
-	systable_endscan(scan);
-	if (apply)
-		ApplySetting(NULL, MyDatabaseId, InvalidOid, rel, PGC_S_DATABASE);
 	table_close(rel, AccessShareLock);
 	is_changed = apply && has_lost_setting();
 	commit_transaction();
 	return is_changed;
 }
 
+/* Appends where the settings of one database and role are, and returns the new length. */
+static int
+append_settings(char *settings, int length, Relation rel, Oid database, Oid role)
+{
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	char	   *end = settings + length;
+	size_t		room = SETTINGS_LENGTH - length;
+
+	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(database));
+	ScanKeyInit(&keys[1], Anum_pg_db_role_setting_setrole, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(role));
+	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 2, keys);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		length += snprintf(end, room, "%u (%u,%u) ", HeapTupleHeaderGetRawXmin(tuple->t_data),
+						   ItemPointerGetBlockNumber(&tuple->t_self),
+						   ItemPointerGetOffsetNumber(&tuple->t_self));
+	else
+		length += snprintf(end, room, "none ");
+	systable_endscan(scan);
+	return length;
+}
+
 /*
- * Was one of our settings, which this session has from its database, reset meanwhile?
- * Others are left alone: another worker would not know better why one is not listed.
+ * Was one of our settings, which this session has from its database or role, reset
+ * meanwhile?  Others are left alone: another worker would not know better why one is not
+ * listed.
  */
 static bool
 has_lost_setting(void)
@@ -467,10 +518,14 @@ has_lost_setting(void)
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	if (SPI_execute("SELECT FROM pg_catalog.pg_settings WHERE source = 'database' AND name LIKE 'doubletick.%' AND name <> ALL"
-					" (SELECT lower(split_part(setting, '=', 1))"
-					" FROM pg_catalog.pg_database AS d, pg_catalog.pg_db_role_setting AS s, unnest(s.setconfig) AS setting"
-					" WHERE d.datname = current_database() AND s.setdatabase = d.oid AND s.setrole = 0)",
+	if (SPI_execute("SELECT FROM pg_catalog.pg_settings WHERE name LIKE 'doubletick.%'"
+					" AND source IN ('database user', 'user', 'database', 'global') AND (source, name) NOT IN"
+					" (SELECT CASE WHEN s.setdatabase = 0 AND s.setrole = 0 THEN 'global'"
+					" WHEN s.setrole = 0 THEN 'database' WHEN s.setdatabase = 0 THEN 'user' ELSE 'database user' END,"
+					" lower(split_part(setting, '=', 1))"
+					" FROM pg_catalog.pg_db_role_setting AS s, unnest(s.setconfig) AS setting"
+					" WHERE s.setdatabase IN (SELECT 0 UNION ALL SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"
+					" AND s.setrole IN (SELECT 0 UNION ALL SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))",
 					true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read pg_settings");
 	is_found = SPI_processed > 0;

@@ -126,17 +126,21 @@ sub switched_off_at_start
 	return;
 }
 
-# And when it is switched on again: the database has no setting left, or another one.
+# And when it is switched on again: the database has no setting left, or another one; or
+# it was switched off for a role.
 sub switched_on_at_start
 {
 	local $ENV{PGOPTIONS} = '-c post_auth_delay=0';
-	my @databases = qw(early earlier);
+	my $superuser = $calls->sql('SELECT quote_ident(rolname) FROM pg_roles WHERE oid = 10');
+	my %whose = (early => 'DATABASE early', earlier => 'DATABASE earlier',
+		earliest => "ROLE $superuser IN DATABASE earliest");
+	my @databases = sort keys %whose;
 
 	foreach my $database (@databases)
 	{
 		$calls->sql("CREATE DATABASE $database");
 		$calls->set_up($database);
-		$calls->sql("ALTER DATABASE $database SET doubletick.enabled = off");
+		$calls->sql("ALTER $whose{$database} SET doubletick.enabled = off");
 	}
 	$calls->sql("ALTER DATABASE earlier SET doubletick.history_retention = '1d'");
 	$calls->configure('post_auth_delay' => '6');
@@ -147,11 +151,35 @@ sub switched_on_at_start
 		$calls->sql(enqueue($database), database => $database);
 		eventually(sub { $calls->sql("SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_database'::regclass
 			AND objid = (SELECT oid FROM pg_database WHERE datname = '$database')") ne '0' }, "one starts in $database");
-		$calls->sql("ALTER DATABASE $database RESET doubletick.enabled");
+		$calls->sql("ALTER $whose{$database} RESET doubletick.enabled");
 	}
 	$calls->configure('post_auth_delay' => '0');
 	eventually(sub { $calls->has_sent($_) }, "$_: what waits is sent") foreach @databases;
 	$calls->sql("DROP DATABASE $_") foreach @databases;
+	return;
+}
+
+# A worker that is idle obeys a stored setting before it sends what is committed next.
+sub switched_off_while_idle
+{
+	my $n = 40;
+	my $superuser = $calls->sql('SELECT quote_ident(rolname) FROM pg_roles WHERE oid = 10');
+	foreach my $whose ('DATABASE postgres', 'ROLE ALL', "ROLE $superuser", "ROLE $superuser IN DATABASE postgres")
+	{
+		for my $round (1 .. 3)
+		{
+			my $tag = 'idle' . ++$n;
+
+			$calls->sql(enqueue("warm$n", $n));
+			eventually(sub { $calls->waiting eq '0' && $calls->sql('SELECT worker_state FROM dt_status') eq 'idle' }, "$whose, $round: the worker is idle");
+			$calls->sql("ALTER $whose SET doubletick.enabled = off");
+			$calls->sql(enqueue($tag, $n));
+			eventually(sub { $calls->has_sent($tag) || $calls->sql('SELECT count(*) FROM dt_hold') eq '1' }, "$whose, $round: a worker finds what waits");
+			is($calls->has_sent($tag), 0, "$whose, $round: and does not send it");
+			$calls->sql("ALTER $whose RESET doubletick.enabled");
+			eventually(sub { $calls->has_sent($tag) && $calls->waiting eq '0' }, "$whose, $round: but when it may");
+		}
+	}
 	return;
 }
 
@@ -291,6 +319,7 @@ dropped_by_force();
 strict_settings();
 switched_off_at_start();
 switched_on_at_start();
+switched_off_while_idle();
 half_dropped();
 drained_by_others();
 quoting_error();

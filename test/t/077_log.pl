@@ -32,7 +32,7 @@ my $hold = qr/WARNING:  requests of role "\Q$superuser\E" to server "doubletick"
 eventually(sub { slurp_file($node->logfile, $log) =~ $hold }, 'a hold in the log: which database, and what switches it on');
 $calls->sql("ALTER DATABASE $name RESET doubletick.enabled");
 eventually(sub { $calls->has_sent('switched_off') }, 'it goes on');
-like(slurp_file($node->logfile, $log), qr/LOG:  doubletick worker makes way: settings of the database have changed\n[^\n]*CONTEXT:  doubletick worker of database "$name"$/m,
+like(slurp_file($node->logfile, $log), qr/LOG:  doubletick worker makes way: settings of the database or of roles have changed\n[^\n]*CONTEXT:  doubletick worker of database "$name"$/m,
 	'a worker that makes way: of which database');
 
 # An error that ends a worker.
