@@ -178,7 +178,7 @@ read_refusal(const HttpReply *reply, Answer *answer)
 		answer->fault->excerpt = message;
 	if (hint)
 		fault_hint(answer->fault, "%s", hint);
-	answer->no_route = reply->status == 404 && body && is_no_route(message);
+	answer->no_route = reply->status == 404 && is_no_route(message);
 	answer->again = reply->status == 429 || reply->status == 502 ||
 		reply->status == 503 || reply->status == 504;
 }
@@ -204,11 +204,20 @@ sqlstate_of_status(int status)
 	return ERRCODE_FDW_UNABLE_TO_CREATE_REPLY;
 }
 
-/* Does the API's framework say that there is nothing at this address (API.md)? */
+/*
+ * Does the API's framework say that there is nothing at this address (API.md)?  The library
+ * below it says so on a page.  "message" is the API's own, or an excerpt of another body.
+ */
 static bool
 is_no_route(const char *message)
 {
-	return strncmp(message, "Cannot POST ", strlen("Cannot POST ")) == 0;
+	static const char said[] = "Cannot POST ";
+	static const char before[] = "<pre>";
+	const char *on_page = message[0] == '<' ? strstr(message, before) : NULL;
+
+	if (on_page)
+		message = on_page + strlen(before);
+	return strncmp(message, said, strlen(said)) == 0;
 }
 
 /* "message" is the API's own, NULL when the body is not the API's. */

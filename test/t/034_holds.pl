@@ -31,8 +31,8 @@ sub warnings_of
 	return [ $_[0] =~ /^WARNING:  (.*)$/mg ];
 }
 
-# The SQL "broken" makes a hold of server "doubletick", for "reason", and the SQL
-# "mended" lifts it. At most so many "requests" are sent until it is known; "role"
+# The SQL "broken", or such answers ("rule"), make a hold of server "doubletick", for
+# "reason", and the SQL "mended" lifts it. At most so many "requests" are sent until it is known; "role"
 # enqueues; with "all" everything is held.
 sub held_ok
 {
@@ -45,7 +45,8 @@ sub held_ok
 	my @held = map { enqueue($_, ['lead'], undef, role => $case{role}) } @phones;
 	my $well = enqueue($other, ['lead'], undef, server => 'second');
 	my @others = $case{role} ? enqueue($other, ['lead']) : ();
-	$calls->sql($case{broken});
+	$calls->sql($case{broken}) if $case{broken};
+	$sb->rule($_, $case{rule}) foreach $case{rule} ? @phones : ();
 
 	my $warnings = warnings_of(drain());
 	my @ours = grep { /server "doubletick"/ } @$warnings;
@@ -90,6 +91,14 @@ sub by_answer
 		broken => "ALTER SERVER doubletick OPTIONS (SET base_url '" . $sb->https . "/api')",
 		mended => "ALTER SERVER doubletick OPTIONS (SET base_url '" . $sb->https . "')",
 		reason => qr{request was refused with HTTP status 404: Cannot POST /api/customer}, requests => 5);
+	foreach my $body ('Cannot POST /api', "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>Error</title>\n</head>\n"
+		. "<body>\n<pre>Cannot POST /customer/remove-tags-custom-fields</pre>\n</body>\n</html>\n")
+	{
+		held_ok('a wrong address, ' . ($body =~ /</ ? 'on a page' : 'as plain text'),
+			rule => { status => 404, body => $body, content_type => '' },
+			mended => "ALTER SERVER doubletick OPTIONS (SET base_url '" . $sb->https . "')",
+			reason => qr{request was refused with HTTP status 404(?:: Cannot POST /api| \(Not Found\))}, requests => 5);
+	}
 	held_ok('no trust',
 		broken => "ALTER SERVER doubletick OPTIONS (SET base_url '" . $sb->url('selfsigned') . "')",
 		mended => "ALTER SERVER doubletick OPTIONS (SET base_url '" . $sb->https . "')",
