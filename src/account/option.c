@@ -126,6 +126,10 @@ dt_fdw_validator(PG_FUNCTION_ARGS)
 		warn_if_missing("ca_file", account.ca_file);
 	if (account.api_key_file)
 		warn_if_missing("api_key_file", account.api_key_file);
+	if (account.api_key && pg_strncasecmp(account.api_key, "Bearer ", strlen("Bearer ")) == 0)
+		ereport(WARNING,
+				(errmsg("option \"api_key\" starts with \"Bearer\""),
+				 errdetail("DoubleTick expects the key alone.")));
 	PG_RETURN_VOID();
 }
 

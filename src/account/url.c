@@ -121,7 +121,7 @@ url_problem(const char *url, Url *parts, const char *const *schemes,
 	if (strlen(url) > MAX_URL)
 		return "is too long";
 	if (!parse_url(url, parts))
-		return "is not a URL";
+		return strstr(url, "://") ? "is not a URL" : scheme_problem;
 	while (*schemes && !has_scheme(parts, *schemes))
 		schemes++;
 	if (*schemes == NULL)

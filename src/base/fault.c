@@ -124,9 +124,11 @@ fault_hint(Fault *fault, const char *fmt,...)
 void
 fault_about(Fault *fault, const char *phone, const char *server, Oid role)
 {
-	const char *shown = phone ? pnstrdup(phone, fault_cliplen(phone, PHONE_LENGTH)) : "null";
+	const char *shown = "null";
 	const char *role_name = GetUserNameFromId(role, true);
 
+	if (phone)
+		shown = *phone ? pnstrdup(phone, fault_cliplen(phone, PHONE_LENGTH)) : "\"\"";
 	fault->context = server ?
 		psprintf("removal for phone %s, server \"%s\", role \"%s\"", shown, server,
 				 role_name ? role_name : "unknown") :

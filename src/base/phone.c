@@ -21,15 +21,15 @@
 /* A message shows at most this many bytes of a bad number. */
 #define SHOWN_LENGTH 64
 
-/* Characters that a copied number may contain, and that do not show. */
-typedef struct InvisibleCharacters
+/* Characters that a copied number may contain, and that do not show or look like others. */
+typedef struct UnclearCharacters
 {
 	pg_wchar	first;
 	pg_wchar	last;
 	const char *name;
-} InvisibleCharacters;
+} UnclearCharacters;
 
-static const InvisibleCharacters invisible_characters[] = {
+static const UnclearCharacters unclear_characters[] = {
 	{0x09, 0x09, "tab"},
 	{0x0A, 0x0A, "line feed"},
 	{0x0D, 0x0D, "carriage return"},
@@ -46,9 +46,11 @@ static const InvisibleCharacters invisible_characters[] = {
 	{0x2060, 0x2060, "word joiner"},
 	{0x2066, 0x2069, "direction mark"},
 	{0xFEFF, 0xFEFF, "byte order mark"},
+	{0xFF0B, 0xFF0B, "full-width plus sign"},
+	{0xFF10, 0xFF19, "full-width digit"},
 };
 
-static char *invisible_problem(const char *shown);
+static char *unclear_problem(const char *shown);
 static const char *digits_of(const char *number);
 
 PG_FUNCTION_INFO_V1(dt_same_number);
@@ -88,16 +90,16 @@ phone_problem(const char *what, const char *number)
 	const char *shown = pnstrdup(number, fault_cliplen(number, SHOWN_LENGTH));
 
 	return psprintf("%s is not a number in international format: \"%s\"%s", what, shown,
-					invisible_problem(shown));
+					unclear_problem(shown));
 }
 
 /*
- * Names the first character that a reader of the message cannot see; or "".  A
- * SQL_ASCII database mostly has UTF-8; in encodings whose characters have other
- * numbers than Unicode's, only control characters are found.
+ * Names the first character that a reader of the message cannot see or takes for
+ * another one; or "".  A SQL_ASCII database mostly has UTF-8; in encodings whose
+ * characters have other numbers than Unicode's, only control characters are found.
  */
 static char *
-invisible_problem(const char *shown)
+unclear_problem(const char *shown)
 {
 	int			encoding = GetDatabaseEncoding();
 	int			length = strlen(shown);
@@ -114,9 +116,9 @@ invisible_problem(const char *shown)
 			code = utf8_to_unicode((const unsigned char *) c);
 		else if (byte < 0x80 || encoding == PG_LATIN1)
 			code = byte;
-		for (int i = 0; i < (int) lengthof(invisible_characters); i++)
+		for (int i = 0; i < (int) lengthof(unclear_characters); i++)
 		{
-			const InvisibleCharacters *known = &invisible_characters[i];
+			const UnclearCharacters *known = &unclear_characters[i];
 
 			if (code >= known->first && code <= known->last)
 				return psprintf(" contains U+%04X (%s) at position %d", code, known->name, position);

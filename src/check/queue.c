@@ -111,7 +111,7 @@ check_worker(Check *check)
 						   "it is not preloaded, so each session has a pace of its own for an account");
 		if (nwaiting > 0)
 			report_problem(check, "library doubletick", preload_command(),
-						   "it is not preloaded, so no worker sends the " INT64_FORMAT " removals that wait",
+						   "it is not preloaded, so no worker sends the removals that wait: " INT64_FORMAT,
 						   nwaiting);
 		return;
 	}

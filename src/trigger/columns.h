@@ -13,6 +13,9 @@
 #include "fmgr.h"
 #include "utils/relcache.h"
 
+/* A hint, for whoever has written the wrong arguments. */
+#define TRIGGER_ARGUMENTS "Its arguments name, in this order, the columns of the phone, the tags, the custom fields and the WABA number, and a server; '' leaves one out."
+
 /* How a value is read. */
 typedef enum ColumnKind
 {

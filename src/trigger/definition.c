@@ -120,7 +120,7 @@ read_definition(Relation rel, const Trigger *trigger, MemoryContext context)
 					  "custom fields", true, context);
 	column_find_number(&columns->waba, rel, trigger->tgname,
 					   get_argument(trigger, ARGUMENT_WABA),
-					   "waba", context);
+					   "WABA number", context);
 	columns->last = Max(Max(columns->phone.attno, columns->tags.attno),
 						Max(columns->fields.attno, columns->waba.attno));
 	if (!TRIGGER_FOR_ROW(trigger->tgtype))
@@ -172,14 +172,12 @@ check_transition_tables(const Trigger *trigger)
 static void
 check_arguments(const Trigger *trigger)
 {
-	const char *hint = "Its arguments name, in this order, the columns of the phone, the tags, the custom fields and the WABA number, and a server; '' leaves one out.";
-
 	if (trigger->tgnargs > NARGUMENTS)
-		refuse_definition(trigger, "has too many arguments", hint);
+		refuse_definition(trigger, "has too many arguments", TRIGGER_ARGUMENTS);
 	if (*get_argument(trigger, ARGUMENT_PHONE) == '\0')
-		refuse_definition(trigger, "names no column of the phone", hint);
+		refuse_definition(trigger, "names no column of the phone", TRIGGER_ARGUMENTS);
 	if (*get_argument(trigger, ARGUMENT_TAGS) == '\0' && *get_argument(trigger, ARGUMENT_FIELDS) == '\0')
-		refuse_definition(trigger, "names no column of tags or custom fields", hint);
+		refuse_definition(trigger, "names no column of tags or custom fields", TRIGGER_ARGUMENTS);
 	if (strlen(get_argument(trigger, ARGUMENT_SERVER)) >= NAMEDATALEN)
 		refuse_definition(trigger, "names a server whose name is too long",
 						  "A server's name has at most 63 bytes.");

@@ -90,6 +90,8 @@ END $$;
 CREATE USER MAPPING FOR CURRENT_USER SERVER s OPTIONS (api_key_file 'api_key');
 CREATE USER MAPPING FOR CURRENT_USER SERVER s OPTIONS (api_key 'key_test', api_key_file '/etc/doubletick/api_key');
 CREATE USER MAPPING FOR CURRENT_USER SERVER s OPTIONS (api_key 'key with a blank inside');
+ALTER USER MAPPING FOR CURRENT_USER SERVER s OPTIONS (SET api_key 'bearer key_test');
+ALTER USER MAPPING FOR CURRENT_USER SERVER s OPTIONS (SET api_key 'Bearers of a key');
 -- the change, not only the creation, is checked
 ALTER USER MAPPING FOR CURRENT_USER SERVER s OPTIONS (SET api_key E'key_\t');
 ALTER USER MAPPING FOR CURRENT_USER SERVER s OPTIONS (ADD api_key_file '/etc/doubletick/api_key');

@@ -77,7 +77,7 @@ refused("$every_row $function('ctid', 'tags')", '42703', qr/column "ctid" of rel
 foreach my $column (qw(tags bytes fields at pairs double))
 {
 	refused("$every_row $function('$column', 'tags')", '42804', qr/column "$column" of type .* cannot be the column of the phone/, @insert);
-	refused("$every_row $function('phone', 'tags', '', '$column')", '42804', qr/cannot be the column of the waba/, @insert);
+	refused("$every_row $function('phone', 'tags', '', '$column')", '42804', qr/cannot be the column of the WABA number/, @insert);
 }
 foreach my $column (qw(bytes moods mood numbers plain pairs at id))
 {

@@ -206,7 +206,7 @@ $calls->sql('CREATE INDEX dt_waiting_customer ON dt_waiting (customer, keep, id)
 
 # What waits, and who sends it.
 enqueue($phone, ['a']);
-like(check(), qr/^library doubletick: it is not preloaded, so no worker sends the 1 removals that wait$/, 'not preloaded');
+like(check(), qr/^library doubletick: it is not preloaded, so no worker sends the removals that wait: 1$/, 'not preloaded');
 like(hint(), qr/^ALTER SYSTEM SET shared_preload_libraries = 'doubletick'; then restart/, 'not preloaded: the hint');
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'doubletick'\ndoubletick.enabled = on\nmax_worker_processes = 0");
 $node->restart;

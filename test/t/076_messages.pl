@@ -48,6 +48,7 @@ sub command_of
 	{
 		like(said("SELECT $function(phone, '{lead}') $rows"), qr/^CONTEXT:  removal for phone 0987, server "doubletick", role "\Q$superuser\E"$/m,
 			"$function: which row is bad");
+		like(said("SELECT $function('', '{lead}')"), qr/^CONTEXT:  removal for phone "", server /m, "$function: an empty phone");
 		like(said("SELECT $function(nullif(phone, '0987'), '{lead}') $rows"), qr/^CONTEXT:  removal for phone null, server "doubletick", role "\Q$superuser\E"$/m,
 			"$function: a row without a phone");
 	}
@@ -85,6 +86,7 @@ sub command_of
 			EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tag')});
 	my $said = said(q{INSERT INTO customers VALUES ('919876543210', '{lead}')});
 	like($said, qr/^DETAIL:  Trigger "follow" names it as the column of the tags\.$/m, 'a trigger: which column');
+	like($said, qr/^HINT:  Create the trigger anew\. Its arguments name, in this order, the columns of the phone, /m, 'a trigger: what its arguments are');
 	like($said, qr/^CONTEXT:  trigger "follow" of table "customers"$/m, 'a trigger: which one');
 	$calls->sql(q{DROP TRIGGER follow ON customers;
 		CREATE TRIGGER follow AFTER INSERT OR UPDATE OR DELETE ON customers FOR EACH ROW
@@ -213,10 +215,12 @@ sub off_on_the_command_line
 	$calls->sql('DROP DATABASE bare');
 }
 
-# Characters that do not show.
+# Characters that do not show, or that look like others.
 {
 	my %invisible = (
 		"91987\x{200B}6543210" => 'U+200B (zero width space) at position 6',
+		"\x{FF0B}919876543210" => 'U+FF0B (full-width plus sign) at position 1',
+		"9198\x{FF17}6543210" => 'U+FF17 (full-width digit) at position 5',
 		"\x{FEFF}919876543210" => 'U+FEFF (byte order mark) at position 1',
 		"919876543210\x{A0}" => 'U+00A0 (no-break space) at position 13',
 		"919876543210\t" => 'U+0009 (tab) at position 13',
