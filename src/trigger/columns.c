@@ -161,7 +161,7 @@ find_column(Column *column, Relation rel, const char *trigger, const char *name,
 			 errmsg("column \"%s\" of relation \"%s\" does not exist",
 					name, RelationGetRelationName(rel)),
 			 errdetail("Trigger \"%s\" names it as the column of the %s.", trigger, what),
-			 errhint("Create the trigger anew. " TRIGGER_ARGUMENTS),
+			 errhint("If it was renamed, create the trigger anew with the new name. " TRIGGER_ARGUMENTS),
 			 errtable(rel)));
 }
 
@@ -259,7 +259,7 @@ refuse_type(Relation rel, const char *trigger, const Column *column, const char 
 					NameStr(attribute->attname),
 					format_type_with_typemod(attribute->atttypid, attribute->atttypmod), what),
 			 errdetail("Trigger \"%s\" names it. %s", trigger, detail),
-			 errhint("Create the trigger anew. " TRIGGER_ARGUMENTS),
+			 errhint("Create the trigger anew with another column. " TRIGGER_ARGUMENTS),
 			 errtablecol(rel, column->attno)));
 }
 

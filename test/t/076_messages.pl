@@ -86,7 +86,7 @@ sub command_of
 			EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tag')});
 	my $said = said(q{INSERT INTO customers VALUES ('919876543210', '{lead}')});
 	like($said, qr/^DETAIL:  Trigger "follow" names it as the column of the tags\.$/m, 'a trigger: which column');
-	like($said, qr/^HINT:  Create the trigger anew\. Its arguments name, in this order, the columns of the phone, /m, 'a trigger: what its arguments are');
+	like($said, qr/^HINT:  If it was renamed, create the trigger anew with the new name\. Its arguments name, in this order, the columns of the phone, /m, 'a trigger: what its arguments are');
 	like($said, qr/^CONTEXT:  trigger "follow" of table "customers"$/m, 'a trigger: which one');
 	$calls->sql(q{DROP TRIGGER follow ON customers;
 		CREATE TRIGGER follow AFTER INSERT OR UPDATE OR DELETE ON customers FOR EACH ROW
