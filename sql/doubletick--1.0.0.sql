@@ -285,10 +285,13 @@ SELECT w.tableoid AS source, w.id, w.customer, w.replicated, w.server, w.role, w
 	names.tags AS tags_left, names.fields AS fields_left
 FROM @extschema@.dt_waiting AS w
 CROSS JOIN LATERAL (
-	-- most customers have no keeps, so that nothing has to be computed
+	-- Most customers have no keeps, so that nothing has to be computed.  The upper bound of ids
+	-- is for the planner: it expects few rows in a range, but many above a lower bound, as long
+	-- as the table was not analyzed.  A plan that seems to be costly is compiled (JIT), which
+	-- takes seconds.
 	SELECT EXISTS (
 		SELECT FROM @extschema@.dt_waiting AS k
-		WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
+		WHERE k.keep AND k.customer = w.customer AND k.id > w.ord AND k.id <= 9223372036854775807
 	) AS exist
 	OFFSET 0
 ) AS keeps
@@ -298,7 +301,7 @@ CROSS JOIN LATERAL (
 			SELECT tag.name FROM unnest(w.tags) WITH ORDINALITY AS tag(name, n)
 			WHERE tag.name NOT IN (
 				SELECT unnest(k.tags) FROM @extschema@.dt_waiting AS k
-				WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
+				WHERE k.keep AND k.customer = w.customer AND k.id > w.ord AND k.id <= 9223372036854775807
 					AND (w.replicated OR NOT k.replicated)
 					AND k.server = w.server AND k.role = w.role
 					AND @extschema@.dt_same_number(k.waba, w.waba)
@@ -310,7 +313,7 @@ CROSS JOIN LATERAL (
 			SELECT field.name FROM unnest(w.fields) WITH ORDINALITY AS field(name, n)
 			WHERE field.name NOT IN (
 				SELECT unnest(k.fields) FROM @extschema@.dt_waiting AS k
-				WHERE k.keep AND k.customer = w.customer AND k.id > w.ord
+				WHERE k.keep AND k.customer = w.customer AND k.id > w.ord AND k.id <= 9223372036854775807
 					AND (w.replicated OR NOT k.replicated)
 					AND k.server = w.server AND k.role = w.role
 					AND @extschema@.dt_same_number(k.waba, w.waba)
@@ -434,7 +437,7 @@ WITH definition AS (
 	ORDER BY w.id LIMIT 10001
 ), size AS MATERIALIZED (
 	-- every step-th page is read, at most 500 pages
-	SELECT count(*) > 10000 AS is_long, max(oldest.id) AS last,
+	SELECT count(*) > 10000 AS is_long, min(oldest.id) AS first, max(oldest.id) AS last,
 		1 + (pg_relation_size('@extschema@.dt_waiting') / current_setting('block_size')::integer / 500)::integer AS step
 	FROM oldest
 ), newest AS MATERIALIZED (
@@ -484,6 +487,8 @@ WITH definition AS (
 	FROM (SELECT DISTINCT oldest.customer FROM oldest WHERE oldest.takes_back) AS kept
 	JOIN @extschema@.dt_removals AS r USING (customer)
 	WHERE NOT (SELECT size.is_long FROM size) AND r.tags_left = '{}' AND r.fields_left = '{}'
+		-- they all are: for the planner, as in dt_removals
+		AND r.id BETWEEN (SELECT size.first FROM size) AND (SELECT size.last FROM size)
 		AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(r.role, 'USAGE') AND NOT r.replicated)
 	GROUP BY r.server
 ), settled AS (

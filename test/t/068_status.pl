@@ -192,14 +192,24 @@ sub long_queue
 		return;
 	};
 
+	# A plan that costs more than jit_above_cost is compiled, which takes seconds.
+	my $is_cheap = sub {
+		my ($cost) = $calls->sql('EXPLAIN SELECT * FROM dt_status') =~ /\.\.([\d.]+) rows/;
+		cmp_ok($cost, '<', $calls->sql('SHOW jit_above_cost'), "$name: a plan is not compiled: $_[0]");
+		return;
+	};
+
 	fresh();
 	enqueue_many('14150000000', 10_000);
+	$is_cheap->('10,000 rows');
 	is($calls->sql("SELECT waiting, due, estimated FROM dt_status WHERE server = 'doubletick'"), '10000|10000|f', "$name: 10,000 are counted");
 	enqueue_many('14160000000', 1);
 	is($calls->sql("SELECT waiting, due, estimated FROM dt_status WHERE server = 'doubletick'"), '10001|10001|t', "$name: more are estimated");
 	enqueue_many('14170000000', 110_000);
 	$calls->sql("SET doubletick.server = quiet; SELECT dt_enqueue_remove_tags_custom_fields('919876543210', '{lead}')");
+	$is_cheap->('120,000 rows');
 	$calls->sql('VACUUM ANALYZE dt_waiting');
+	$is_cheap->('analyzed');
 	my $pages = $calls->sql("SELECT relpages FROM pg_class WHERE oid = 'dt_waiting'::regclass");
 	cmp_ok($pages, '>', 2_000, "$name: the table is longer than a sample");
 	$is_near->('full');
