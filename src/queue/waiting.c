@@ -189,7 +189,8 @@ find_row(Store *waiting, int64 id, QueueRow *row)
 /*
  * Called before a row is settled: is it still where an earlier transaction has read
  * it?  When its customer is locked, only VACUUM FULL and the like, and a superuser's
- * own SQL, can have moved or deleted it.
+ * own SQL, can have moved or deleted it.  When it is deleted, VACUUM may have made the
+ * table end before its place, which then could not be read.
  */
 bool
 store_is_in_place(Store *waiting, const QueueRow *row)
@@ -200,6 +201,7 @@ store_is_in_place(Store *waiting, const QueueRow *row)
 	bool		is_in_place;
 
 	if (row->filenode != waiting->rel->rd_rel->relfilenode ||
+		ItemPointerGetBlockNumber(&row->tid) >= RelationGetNumberOfBlocks(waiting->rel) ||
 		!heap_fetch(waiting->rel, SnapshotSelf, &tuple, &buffer, false))
 		return false;
 	is_in_place = DatumGetInt64(heap_getattr(&tuple, WAITING_ID, RelationGetDescr(waiting->rel),

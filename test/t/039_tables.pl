@@ -211,6 +211,33 @@ sub rewritten
 	return;
 }
 
+# The rows have been deleted when their answers come, and VACUUM has made the table
+# shorter than it was.
+sub deleted
+{
+	my %rules = (done => {}, failed => { status => 400 }, waiting => { status => 503, retry_after => '3000' });
+	my %phones = map { $_ => new_phone() } keys %rules;
+	$sb->hold($phones{$_}, { times => 1, %{ $rules{$_} } }) foreach keys %rules;
+
+	# Dead rows before them, so that the table ends before their places then.
+	$calls->sql('SELECT count(dt_cancel(id)) FROM (SELECT dt_enqueue_remove_tags_custom_fields((919850000000 + n)::text, \'{lead}\') AS id
+		FROM generate_series(1, 500) AS n OFFSET 0) AS rows');
+	my %ids = map { $_ => enqueue($phones{$_}, [ 'a', 'b' ]) } sort keys %rules;
+	my $drain = start_drain();
+	$sb->await_held(3);
+	$calls->sql($_) foreach 'DELETE FROM dt_waiting', 'VACUUM dt_waiting';
+	is($calls->sql("SELECT pg_relation_size('dt_waiting')"), '0', 'deleted: the table is empty');
+	my $later = enqueue(new_phone(), ['later']);
+	$sb->release;
+	my $messages = await_drain($drain);
+	unlike($messages, qr/ERROR|WARNING/, 'deleted: no error, and no hold');
+	like($messages, qr/ 0 left/, 'deleted: nothing is left');
+	is($calls->sql('SELECT count(*) FROM dt_history WHERE id IN (' . join(',', values %ids) . ')'), '0', 'deleted: nothing is recorded of rows that are gone');
+	is(states($later), 'done', 'deleted: what was enqueued meanwhile is sent');
+	$sb->clear_rules;
+	return;
+}
+
 # A drain that fails leaves no lock behind, and its session goes on.
 sub fails_in_the_middle
 {
@@ -317,6 +344,7 @@ known_before();
 indexes_of_others();
 indexes_that_cannot_be();
 rewritten();
+deleted();
 fails_in_the_middle();
 keeps_its_locks();
 names_of_others();
