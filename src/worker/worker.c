@@ -136,6 +136,12 @@ doubletick_worker_main(Datum oid)
 	context.previous = error_context_stack;
 	error_context_stack = &context;
 	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
+
+	/*
+	 * ids_advance() sets the sequence, which is refused in read-only
+	 * transactions.
+	 */
+	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	lift_timeouts();
 	pgstat_report_appname("doubletick worker");
 	register_worker(&worker);

@@ -96,6 +96,13 @@ sub strict_settings
 		'it waits for a lock');
 	$session->query_safe(enqueue('locked') . '; COMMIT');
 	eventually(sub { $calls->has_sent('locked') }, 'and goes on when it gets it');
+
+	# A row with an id that the sequence has yet to give, as a restore may bring it.
+	$session->query_safe('BEGIN; ' . enqueue('restored') . ';
+		CREATE TEMPORARY TABLE saved AS TABLE dt_waiting; UPDATE saved SET id = id + 1000, ord = ord + 1000;
+		DELETE FROM dt_waiting; INSERT INTO dt_waiting OVERRIDING SYSTEM VALUE TABLE saved; COMMIT');
+	eventually(sub { $calls->has_sent('restored') && $session->query_safe('SELECT count(*) FROM dt_queue') eq '0' }, 'it sends a row that was restored');
+	cmp_ok($session->query_safe('SELECT last_value FROM dt_waiting_id_seq'), '>', 1000, 'and sets the sequence above it');
 	is(($calls->workers('strict'))[0], $pid, 'as the same process');
 	$session->quit;
 	$calls->sql('DROP DATABASE strict');
