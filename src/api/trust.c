@@ -33,7 +33,7 @@ static bool is_hashed_name(const char *name);
 const char *
 trust_hashed_file(const char *directory)
 {
-	static struct timespec checked = {0};
+	static struct timespec checked = {.tv_nsec = -1};	/* no directory's time */
 	static char path[MAXPGPATH] = "";
 	struct stat status;
 
