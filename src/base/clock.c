@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * base/clock.c
- *		A clock that is never set back, and sleeps that end on interrupts.
+ *		A clock that is never set back, and a sleep that ends on interrupts.
  *
  * All durations in this extension are measured by this clock.  The time of day
  * is used only for times that a table stores or a user sees.
@@ -29,23 +29,9 @@ clock_now(void)
 }
 
 /*
- * Sleeps for this many microseconds, if any.  Calls that must wait use it.  A set
- * latch does not end the sleep; a cancel or a termination raises its error.
- */
-void
-clock_sleep(int64 microseconds, WaitReason reason)
-{
-	int64		until = clock_now() + microseconds;
-	int64		left;
-
-	CHECK_FOR_INTERRUPTS();
-	while ((left = until - clock_now()) > 0)
-		clock_sleep_or_latch(left, reason);
-}
-
-/*
  * Sleeps until the latch is set, which it resets, and at most for this many
- * microseconds.  The drainer uses it.  A cancel or a termination raises its error.
+ * microseconds.  Calls and the drainer use it while no answer can come.  A cancel or a
+ * termination raises its error.
  */
 void
 clock_sleep_or_latch(int64 microseconds, WaitReason reason)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * base/clock.h
- *		A clock that is never set back, and sleeps that end on interrupts.
+ *		A clock that is never set back, and a sleep that ends on interrupts.
  *
  *-------------------------------------------------------------------------
  */
@@ -11,7 +11,6 @@
 #include "base/wait_event.h"
 
 extern int64 clock_now(void);
-extern void clock_sleep(int64 microseconds, WaitReason reason);
 extern void clock_sleep_or_latch(int64 microseconds, WaitReason reason);
 
 #endif							/* DOUBLETICK_BASE_CLOCK_H */
