@@ -74,6 +74,7 @@ store_open(Store *store, QueueRelation table)
 	Oid			oid = is_locked ? InvalidOid : lock_table(table);
 
 	store->rel = table_open(OidIsValid(oid) ? oid : relation_oid(table), NoLock);
+	store->nblocks = 0;
 	open_indexes(store, table, is_locked);
 }
 

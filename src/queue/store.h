@@ -30,6 +30,8 @@ typedef struct Store
 	Relation	rel;
 	CatalogIndexState indexes;
 	bool		indexes_are_cached;
+	BlockNumber nblocks;		/* its length, when store_is_in_place() last
+								 * asked for it */
 } Store;
 
 /* The columns of a row that is written: of any of our tables, hence the length. */

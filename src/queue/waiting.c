@@ -195,13 +195,19 @@ find_row(Store *waiting, int64 id, QueueRow *row)
 bool
 store_is_in_place(Store *waiting, const QueueRow *row)
 {
+	BlockNumber block = ItemPointerGetBlockNumber(&row->tid);
 	HeapTupleData tuple = {.t_self = row->tid};
 	Buffer		buffer;
 	bool		isnull;
 	bool		is_in_place;
 
-	if (row->filenode != waiting->rel->rd_rel->relfilenode ||
-		ItemPointerGetBlockNumber(&row->tid) >= RelationGetNumberOfBlocks(waiting->rel) ||
+	/*
+	 * The table only grows while it is open: VACUUM would need a stronger
+	 * lock.
+	 */
+	if (block >= waiting->nblocks)
+		waiting->nblocks = RelationGetNumberOfBlocks(waiting->rel);
+	if (row->filenode != waiting->rel->rd_rel->relfilenode || block >= waiting->nblocks ||
 		!heap_fetch(waiting->rel, SnapshotSelf, &tuple, &buffer, false))
 		return false;
 	is_in_place = DatumGetInt64(heap_getattr(&tuple, WAITING_ID, RelationGetDescr(waiting->rel),
