@@ -29,22 +29,43 @@ typedef struct CodeName
 
 /*
  * What the API itself puts under "error" for a status (API.md; the phrases are
- * those of RFC 9110 and RFC 8470).  For answers whose body lacks this key.
+ * those of RFC 9110, 6585, 7725 and 8470).  For answers whose body lacks this key:
+ * those of proxies have no body that the API made.
  */
 static const CodeName reason_phrases[] = {
 	{400, "Bad Request"},
 	{401, "Unauthorized"},
+	{402, "Payment Required"},
 	{403, "Forbidden"},
 	{404, "Not Found"},
+	{405, "Method Not Allowed"},
+	{406, "Not Acceptable"},
+	{407, "Proxy Authentication Required"},
 	{408, "Request Timeout"},
 	{409, "Conflict"},
+	{410, "Gone"},
+	{411, "Length Required"},
+	{412, "Precondition Failed"},
+	{413, "Content Too Large"},
+	{414, "URI Too Long"},
+	{415, "Unsupported Media Type"},
+	{416, "Range Not Satisfiable"},
+	{417, "Expectation Failed"},
+	{421, "Misdirected Request"},
 	{422, "Unprocessable Entity"},
 	{425, "Too Early"},
+	{426, "Upgrade Required"},
+	{428, "Precondition Required"},
 	{429, "Too Many Requests"},
+	{431, "Request Header Fields Too Large"},
+	{451, "Unavailable For Legal Reasons"},
 	{500, "Internal Server Error"},
+	{501, "Not Implemented"},
 	{502, "Bad Gateway"},
 	{503, "Service Unavailable"},
 	{504, "Gateway Timeout"},
+	{505, "HTTP Version Not Supported"},
+	{511, "Network Authentication Required"},
 };
 
 /*

@@ -68,6 +68,17 @@ sub refusals
 			{ sqlstate => '22023', message => qr/HTTP status $status: No$/, status => $status,
 				error => 'Oh', says => 'No' });
 	}
+	my %phrases = (402 => 'Payment Required', 405 => 'Method Not Allowed', 410 => 'Gone', 413 => 'Content Too Large',
+		415 => 'Unsupported Media Type', 431 => 'Request Header Fields Too Large', 451 => 'Unavailable For Legal Reasons');
+	foreach my $status (sort keys %phrases)
+	{
+		answer_ok("status $status without a body", { status => $status + 0, body => '' },
+			{ sqlstate => '22023', message => qr/HTTP status $status \($phrases{$status}\)$/, status => $status + 0,
+				error => $phrases{$status}, says => "request was refused with HTTP status $status ($phrases{$status})" });
+	}
+	answer_ok('status 418, which no RFC gives a phrase', { status => 418, body => '' },
+		{ sqlstate => '22023', message => qr/HTTP status 418$/, status => 418, error => 'invalid_parameter_value',
+			says => 'request was refused with HTTP status 418' });
 	foreach my $status (408, 425)
 	{
 		answer_ok("status $status", { status => $status, body => api_body($status, 'not now') },
@@ -135,6 +146,13 @@ sub their_trouble
 		{ sqlstate => '58000', message => qr/HTTP status 503 \(Service Unavailable\)$/, status => 503, hint => qr/./ });
 	answer_ok('status 504', { status => 504, retry_after => $later },
 		{ sqlstate => '58000', message => qr/HTTP status 504 \(Gateway Timeout\)$/, status => 504, hint => qr/./ });
+	my %phrases = (501 => 'Not Implemented', 505 => 'HTTP Version Not Supported');
+	foreach my $status (sort keys %phrases)
+	{
+		answer_ok("status $status without a body", { status => $status + 0, body => '', retry_after => $later },
+			{ sqlstate => '58000', message => qr/HTTP status $status \($phrases{$status}\)$/, status => $status + 0,
+				error => $phrases{$status}, hint => qr/./ });
+	}
 	foreach my $status (501, 507, 599)
 	{
 		answer_ok("status $status", { status => $status, body => api_body($status, 'broken') },
