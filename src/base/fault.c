@@ -29,8 +29,8 @@ typedef struct CodeName
 
 /*
  * What the API itself puts under "error" for a status (API.md; the phrases are
- * those of RFC 9110, 6585, 7725 and 8470).  For answers whose body lacks this key:
- * those of proxies have no body that the API made.
+ * those of RFC 9110, 4918, 5842, 6585, 7725 and 8470).  For answers whose body lacks
+ * this key, as those of proxies do.
  */
 static const CodeName reason_phrases[] = {
 	{400, "Bad Request"},
@@ -53,6 +53,8 @@ static const CodeName reason_phrases[] = {
 	{417, "Expectation Failed"},
 	{421, "Misdirected Request"},
 	{422, "Unprocessable Entity"},
+	{423, "Locked"},
+	{424, "Failed Dependency"},
 	{425, "Too Early"},
 	{426, "Upgrade Required"},
 	{428, "Precondition Required"},
@@ -65,6 +67,8 @@ static const CodeName reason_phrases[] = {
 	{503, "Service Unavailable"},
 	{504, "Gateway Timeout"},
 	{505, "HTTP Version Not Supported"},
+	{507, "Insufficient Storage"},
+	{508, "Loop Detected"},
 	{511, "Network Authentication Required"},
 };
 

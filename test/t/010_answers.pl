@@ -69,7 +69,7 @@ sub refusals
 				error => 'Oh', says => 'No' });
 	}
 	my %phrases = (402 => 'Payment Required', 405 => 'Method Not Allowed', 410 => 'Gone', 413 => 'Content Too Large',
-		415 => 'Unsupported Media Type', 431 => 'Request Header Fields Too Large', 451 => 'Unavailable For Legal Reasons');
+		415 => 'Unsupported Media Type', 423 => 'Locked', 431 => 'Request Header Fields Too Large', 451 => 'Unavailable For Legal Reasons');
 	foreach my $status (sort keys %phrases)
 	{
 		answer_ok("status $status without a body", { status => $status + 0, body => '' },
@@ -146,7 +146,7 @@ sub their_trouble
 		{ sqlstate => '58000', message => qr/HTTP status 503 \(Service Unavailable\)$/, status => 503, hint => qr/./ });
 	answer_ok('status 504', { status => 504, retry_after => $later },
 		{ sqlstate => '58000', message => qr/HTTP status 504 \(Gateway Timeout\)$/, status => 504, hint => qr/./ });
-	my %phrases = (501 => 'Not Implemented', 505 => 'HTTP Version Not Supported');
+	my %phrases = (501 => 'Not Implemented', 507 => 'Insufficient Storage', 505 => 'HTTP Version Not Supported');
 	foreach my $status (sort keys %phrases)
 	{
 		answer_ok("status $status without a body", { status => $status + 0, body => '', retry_after => $later },
