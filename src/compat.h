@@ -6,9 +6,8 @@
  * No other file may use PG_VERSION_NUM.  The code is written for the newest form of
  * an interface, and what older servers lack is made here.
  *
- * test/versions builds and tests for 15, 17, 18 and 19.  No PostgreSQL 16 was at hand:
- * the declarations of the functions and variables of the server that we use were
- * compared instead, and 16 has them as 15 or 17 has.
+ * test/versions builds and tests for 15, 17, 18 and 19.  Debian has no 16: the tests were
+ * run by hand on 16.14, but those of backups, dumps and standbys, whose programs it lacked.
  *
  *-------------------------------------------------------------------------
  */
