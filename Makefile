@@ -103,6 +103,7 @@ OBJS = \
 	src/worker/process.o \
 	src/worker/sample.o \
 	src/worker/status.o \
+	src/worker/stored_settings.o \
 	src/worker/worker.o
 
 EXTENSION = doubletick

@@ -12,14 +12,10 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "access/twophase.h"
 #include "access/xact.h"
 #include "base/clock.h"
 #include "catalog/pg_database.h"
-#include "catalog/pg_db_role_setting.h"
 #include "commands/dbcommands.h"
 #include "compat.h"
 #include "executor/spi.h"
@@ -29,13 +25,13 @@
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "worker/process.h"
 #include "worker/status.h"
+#include "worker/stored_settings.h"
 
 /* Longest sleep, in ms: how soon it sees that it is in somebody's way. */
 #define LONGEST_SLEEP 250L
@@ -58,25 +54,6 @@
 /* What fails after a worker has run for so many ms is something new. */
 #define SOUND_AFTER (60 * 1000)
 
-/*
- * Where settings that a session begins with are stored, besides the configuration file, in
- * the order in which PostgreSQL applies them: the first that has a setting counts.
- */
-static const struct
-{
-	bool		of_database;	/* or of all databases */
-	bool		of_role;		/* or of all roles */
-	GucSource	source;
-}			stored_settings[] = {
-	{true, true, PGC_S_DATABASE_USER},
-	{false, true, PGC_S_USER},
-	{true, false, PGC_S_DATABASE},
-	{false, false, PGC_S_GLOBAL},
-};
-
-/* Room for what identifies these settings. */
-#define SETTINGS_LENGTH (lengthof(stored_settings) * 40)
-
 /* What the worker knows of itself; times by clock_now(). */
 typedef struct Worker
 {
@@ -89,7 +66,6 @@ typedef struct Worker
 	int64		prune_at;
 	int64		prepared_at;	/* when to look for prepared transactions */
 	bool		none_prepared;	/* were there none, and has none come since? */
-	char		settings[SETTINGS_LENGTH];	/* see read_settings() */
 } Worker;
 
 static void name_database(void *name);
@@ -106,9 +82,6 @@ static bool can_be_spared(const Worker *worker);
 static bool try_to_leave(Worker *worker);
 static bool find_prepared_transaction(void);
 static bool is_database_wanted(void);
-static bool read_settings(char *settings, bool apply);
-static int	append_settings(char *settings, int length, Relation rel, Oid database, Oid role);
-static bool has_lost_setting(void);
 static void make_way(Worker *worker, const char *why);
 static void warn_of_unsent(Worker *worker);
 static void begin_transaction(void);
@@ -325,21 +298,17 @@ do_chores(Worker *worker)
 	}
 }
 
-/*
- * Makes way for another worker if settings have changed.  They may have done so before the
- * first call, since the connection began.  Then a new value is applied; one that was reset
- * needs another worker.
- */
+/* Makes way for another worker if this one cannot know of a setting by itself. */
 static void
 follow_settings(Worker *worker)
 {
-	char		settings[SETTINGS_LENGTH];
-	bool		is_first = worker->settings[0] == '\0';
-	bool		is_changed = read_settings(settings, is_first);
+	bool		is_changed;
 
-	if (is_changed || (!is_first && strcmp(worker->settings, settings) != 0))
+	begin_transaction();
+	is_changed = stored_settings_changed();
+	commit_transaction();
+	if (is_changed)
 		make_way(worker, "settings of the database or of roles have changed");
-	strlcpy(worker->settings, settings, sizeof(settings));
 }
 
 static void
@@ -454,90 +423,6 @@ is_database_wanted(void)
 		return true;
 	LockRelease(&tag, RowExclusiveLock, true);
 	return false;
-}
-
-/*
- * Where the settings of the database and of the worker's role (ALTER DATABASE, ALTER ROLE)
- * are stored, which is another place after each change: a session reads them when it
- * begins, and is not told when they change.  With "apply", applies them, and returns
- * whether one of ours that the session has read is not set any more.
- */
-static bool
-read_settings(char *settings, bool apply)
-{
-	bool		is_changed;
-	int			length = 0;
-	Relation	rel;
-
-	begin_transaction();
-	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
-	for (int i = 0; i < (int) lengthof(stored_settings); i++)
-	{
-		Oid			database = stored_settings[i].of_database ? MyDatabaseId : InvalidOid;
-		Oid			role = stored_settings[i].of_role ? GetAuthenticatedUserId() : InvalidOid;
-
-		length = append_settings(settings, length, rel, database, role);
-		if (apply)
-			ApplySetting(NULL, database, role, rel, stored_settings[i].source);
-	}
-	table_close(rel, AccessShareLock);
-	is_changed = apply && has_lost_setting();
-	commit_transaction();
-	return is_changed;
-}
-
-/* Appends where the settings of one database and role are, and returns the new length. */
-static int
-append_settings(char *settings, int length, Relation rel, Oid database, Oid role)
-{
-	ScanKeyData keys[2];
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	char	   *end = settings + length;
-	size_t		room = SETTINGS_LENGTH - length;
-
-	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(database));
-	ScanKeyInit(&keys[1], Anum_pg_db_role_setting_setrole, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(role));
-	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 2, keys);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-		length += snprintf(end, room, "%u (%u,%u) ", HeapTupleHeaderGetRawXmin(tuple->t_data),
-						   ItemPointerGetBlockNumber(&tuple->t_self),
-						   ItemPointerGetOffsetNumber(&tuple->t_self));
-	else
-		length += snprintf(end, room, "none ");
-	systable_endscan(scan);
-	return length;
-}
-
-/*
- * Was one of our settings, which this session has from its database or role, reset
- * meanwhile?  Others are left alone: another worker would not know better why one is not
- * listed.
- */
-static bool
-has_lost_setting(void)
-{
-	bool		is_found;
-
-	PushActiveSnapshot(GetTransactionSnapshot());
-	SPI_connect();
-	if (SPI_execute("SELECT FROM pg_catalog.pg_settings WHERE name LIKE 'doubletick.%'"
-					" AND source IN ('database user', 'user', 'database', 'global') AND (source, name) NOT IN"
-					" (SELECT CASE WHEN s.setdatabase = 0 AND s.setrole = 0 THEN 'global'"
-					" WHEN s.setrole = 0 THEN 'database' WHEN s.setdatabase = 0 THEN 'user' ELSE 'database user' END,"
-					" lower(split_part(setting, '=', 1))"
-					" FROM pg_catalog.pg_db_role_setting AS s, unnest(s.setconfig) AS setting"
-					" WHERE s.setdatabase IN (SELECT 0 UNION ALL SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"
-					" AND s.setrole IN (SELECT 0 UNION ALL SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))",
-					true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not read pg_settings");
-	is_found = SPI_processed > 0;
-	SPI_finish();
-	PopActiveSnapshot();
-	return is_found;
 }
 
 /*
