@@ -152,7 +152,7 @@ sub interim
 	$wire = wired(sub { head_of($_[0]); send_all($_[0], $continue); sleep 0.05; send_all($_[0], answer('201 Created', $good)); wait_for_end($_[0]); });
 	is(outcome_of('100 before the body', $large)->{value}{tags}{removed}[0], 'lead', '100 before the body: then the answer');
 	fault_is('417', sub { request_of($_[0]); send_all($_[0], answer('417 Expectation Failed', '')); wait_for_end($_[0]); },
-		'22023', qr/HTTP status 417$/, once => 1);
+		'22023', qr/HTTP status 417 \(Expectation Failed\)$/, once => 1);
 	fault_is('101', sub { request_of($_[0]); send_all($_[0], "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"); wait_for_end($_[0]); },
 		'HV00M', qr/./, once => 1);
 	fault_is('100 and the end', sub { request_of($_[0]); send_all($_[0], $continue); }, 'HV00M', qr/broke off|in time/);
