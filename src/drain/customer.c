@@ -156,9 +156,7 @@ scan_customer_rows(Store *waiting, int64 id, int64 customer, const QueueRow *onl
 		row->tags = names_of_array(row->row.tags, &row->ntags);
 		row->fields = names_of_array(row->row.fields, &row->nfields);
 
-		/*
-		 * Marker rows keep nothing, and there may be very many.
-		 */
+		/* Marker rows keep nothing, and there may be very many. */
 		if (row->row.keep && (row->ntags > 0 || row->nfields > 0 || row->row.id == id))
 			*keeps = lappend(*keeps, row);
 		else if (!row->row.keep)
@@ -296,9 +294,8 @@ json_length(const DueRow *row)
 /*
  * Called by settle_keeps(): deletes the customer's keeps that have nothing left to
  * keep, since they are older than every removal, uncommitted and replicated ones
- * included.  Returns
- * the id of a keep that only uncommitted removals still need, to be looked at again;
- * else 0.
+ * included.  Returns the id of a keep that only uncommitted removals still need, to be
+ * looked at again; else 0.
  */
 int64
 customer_delete_keeps(Store *waiting, const QueueRow *customer)

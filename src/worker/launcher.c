@@ -5,10 +5,10 @@
  *
  * The launcher is connected to no database, so that it keeps none from being
  * dropped; it reads pg_database alone, which also says the names of databases for
- * the log.  It learns from shared memory which
- * databases have work: sessions that enqueue say so, and so do workers that leave
- * while rows wait for their time.  When the server starts nobody has said
- * anything yet, and so each database is looked at once.
+ * the log.  It learns from shared memory which databases have work: sessions that
+ * enqueue say so, and so do workers that leave while rows wait for their time.
+ * When the server starts nobody has said anything yet, and so each database is
+ * looked at once.
  *
  *-------------------------------------------------------------------------
  */
