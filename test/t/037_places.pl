@@ -281,7 +281,9 @@ sub lane_that_changes
 		$calls->sql('BEGIN; DROP OWNED BY leaver; DROP ROLE leaver; COMMIT');
 		$sb->release($phone);
 		my $messages = await_drain($drain);
-		is(states(@ids), (%$answer ? 'failed' : 'done') . ' failed', 'role: no row waits for a role that is dropped');
+		# What is answered with 503 may wait until it is due, and the drain ends before that.
+		my $states = (%$answer ? 'failed' : 'done') . ' failed';
+		eventually(sub { $calls->sql('CALL dt_process_queue()'); states(@ids) eq $states }, 'role: no row waits for a role that is dropped') || diag(states(@ids));
 		is($calls->sql("SELECT error FROM dt_history WHERE id = $ids[1]"), 'role does not exist any more', 'role: the error says why');
 		unlike($messages, qr/\(null\)/, 'role: no message misses its name');
 		is($calls->sql('SELECT count(*) FROM dt_hold'), '0', 'role: nothing is held for it');
