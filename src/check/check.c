@@ -42,7 +42,8 @@ dt_check(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	check.result = (ReturnSetInfo *) fcinfo->resultinfo;
 	check.connect = !PG_ARGISNULL(0) && PG_GETARG_BOOL(0);
-	check.schema = quote_identifier(get_namespace_name(get_func_namespace(fcinfo->flinfo->fn_oid)));
+	check.namespace = get_func_namespace(fcinfo->flinfo->fn_oid);
+	check.schema = quote_identifier(get_namespace_name(check.namespace));
 
 	fault = extension_version_fault();
 	if (fault)
@@ -54,6 +55,7 @@ dt_check(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	check_tables(&check);
+	check_privileges(&check);
 	check_settings(&check);
 	check_servers(&check);
 	check_triggers(&check);

@@ -17,7 +17,8 @@ typedef struct Check
 {
 	ReturnSetInfo *result;
 	bool		connect;		/* is each server to be connected to? */
-	const char *schema;			/* the extension's, quoted */
+	Oid			namespace;		/* the extension's schema */
+	const char *schema;			/* its name, quoted as an identifier */
 	bool		tables_are_good;
 	List	   *accounts;		/* AccountKey: those that were checked */
 	List	   *faulty;			/* AccountKey: those that have a fault */
@@ -46,6 +47,7 @@ extern void check_first_copies(Check *check);
 
 /* queue.c */
 extern void check_tables(Check *check);
+extern void check_privileges(Check *check);
 extern void check_what_waits(Check *check);
 extern void check_worker(Check *check);
 

@@ -56,6 +56,39 @@ open_table(void *subject)
 }
 
 /*
+ * Privileges to write what only the library writes: GRANT ... ON ALL TABLES IN SCHEMA and
+ * ALTER DEFAULT PRIVILEGES may have granted them.  DELETE is granted on purpose where rows
+ * have arrived by logical replication: dt_cancel() says so.  nextval() does no harm.
+ */
+void
+check_privileges(Check *check)
+{
+	uint64		ngrants = select_rows("SELECT c.relname, CASE c.relkind WHEN 'S' THEN 'sequence' WHEN 'v' THEN 'view' ELSE 'table' END,"
+									  " CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END,"
+									  " pg_catalog.string_agg(DISTINCT a.privilege_type, ', ' ORDER BY a.privilege_type)"
+									  " FROM pg_catalog.pg_class AS c, pg_catalog.aclexplode(c.relacl) AS a"
+									  " WHERE c.relnamespace = %u AND c.relname IN"
+									  " ('dt_waiting', 'dt_settled', 'dt_hold', 'dt_history', 'dt_waiting_id_seq')"
+									  " AND a.grantee <> c.relowner AND a.privilege_type NOT IN ('SELECT', 'USAGE')"
+									  " AND (c.relname, a.privilege_type) <> ('dt_waiting', 'DELETE')"
+									  " GROUP BY 1, 2, 3 ORDER BY 1, 3", check->namespace);
+
+	for (uint64 i = 0; i < ngrants; i++)
+	{
+		char	   *name = psprintf("%s.%s", check->schema, selected_text(i, 1));
+		char	   *kind = selected_text(i, 2);
+		char	   *grantee = selected_text(i, 3);
+		char	   *privileges = selected_text(i, 4);
+
+		report_problem(check, psprintf("%s %s", kind, name),
+					   psprintf("REVOKE %s ON %s%s FROM %s;", privileges,
+								strcmp(kind, "sequence") == 0 ? "SEQUENCE " : "", name, grantee),
+					   "%s has %s on it, and so may send as any role or keep others from sending",
+					   grantee, privileges);
+	}
+}
+
+/*
  * Roles that have removals waiting, and what their requests are held for.
  *
  * A hold for something that is missing (its definition is empty) may be out of date

@@ -20,11 +20,11 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
-/* The triggers "t" that call our function; for select_rows(), with the quoted schema. */
+/* The triggers "t" that call our function; for select_rows(), with the schema's OID. */
 #define OUR_TRIGGERS \
 	"pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid" \
 	" AND p.proname = 'dt_remove_tags_custom_fields_trigger'" \
-	" AND p.pronamespace = '%s'::pg_catalog.regnamespace"
+	" AND p.pronamespace = %u"
 
 /* Does a subscription change the table of "t", as such, in a partition, or as one? */
 #define IS_SUBSCRIBED \
@@ -53,7 +53,8 @@ void
 check_triggers(Check *check)
 {
 	uint64		ntables = select_rows("SELECT DISTINCT t.tgrelid, p.oid, " IS_SUBSCRIBED
-									  " FROM " OUR_TRIGGERS " AND t.tgparentid = 0 ORDER BY 1", check->schema);
+									  " FROM " OUR_TRIGGERS " AND t.tgparentid = 0 ORDER BY 1",
+									  check->namespace);
 	SPITupleTable *tables = SPI_tuptable;
 
 	for (uint64 i = 0; i < ntables; i++)
@@ -132,7 +133,8 @@ check_partitions(Check *check)
 	uint64		nclones = select_rows("SELECT t.tgrelid, t.tgname, t.tgenabled, " IS_SUBSCRIBED
 									  " FROM " OUR_TRIGGERS
 									  " AND t.tgenabled <> (SELECT parent.tgenabled FROM pg_catalog.pg_trigger AS parent"
-									  " WHERE parent.oid = t.tgparentid) ORDER BY 1", check->schema);
+									  " WHERE parent.oid = t.tgparentid) ORDER BY 1",
+									  check->namespace);
 	SPITupleTable *clones = SPI_tuptable;
 
 	for (uint64 i = 0; i < nclones; i++)
@@ -171,7 +173,8 @@ check_first_copies(Check *check)
 	uint64		ntables = select_rows("SELECT DISTINCT t.tgrelid, s.subname FROM " OUR_TRIGGERS
 									  " JOIN pg_catalog.pg_subscription_rel AS r ON r.srrelid = t.tgrelid"
 									  " JOIN pg_catalog.pg_subscription AS s ON s.oid = r.srsubid"
-									  " AND r.srsubstate NOT IN ('s', 'r') ORDER BY 1, 2", check->schema);
+									  " AND r.srsubstate NOT IN ('s', 'r') ORDER BY 1, 2",
+									  check->namespace);
 	SPITupleTable *tables = SPI_tuptable;
 
 	for (uint64 i = 0; i < ntables; i++)

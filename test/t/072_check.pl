@@ -53,6 +53,18 @@ sub mended_ok
 is(check(), '', 'all is well');
 is(check(1), '', 'and the server can be connected to');
 
+# The schema's owner need be no superuser, and dt_check() runs as one.
+$calls->sql(q{ALTER SCHEMA public RENAME TO "it's"});
+is($calls->sql(q{SELECT object || ': ' || problem FROM "it's".dt_check()}), '', "a quote in the schema's name is data");
+$calls->sql(q{ALTER SCHEMA "it's" RENAME TO public});
+
+# Privileges that ALTER DEFAULT PRIVILEGES or ON ALL TABLES IN SCHEMA may have granted.
+$calls->sql('CREATE ROLE writer; GRANT SELECT, INSERT, UPDATE ON dt_waiting TO writer');
+mended_ok('a table that others may write', qr/table public\.dt_waiting: writer has INSERT, UPDATE on it, and so may send as any role or keep others from sending/);
+$calls->sql('GRANT ALL ON SEQUENCE dt_waiting_id_seq TO PUBLIC');
+mended_ok('the sequence', qr/sequence public\.dt_waiting_id_seq: PUBLIC has UPDATE on it, .*/);
+$calls->sql('DROP OWNED BY writer; DROP ROLE writer');
+
 # Servers and user mappings.
 $calls->sql('DROP SERVER doubletick CASCADE');
 like(check(), qr/^database postgres: it has no DoubleTick server$/, 'no server: it is reported, and nothing else');
