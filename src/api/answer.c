@@ -30,6 +30,9 @@
 #define MAYBE_DONE "The removal may have been carried out; " HARMLESS
 #define CHECK_BASE_URL "Check whether the server's option \"base_url\" leads to DoubleTick."
 
+/* Most digits that the exponents in an answer may stand for, all together. */
+#define MAX_DIGITS (64 * 1024)
+
 /* Longest answer that is remembered, in bytes, and what is made of it. */
 #define REMEMBERED_BODY 512
 #define REMEMBERED_JSON 1024
@@ -309,14 +312,15 @@ parse_object(const char *body, size_t length)
 }
 
 /*
- * Is there a number with an exponent of more than three digits?  jsonb stores it
- * in a few bytes and writes it as up to 100,000 digits, and a body may have
- * thousands of them.
+ * Are there numbers whose exponents are large, or are large together?  jsonb stores
+ * such a number in a few bytes and writes all its digits, and a body may have 170,000
+ * of them: of 1 MiB, 170 MB would get into the DETAIL of an error, and into the log.
  */
 static bool
 has_huge_number(const char *body)
 {
 	bool		in_string = false;
+	int			ndigits = 0;
 
 	for (const char *c = body; *c; c++)
 	{
@@ -329,6 +333,9 @@ has_huge_number(const char *body)
 			const char *digits = c + 1 + strspn(c + 1, "+-0");
 
 			if (strspn(digits, "0123456789") > 3)
+				return true;
+			ndigits += atoi(digits);
+			if (ndigits > MAX_DIGITS)
 				return true;
 		}
 	}

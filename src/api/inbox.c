@@ -23,6 +23,9 @@
 /* A status that looks like that of an interim answer, and is a last one. */
 #define SWITCHING_PROTOCOLS 101
 
+static int	count_codings(const char *line, size_t length);
+static size_t length_of_token(const char *token, const char *end);
+static bool is_plain_coding(const char *coding, size_t length);
 static char *find_byte(char *bytes, char *end, char byte);
 static size_t length_of_escaped(const char *bytes, const char *end, const char *secret);
 static int	length_of_character(const char *at, const char *end, char character);
@@ -50,10 +53,10 @@ inbox_clear(Inbox *inbox)
 }
 
 /*
- * Counts the bytes of a header line, and notes where the headers end, which is not at the
- * end of an interim answer (1xx).  "status" is that of the answer at hand, as libcurl has
- * read it: it takes lines for a status line that nobody else would.  Returns the number
- * of bytes, or 0 to end the transfer.
+ * Counts the bytes of a header line and the compressions that it names, and notes where
+ * the headers end, which is not at the end of an interim answer (1xx).  "status" is that
+ * of the answer at hand, as libcurl has read it: it takes lines for a status line that
+ * nobody else would.  Returns the number of bytes, or 0 to end the transfer.
  */
 size_t
 inbox_add_header(Inbox *inbox, const char *line, size_t length, long status)
@@ -70,10 +73,68 @@ inbox_add_header(Inbox *inbox, const char *line, size_t length, long status)
 		inbox->in_head = true;
 	inbox->line_length = 0;
 	inbox->header_bytes += length;
-	if (inbox->header_bytes <= INBOX_MAX_HEADERS)
-		return length;
-	inbox->too_long = "headers";
-	return 0;
+	if (inbox->header_bytes > INBOX_MAX_HEADERS)
+	{
+		inbox->too_long = "headers";
+		return 0;
+	}
+	inbox->ncodings += count_codings(line, length);
+	return inbox->ncodings > 1 ? 0 : length;
+}
+
+/*
+ * How many compressions a header line names.  An answer may have one.  If it is compressed
+ * four times, some hundred bytes may be 60 GB in between and nothing in the end: libcurl
+ * would unpack them for minutes, and INBOX_MAX_BODY would not be reached.
+ */
+static int
+count_codings(const char *line, size_t length)
+{
+	static const char *const headers[] = {"Content-Encoding:", "Transfer-Encoding:"};
+	const char *end = line + length;
+	int			ncodings = 0;
+
+	for (int i = 0; i < (int) lengthof(headers); i++)
+	{
+		size_t		name_length = strlen(headers[i]);
+		const char *at = line + name_length;
+
+		if (length < name_length || pg_strncasecmp(line, headers[i], name_length) != 0)
+			continue;
+		while (at < end)
+		{
+			size_t		coding_length = length_of_token(at, end);
+
+			ncodings += coding_length > 0 && !is_plain_coding(at, coding_length);
+			at += coding_length + 1;
+		}
+	}
+	return ncodings;
+}
+
+/* The bytes before the next comma or blank. */
+static size_t
+length_of_token(const char *token, const char *end)
+{
+	const char *at = token;
+
+	while (at < end && strchr(", \t\r\n", *at) == NULL)
+		at++;
+	return at - token;
+}
+
+/* Is it one that changes nothing, or only how the end of the body is found? */
+static bool
+is_plain_coding(const char *coding, size_t length)
+{
+	static const char *const plain[] = {"chunked", "identity", "none"};
+
+	for (int i = 0; i < (int) lengthof(plain); i++)
+	{
+		if (strlen(plain[i]) == length && pg_strncasecmp(coding, plain[i], length) == 0)
+			return true;
+	}
+	return false;
 }
 
 /*

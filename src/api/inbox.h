@@ -28,6 +28,7 @@ typedef struct Inbox
 	size_t		line_length;	/* see inbox_add_head_or_body() */
 	bool		head_ended;		/* has the blank line after the headers come? */
 	const char *too_long;		/* "headers", "body", or NULL */
+	int			ncodings;		/* compressions that its headers name */
 	bool		no_memory;		/* was there none for the body? */
 } Inbox;
 

@@ -49,6 +49,8 @@ outcome_read(HttpTransfer *transfer, CURLcode code)
 				 inbox->too_long);
 	else if (inbox->is_folded)
 		strlcpy(transfer->error, "the first header line begins with a blank", CURL_ERROR_SIZE);
+	else if (inbox->ncodings > 1)
+		strlcpy(transfer->error, "the answer is compressed more than once", CURL_ERROR_SIZE);
 	else if (transfer->no_descriptor)
 		strlcpy(transfer->error, "no file descriptor is left in this session", CURL_ERROR_SIZE);
 	else if (code == CURLE_OK && !inbox->head_ended && !transfer->connect_only)
@@ -78,7 +80,7 @@ classify_outcome(const HttpTransfer *transfer, CURLcode code)
 		return HTTP_NO_MEMORY;
 	if (transfer->inbox.too_long)
 		return HTTP_TOO_LONG;
-	if (transfer->inbox.is_folded)
+	if (transfer->inbox.is_folded || transfer->inbox.ncodings > 1)
 		return HTTP_NOT_HTTP;
 
 	switch (code)

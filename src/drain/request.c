@@ -169,6 +169,7 @@ request_make(Requests *requests, MemoryContext context, Lane *lane, const Due *d
 	request->tag = customer_tag(&due->asked);
 	request->due = *due;
 	request->body = payload_utf8(payload_jsonb(&removal, account->waba_number), &request->length);
+	request->nnames = removal.ntags + removal.nfields;
 	request->target = endpoint_of(account);
 	request->timeout = account->timeout;
 	request->retry_for = account->retry_for;

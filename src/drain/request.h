@@ -30,6 +30,7 @@ typedef struct Request
 	HttpTarget	target;
 	char	   *body;
 	size_t		length;
+	int			nnames;
 	int			timeout;		/* ms */
 	double		retry_for;		/* ms */
 	Pace		pace;
@@ -40,6 +41,8 @@ typedef struct Request
 	HttpTransfer *transfer;		/* NULL before it has left */
 	int64		claimed_at;		/* clock_now() of its turn in the pace */
 	bool		is_sent;		/* does the pace know when it left? */
+	int64		answer_is_with; /* id of the first row that has all of the
+								 * answer; 0: none has */
 } Request;
 
 /*

@@ -25,6 +25,12 @@
 #include "queue/history.h"
 #include "utils/timestamp.h"
 
+/*
+ * Largest answer, in bytes, that each of a request's rows gets that it does not account
+ * for.  Of a larger one only the first gets it: it may have 1 MiB, for 1,000 rows.
+ */
+#define MAX_COPIED (16 * 1024)
+
 /* Time until a keep that only uncommitted removals need is looked at again, in µs. */
 #define KEEP_INTERVAL USECS_PER_MINUTE
 
@@ -33,7 +39,7 @@ static int	count_attempt(int attempts);
 static bool settle_row(Turn *turn, Request *request, DueRow *due, const Outcome *outcome,
 					   const Answer *answer, int64 delay);
 static void note_what_was_sent(QueueRow *row, const DueRow *due);
-static void settle_done(Turn *turn, const Request *request, const DueRow *due,
+static void settle_done(Turn *turn, Request *request, const DueRow *due,
 						const QueueRow *row, Jsonb *answer);
 static bool settle_failed(Turn *turn, const QueueRow *row, const char *error);
 static void affect_lane(Request *request, const Outcome *outcome, const Answer *answer, int64 delay);
@@ -58,6 +64,7 @@ settle_request(Turn *turn, Request *request)
 		answer.fault->hint = account_key_command(lane_server(request->lane), request->lane->key.role);
 	facts = gather_facts(request, reply, &answer);
 	outcome = outcome_of(&facts);
+	request->answer_is_with = 0;
 	delay = outcome.least_delay + (int64) (random * outcome.random_delay) + 1;
 
 	foreach(cell, request->due.send)
@@ -189,15 +196,30 @@ note_what_was_sent(QueueRow *row, const DueRow *due)
 }
 
 static void
-settle_done(Turn *turn, const Request *request, const DueRow *due, const QueueRow *row,
+settle_done(Turn *turn, Request *request, const DueRow *due, const QueueRow *row,
 			Jsonb *answer)
 {
-	bool		is_split = list_length(request->due.send) > 1 && answer_accounts_for(answer, due);
-	Jsonb	   *own = is_split ? split_answer(answer, due) : answer;
-	char	   *error = answer_problems(own, due);
+	bool		is_together = list_length(request->due.send) > 1;
+	bool		is_searchable = answer_is_searchable(answer, request->nnames);
+	Jsonb	   *own = answer;
+	char	   *error;
 	Tally	   *tally = tally_of_lane(turn);
 
 	FAULT_POINT("settling");
+	if (is_together && is_searchable && answer_accounts_for(answer, due))
+		own = split_answer(answer, due);
+	else if (request->answer_is_with == 0)
+		request->answer_is_with = row->id;
+	else if (VARSIZE(answer) > MAX_COPIED)
+		own = NULL;
+
+	if (own == NULL)
+		error = psprintf("the answer does not mention all names; removal " INT64_FORMAT " has all of it",
+						 request->answer_is_with);
+	else if (!is_searchable)
+		error = "the answer mentions too many names to look these up";
+	else
+		error = answer_problems(own, due);
 	(void) store_delete(&turn->waiting, &row->tid, true);
 	history_insert(&turn->settled, row, STATE_DONE, own, error);
 	tally->done++;

@@ -6,7 +6,8 @@
  * The shape of an answer is API.md's: under "tags" and "customFields" each, an
  * array "removed" of names and an array "errored" of objects that name the tag
  * or the custom field and say what was wrong.  A row whose names an answer does
- * not all mention in this shape gets the whole answer, so that nothing is lost.
+ * not all mention in this shape gets the whole answer, so that nothing is lost; if that
+ * is large, it says which other row has it (settle.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -17,6 +18,13 @@
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "utils/jsonb.h"
+
+/*
+ * How often a name of ours may be compared with one of an answer.  With as many names as a
+ * request may have this takes seconds if the answer has 50 times as many, and it may have
+ * more than that.
+ */
+#define MAX_COMPARISONS 50000000
 
 /* Longest note of what was not removed, in bytes; the answer has it all. */
 #define MAX_NOTE 1000
@@ -35,6 +43,9 @@ typedef struct Kind
 
 static const Kind tag_kind = {"tags", "tag", "tag"};
 static const Kind field_kind = {"customFields", "customField", "custom field"};
+
+/* What an answer has for each kind. */
+static const char *const lists[] = {"removed", "errored"};
 
 /* The names of a row, packed: each ends with a NUL, and the tags with one more. */
 typedef struct PackedNames
@@ -90,15 +101,13 @@ split_answer(Jsonb *answer, const DueRow *row)
 static void
 push_names(JsonbBuild *build, Jsonb *answer, const Kind *kind, const char **names, int nnames)
 {
-	static const char *const keys[] = {"removed", "errored"};
-
 	jsonb_push_string(build, WJB_KEY, kind->key);
 	jsonb_push(build, WJB_BEGIN_OBJECT, NULL);
-	for (int i = 0; i < (int) lengthof(keys); i++)
+	for (int i = 0; i < (int) lengthof(lists); i++)
 	{
-		jsonb_push_string(build, WJB_KEY, keys[i]);
+		jsonb_push_string(build, WJB_KEY, lists[i]);
 		jsonb_push(build, WJB_BEGIN_ARRAY, NULL);
-		push_own_members(build, array_in_answer(answer, kind->key, keys[i]), kind, names, nnames);
+		push_own_members(build, array_in_answer(answer, kind->key, lists[i]), kind, names, nnames);
 		jsonb_push(build, WJB_END_ARRAY, NULL);
 	}
 	jsonb_push(build, WJB_END_OBJECT, NULL);
@@ -168,6 +177,27 @@ string_in_object(JsonbContainer *object, const char *key)
 	JsonbValue *value = getKeyJsonValueFromContainer(object, key, strlen(key), NULL);
 
 	return value && value->type == jbvString ? value : NULL;
+}
+
+/*
+ * Can this many names be looked up in the answer, in a time for which others can wait?
+ */
+bool
+answer_is_searchable(Jsonb *answer, int nnames)
+{
+	static const Kind *const kinds[] = {&tag_kind, &field_kind};
+	int64		nmembers = 0;
+
+	for (int i = 0; i < (int) lengthof(kinds); i++)
+	{
+		for (int j = 0; j < (int) lengthof(lists); j++)
+		{
+			JsonbContainer *members = array_in_answer(answer, kinds[i]->key, lists[j]);
+
+			nmembers += members ? JsonContainerSize(members) : 0;
+		}
+	}
+	return nmembers * nnames <= MAX_COMPARISONS;
 }
 
 /*

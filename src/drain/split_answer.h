@@ -12,6 +12,7 @@
 #include "drain/customer.h"
 
 extern Jsonb *split_answer(Jsonb *answer, const DueRow *row);
+extern bool answer_is_searchable(Jsonb *answer, int nnames);
 extern bool answer_accounts_for(Jsonb *answer, const DueRow *row);
 extern char *answer_problems(Jsonb *answer, const DueRow *row);
 

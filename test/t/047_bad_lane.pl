@@ -135,6 +135,27 @@ SKIP:
 		'the reason under another key: what was said is shown');
 }
 
+# A large answer that does not mention the names is kept once.
+{
+	my $large = { tags => { removed => [ map { "t$_" } 1 .. 20_000 ], errored => [] } };
+
+	my $phone = '14155550299';
+
+	fresh();
+	$sb->rule($phone, { status => 201, body => $large, times => 1 });
+	my @ids = map { enqueue($phone, [$_]) } qw(t1 lead vip none);
+	drain();
+	is(states(@ids), 'done done done done', 'a large answer: done');
+	is_deeply(settled($ids[0])->{answer}{tags}, { removed => ['t1'], errored => [] }, 'a large answer: a row that it mentions has its part');
+	is_deeply(settled($ids[1])->{answer}, $large, 'a large answer: the first that it does not mention has all of it');
+	is(settled($ids[1])->{error}, 'the answer does not mention tag "lead"', 'a large answer: and what is missing');
+	foreach my $id (@ids[ 2, 3 ])
+	{
+		is(settled($id)->{answer}, undef, 'a large answer: the others do not have it again');
+		is(settled($id)->{error}, "the answer does not mention all names; removal $ids[1] has all of it", 'a large answer: and say where it is');
+	}
+}
+
 # The same answer to others: what it says of their own names is looked up for each.
 {
 	my $long = 'n' x 600;

@@ -7,6 +7,7 @@ use strict;
 use warnings;
 
 use File::Basename qw(dirname);
+use IO::Compress::Gzip;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(sleep time);
@@ -34,6 +35,22 @@ sub answer
 	my ($status, $body, @lines) = @_;
 
 	return join("\r\n", "HTTP/1.1 $status", 'Content-Type: application/json', 'Content-Length: ' . length $body, @lines, '', $body);
+}
+
+sub gzipped
+{
+	my ($body) = @_;
+	my $packed;
+
+	IO::Compress::Gzip::gzip(\$body => \$packed) or die 'gzip failed';
+	return $packed;
+}
+
+sub chunked
+{
+	my ($body) = @_;
+
+	return sprintf("%x\r\n%s\r\n0\r\n\r\n", length $body, $body);
 }
 
 # Has the server "wire" lead to a new Wire.
@@ -179,6 +196,10 @@ sub odd_bytes
 		'a chunk whose size overflows' => "${head}Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n{}\r\n0\r\n\r\n",
 		'a chunk without an end' => "${head}Transfer-Encoding: chunked\r\n\r\n2\r\n{}garbage",
 		'gzip in gzip in gzip in gzip in gzip in gzip' => answer('201 Created', '{}', 'Content-Encoding: ' . join ', ', ('gzip') x 6),
+		'many numbers of many digits' => answer('201 Created', '{"a": [' . join(',', ('1e999') x 1000) . ']}'),
+		'gzip in gzip' => answer('201 Created', gzipped(gzipped($good)), 'Content-Encoding: gzip, gzip'),
+		'gzip in gzip, in two lines' => answer('201 Created', gzipped(gzipped($good)), 'content-encoding:gzip', 'Content-Encoding: x-gzip'),
+		'gzip in a transfer of gzip' => "${head}Content-Encoding: gzip\r\nTransfer-Encoding: gzip, chunked\r\n\r\n" . chunked(gzipped(gzipped($good))),
 		'gzip that is none' => answer('201 Created', '{}', 'Content-Encoding: gzip'),
 		'gzip that is cut off' => answer('201 Created', "\x1f\x8b\x08\0\0\0\0\0\0\3", 'Content-Encoding: gzip'),
 		'a coding of the transfer that nobody knows' => "${head}Transfer-Encoding: odd\r\nContent-Length: 2\r\n\r\n{}",
