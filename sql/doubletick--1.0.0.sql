@@ -76,7 +76,9 @@ COMMENT ON FUNCTION @extschema@.dt_try_remove_tags_custom_fields(text, text[], t
 -- The queue: removals that wait, removals that are settled, and holds
 
 CREATE TABLE @extschema@.dt_waiting (
-	id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT dt_waiting_pkey PRIMARY KEY,
+	-- named, so that a sequence which somebody has made before fails this and is not used
+	id bigint GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME @extschema@.dt_waiting_id_seq)
+		CONSTRAINT dt_waiting_pkey PRIMARY KEY,
 	ord bigint NOT NULL,
 	xact bigint NOT NULL,
 	customer bigint NOT NULL,

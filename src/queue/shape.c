@@ -157,10 +157,16 @@ static void
 check_sequence(Relation rel)
 {
 	Oid			oid = relation_oid(RELATION_WAITING_ID);
-	HeapTuple	tuple = SearchSysCache1(SEQRELID, ObjectIdGetDatum(oid));
+	HeapTuple	tuple;
 	Form_pg_sequence sequence;
 	bool		is_ascending;
 
+	if (getExtensionOfObject(RelationRelationId, oid) != get_extension_oid("doubletick", true))
+		refuse_table(rel, psprintf("Sequence \"%s\" is not a member of the extension.",
+								   relation_name(RELATION_WAITING_ID)),
+					 psprintf("ALTER SEQUENCE %s RENAME TO another_name, and then give its name to the sequence of column \"id\"",
+							  table_name(oid)));
+	tuple = SearchSysCache1(SEQRELID, ObjectIdGetDatum(oid));
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for sequence %u", oid);
 	sequence = (Form_pg_sequence) GETSTRUCT(tuple);

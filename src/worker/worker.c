@@ -108,13 +108,16 @@ doubletick_worker_main(Datum oid)
 	read_database_name(&name);
 	context.previous = error_context_stack;
 	error_context_stack = &context;
-	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
 
 	/*
-	 * ids_advance() sets the sequence, which is refused in read-only
-	 * transactions.
+	 * What the database's owner may have set.  ids_advance() sets the
+	 * sequence, which is refused in read-only transactions.  Errors are
+	 * caught: an answer that is no JSON, say, must not end the worker, or the
+	 * next one would send the request again.
 	 */
+	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("exit_on_error", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	lift_timeouts();
 	pgstat_report_appname("doubletick worker");
 	register_worker(&worker);

@@ -339,6 +339,26 @@ SQL
 	return;
 }
 
+# A sequence that somebody has made before, under the name of ours, must not become ours:
+# its owner could set the ids back, or drop it.
+sub sequence_of_others
+{
+	$calls->sql('CREATE DATABASE planted');
+	$calls->sql('CREATE SEQUENCE dt_waiting_id_seq', database => 'planted');
+	my ($status, $stdout, $stderr) = $node->psql('planted', 'CREATE EXTENSION doubletick');
+	like($stderr, qr/relation "dt_waiting_id_seq" already exists/, 'a sequence of others: the extension cannot be created');
+
+	$calls->sql('DROP SEQUENCE dt_waiting_id_seq; CREATE EXTENSION doubletick', database => 'planted');
+	is($calls->sql("SELECT pg_get_serial_sequence('dt_waiting', 'id')", database => 'planted'),
+		'public.dt_waiting_id_seq', 'a sequence of others: without it, ours has its name');
+	$calls->sql('ALTER SEQUENCE dt_waiting_id_seq RENAME TO other; CREATE SEQUENCE dt_waiting_id_seq; CREATE SERVER doubletick FOREIGN DATA WRAPPER doubletick',
+		database => 'planted');
+	($status, $stdout, $stderr) = $node->psql('planted', "SELECT dt_enqueue_remove_tags_custom_fields('919876543210', '{lead}')");
+	like($stderr, qr/Sequence "dt_waiting_id_seq" is not a member of the extension/, 'a sequence of others: it is not used later, either');
+	$calls->sql('DROP DATABASE planted');
+	return;
+}
+
 reindexed();
 known_before();
 indexes_of_others();
@@ -348,4 +368,5 @@ deleted();
 fails_in_the_middle();
 keeps_its_locks();
 names_of_others();
+sequence_of_others();
 done_testing;

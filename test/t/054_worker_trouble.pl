@@ -86,7 +86,8 @@ sub strict_settings
 	my $session = $node->background_psql('strict');
 	$calls->sql("ALTER DATABASE strict SET $_") foreach "lock_timeout = '10ms'", "statement_timeout = '10ms'",
 	  "idle_in_transaction_session_timeout = '10ms'", 'default_transaction_read_only = on', "role = 'nobody'",
-	  "default_transaction_isolation = 'serializable'", 'default_transaction_deferrable = on', "search_path = 'nowhere'";
+	  "default_transaction_isolation = 'serializable'", 'default_transaction_deferrable = on', "search_path = 'nowhere'",
+	  'exit_on_error = on';
 	$session->query_safe(enqueue('strict'));
 	eventually(sub { $calls->has_sent('strict') && $session->query_safe('SELECT count(*) FROM dt_queue') eq '0' },
 		'the worker sends under strict settings');
