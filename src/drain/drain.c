@@ -35,6 +35,7 @@
 #define COUNT_EXACTLY 10000
 
 static DrainState wait_and_work(Drain *drain);
+static bool has_more_to_send(const Drain *drain);
 static void stop_sending(Drain *drain);
 
 /*
@@ -118,7 +119,7 @@ wait_and_work(Drain *drain)
 	if (requests->nout > 0)
 		http_turn(requests->nanswered > 0 ? 0 : (int) (Min(left, LONGEST_WAIT) / 1000), WAIT_DRAIN);
 	else if (requests->nanswered == 0 &&
-			 (requests->nstuck > 0 || schedule_has_line(&drain->schedule)))
+			 (requests->nstuck > 0 || has_more_to_send(drain)))
 		clock_sleep_or_latch(Min(left, LONGEST_WAIT), WAIT_DRAIN);
 	new_answers = requests_collect_answers(requests);
 
@@ -135,9 +136,16 @@ wait_and_work(Drain *drain)
 	}
 	if (requests_in_flight(requests) > 0 || drain->is_update_near)
 		return DRAIN_BUSY;
-	if (drain->finishing || (drain->at_end && !schedule_has_line(&drain->schedule)))
+	if (drain->finishing || (drain->at_end && !has_more_to_send(drain)))
 		return DRAIN_IDLE;
 	return DRAIN_BUSY;
+}
+
+/* Is there what can be sent now, or when a request of ours was out of the way? */
+static bool
+has_more_to_send(const Drain *drain)
+{
+	return schedule_has_line(&drain->schedule) || drain->requests.retry_at != 0;
 }
 
 /*

@@ -65,6 +65,9 @@ typedef struct Requests
 	int			nout;
 	int			nanswered;
 	int			nstuck;
+	int64		retry_at;		/* when rows are looked at again that one of
+								 * these is in the way of, though it is of
+								 * another server; 0: there are none */
 } Requests;
 
 extern void requests_init(Requests *requests);

@@ -253,7 +253,10 @@ send_customer(Service *service, Position position)
 	if (service->account.account &&
 		requests_have_in_account(turn->requests, account_tag(service->account.account, position.customer)))
 	{
-		lane_push_later(lane, position, time_of_retry(turn, lane));
+		int64		retry_at = time_of_retry(turn, lane);
+
+		lane_push_later(lane, position, retry_at);
+		turn->requests->retry_at = Max(turn->requests->retry_at, retry_at);
 		return false;
 	}
 	turn->nlocks_left--;

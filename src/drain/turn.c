@@ -151,6 +151,8 @@ settle_answers(Turn *turn)
 static void
 make_requests(Drain *drain, Turn *turn)
 {
+	if (turn->clock >= turn->requests->retry_at)
+		turn->requests->retry_at = 0;
 	send_from_lanes(turn);
 	while (turn->nrows_left > 0 && is_search_due(drain) && search_new_rows(drain, turn) > 0)
 		send_from_lanes(turn);

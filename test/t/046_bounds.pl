@@ -120,6 +120,22 @@ SKIP: {
 	$calls->sql('DROP SERVER first_of_one, other_of_one CASCADE');
 }
 
+# Two servers of one account have removals for the same customers: one waits for the other
+# each time, and one CALL sends all.
+{
+	my @servers = qw(first_of_one other_of_one);
+
+	fresh();
+	$calls->server($_, rate_limit => '0', account => 'one') foreach @servers;
+	foreach my $nphones (1, 30)
+	{
+		$calls->sql("SELECT count(dt_enqueue_remove_tags_custom_fields('91987654' || 1000 + i, '{lead}', NULL, NULL, server))
+			FROM generate_series(1, $nphones) AS i, unnest('{@{[ join ',', @servers ]}}'::text[]) AS server");
+		like(drain(), qr/queue: @{[ 2 * $nphones ]} done, 0 failed, 0 left/, "one account, $nphones customers of two servers: one CALL sends all");
+	}
+	$calls->sql("DROP SERVER $_ CASCADE") foreach @servers;
+}
+
 # A clock that was ahead when the rows were written.
 {
 	fresh();
