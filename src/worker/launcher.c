@@ -7,8 +7,8 @@
  * dropped; it reads pg_database alone, which also says the names of databases for
  * the log.  It learns from shared memory which databases have work: sessions that
  * enqueue say so, and so do workers that leave while rows wait for their time.
- * When the server starts nobody has said anything yet, and so each database is
- * looked at once.
+ * Of what waited when the server started, or when a database was copied, nobody
+ * says anything, and so each database is looked at once.
  *
  *-------------------------------------------------------------------------
  */
@@ -39,7 +39,7 @@
 /* Workers that are being started only to look, at once. */
 #define MAX_EXPLORING 2
 
-/* The last of all databases, which need not be there. */
+/* No database comes after this one. */
 #define LAST_DATABASE ((Oid) OID_MAX)
 
 /*
@@ -144,8 +144,9 @@ log_failure(Oid database)
 }
 
 /*
- * After a start of the server, has each database looked at, in the order of
- * their OIDs: few at a time, for a cluster may have thousands.
+ * After a start of the server, has each database looked at, in the order of their
+ * OIDs: few at a time, for a cluster may have thousands.  Those that are made later
+ * come after them, until OIDs wrap around: a copy of a database has what waited in it.
  */
 static void
 explore_databases(void)
@@ -157,8 +158,10 @@ explore_databases(void)
 		Oid			oid = find_database(shared->explored + 1, &name, &is_open);
 		SharedDatabase *database;
 
+		if (!OidIsValid(oid))
+			break;
 		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-		shared->explored = OidIsValid(oid) ? oid : LAST_DATABASE;
+		shared->explored = oid;
 		database = is_open ? shared_find_database(oid, true) : NULL;
 		/* Where there is work, a worker comes anyway. */
 		if (database && database->wanted_at == PG_INT64_MAX && database->proc == NULL)

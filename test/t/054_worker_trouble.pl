@@ -104,9 +104,32 @@ sub strict_settings
 		DELETE FROM dt_waiting; INSERT INTO dt_waiting OVERRIDING SYSTEM VALUE TABLE saved; COMMIT');
 	eventually(sub { $calls->has_sent('restored') && $session->query_safe('SELECT count(*) FROM dt_queue') eq '0' }, 'it sends a row that was restored');
 	cmp_ok($session->query_safe('SELECT last_value FROM dt_waiting_id_seq'), '>', 1000, 'and sets the sequence above it');
-	is(($calls->workers('strict'))[0], $pid, 'as the same process');
+
+	# What is no JSON is an error that the worker catches.
+	$sb->rule(Worker::phone(7), { status => 201, body => 'no JSON', times => 1 });
+	$session->query_safe(enqueue('odd', 7));
+	eventually(sub { $session->query_safe("SELECT state FROM dt_history WHERE phone = '" . Worker::phone(7) . "'") eq 'failed' }, 'an odd answer is settled');
+	is(($calls->workers('strict'))[0], $pid, 'all that by the same process');
 	$session->quit;
 	$calls->sql('DROP DATABASE strict');
+	return;
+}
+
+# A copy of a database has what waited there, and nobody has told the launcher.  The
+# original does not send; its settings are not copied.
+sub copied
+{
+	$calls->sql('CREATE DATABASE original');
+	$calls->set_up('original');
+	$calls->sql('ALTER DATABASE original SET doubletick.enabled = off');
+	$calls->sql(enqueue('copied'), database => 'original');
+	$calls->sql('CREATE DATABASE second_copy TEMPLATE original');
+
+	# The launcher looks each minute, or when something else wakes it.
+	$calls->sql('SELECT pg_reload_conf()');
+	eventually(sub { $calls->has_sent('copied') && $calls->waiting('second_copy') eq '0' }, 'a copy of a database is served');
+	is($calls->waiting('original'), '1', 'and the original waits');
+	$calls->sql("DROP DATABASE $_") foreach qw(original second_copy);
 	return;
 }
 
@@ -325,6 +348,7 @@ ended_together();
 error_in_settling();
 dropped_by_force();
 strict_settings();
+copied();
 switched_off_at_start();
 switched_on_at_start();
 switched_off_while_idle();
