@@ -114,6 +114,9 @@ check_trigger(Check *check, Relation rel, const Trigger *trigger, bool is_subscr
 	if (is_subscribed && !is_row)
 		report_problem(check, object, "Create one trigger AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW, and ENABLE ALWAYS TRIGGER.",
 					   "a subscription changes the table, and triggers FOR EACH STATEMENT do not fire for that");
+	if (!is_row && rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+		report_problem(check, object, "Create one trigger AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW.",
+					   "the table is partitioned, and triggers FOR EACH STATEMENT miss statements that name a partition, and rows that MERGE moves");
 }
 
 static void

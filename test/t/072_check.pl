@@ -156,6 +156,11 @@ $calls->sql(q{CREATE TABLE parts (phone text, tags text[]) PARTITION BY HASH (ph
 	CREATE TABLE part PARTITION OF parts FOR VALUES WITH (MODULUS 1, REMAINDER 0)});
 $calls->sql("CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON parts FOR EACH ROW $fires('phone', 'labels')");
 is(check(), 'trigger t on table public.parts: column "labels" of relation "parts" does not exist', 'trigger: a partitioned table is reported once');
+$calls->sql('DROP TRIGGER t ON parts');
+$calls->sql("CREATE TRIGGER i AFTER INSERT ON parts REFERENCING NEW TABLE AS new FOR EACH STATEMENT $fires('phone', 'tags');
+	CREATE TRIGGER u AFTER UPDATE ON parts REFERENCING OLD TABLE AS old NEW TABLE AS new FOR EACH STATEMENT $fires('phone', 'tags');
+	CREATE TRIGGER d AFTER DELETE ON parts REFERENCING OLD TABLE AS old FOR EACH STATEMENT $fires('phone', 'tags')");
+like(check(), qr/^(?:trigger \w on table public.parts: the table is partitioned, and triggers FOR EACH STATEMENT miss .*\n?){3}$/, 'trigger: a partitioned table at statement level');
 $calls->sql('DROP TABLE parts');
 
 # A table that a subscription changes.
