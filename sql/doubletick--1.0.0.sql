@@ -399,9 +399,9 @@ COMMENT ON COLUMN @extschema@.dt_history.role IS
 COMMENT ON COLUMN @extschema@.dt_history.phone IS
 'The customer''s number, as given, but at most its first 200 bytes.';
 COMMENT ON COLUMN @extschema@.dt_history.tags IS
-'Tags to remove, as given.';
+'Tags to remove, as given, each once.';
 COMMENT ON COLUMN @extschema@.dt_history.fields IS
-'Custom fields to remove, as given.';
+'Custom fields to remove, as given, each once.';
 COMMENT ON COLUMN @extschema@.dt_history.waba IS
 'The WABA number, as given, but at most its first 200 bytes; null if none was.';
 COMMENT ON COLUMN @extschema@.dt_history.state IS

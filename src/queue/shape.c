@@ -201,6 +201,9 @@ check_columns(Relation rel, const ColumnShape *columns, int ncolumns)
 			refuse_table(rel, psprintf("Column %d is not \"%s\" of type %s, as version %s of the library needs it.",
 									   i + 1, columns[i].name, format_type_be(columns[i].type),
 									   DOUBLETICK_VERSION),
+						 column && !column->attisdropped && column->atttypid == columns[i].type ?
+						 psprintf("ALTER TABLE %s RENAME COLUMN %s TO %s", name,
+								  quote_identifier(NameStr(column->attname)), columns[i].name) :
 						 pstrdup("ALTER EXTENSION doubletick UPDATE, and connect again; or DROP EXTENSION doubletick CASCADE and CREATE EXTENSION doubletick"));
 		if (column->attnotnull != columns[i].not_null)
 			refuse_table(rel, psprintf("Column \"%s\" %s.", columns[i].name,

@@ -67,6 +67,9 @@ foreach my $table (qw(dt_waiting dt_settled dt_hold))
 	refused_and_mended("$table, a column", "ALTER TABLE $table ADD COLUMN \"a note\" text", qr/^ALTER TABLE public.$table DROP COLUMN "a note"/);
 	refused_and_mended("$table, a column with a default", "ALTER TABLE $table ADD COLUMN n int NOT NULL DEFAULT 7", qr/^ALTER TABLE public.$table DROP COLUMN n/);
 }
+refused_and_mended("$_->[0], a renamed column", "ALTER TABLE $_->[0] RENAME COLUMN $_->[1] TO \"the $_->[1]\"",
+	qr/^ALTER TABLE public.$_->[0] RENAME COLUMN "the $_->[1]" TO $_->[1]$/)
+	foreach [ 'dt_waiting', 'due_at' ], [ 'dt_settled', 'phone' ], [ 'dt_hold', 'reason' ];
 refused_and_mended('access method', 'CREATE ACCESS METHOD other TYPE TABLE HANDLER heap_tableam_handler; ALTER TABLE dt_waiting SET ACCESS METHOD other',
 	qr/^ALTER TABLE public.dt_waiting SET ACCESS METHOD heap$/);
 refused_and_mended('not logged', 'ALTER TABLE dt_settled SET UNLOGGED', qr/^ALTER TABLE public.dt_settled SET LOGGED$/);
@@ -95,7 +98,7 @@ foreach my $change ('CACHE 20', 'CYCLE', 'INCREMENT -1 MINVALUE -1000')
 refused_and_mended('sequence, not logged', 'ALTER SEQUENCE dt_waiting_id_seq SET UNLOGGED', qr/^ALTER SEQUENCE public.dt_waiting_id_seq SET LOGGED$/);
 
 # What has no simple mend.
-foreach my $change ('ALTER TABLE dt_waiting RENAME COLUMN due_at TO due', 'ALTER TABLE dt_waiting DROP COLUMN last_error',
+foreach my $change ('ALTER TABLE dt_waiting DROP COLUMN last_error',
 	'ALTER TABLE dt_settled ALTER COLUMN attempts TYPE bigint')
 {
 	my $drops = join '', map { "ALTER EXTENSION doubletick DROP VIEW $_; DROP VIEW $_;" } qw(dt_status dt_history dt_queue dt_removals);
