@@ -313,8 +313,7 @@ make_due_request(Service *service, Position position, const Due *due)
 	if (request == NULL)
 	{
 		defer_customer(turn, due, time_of_retry(turn, lane) - turn->clock);
-		if (!due->asked.keep)
-			lane_push_later(lane, position, turn->deferred_until);
+		lane_push_later(lane, position, turn->deferred_until);
 		return false;
 	}
 	if (!due->asked.keep)
@@ -325,7 +324,8 @@ make_due_request(Service *service, Position position, const Due *due)
 
 /*
  * Nothing can be sent: gives the row that was looked at a position again, unless it
- * is settled.  A keep needs none: it is deleted with the customer's last removal.
+ * is settled.  A keep has one, too: it is mostly deleted with the customer's last
+ * removal, but not if that is cancelled.
  */
 static void
 place_unsent_row(Turn *turn, Lane *lane, Position position, const Due *due)
@@ -333,8 +333,7 @@ place_unsent_row(Turn *turn, Lane *lane, Position position, const Due *due)
 	if (due->later != NIL)
 	{
 		defer_customer(turn, due, due->wait);
-		if (!due->asked.keep)
-			place_deferred_row(turn, lane, position, &due->asked);
+		place_deferred_row(turn, lane, position, &due->asked);
 	}
 	else if (list_length(due->expired) + list_length(due->kept) >= PAYLOAD_MAX_NAMES)
 	{

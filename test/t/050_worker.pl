@@ -258,6 +258,26 @@ sub with_a_call
 	return;
 }
 
+# Keeps of a customer whose last removal is cancelled go, although the worker stays.
+sub needless_keeps
+{
+	my $kept = Worker::phone(51);
+
+	$calls->configure('doubletick.worker_idle_timeout' => '1h');
+	$calls->server('later', delay => '3s');
+	my $id = $calls->sql("SELECT dt_enqueue_remove_tags_custom_fields('$kept', '{a,b}', server => 'later')");
+	$calls->sql("SELECT dt_keep('$kept', '{a}', server => 'later')");
+
+	# Rows are found in the order of their ids.
+	$calls->sql(enqueue('after_keep', 52));
+	eventually(sub { $calls->has_sent('after_keep') }, 'the worker has found a keep');
+	my ($worker) = $calls->workers('postgres');
+	is($calls->sql("SELECT dt_cancel($id)"), 't', 'its removal is cancelled');
+	eventually(sub { $calls->sql("SELECT count(*) FROM dt_waiting WHERE phone = '$kept'") eq '0' }, 'the keep goes, too');
+	is(($calls->workers('postgres'))[0], $worker, 'with the same worker');
+	return;
+}
+
 woken_at_commit();
 promptly();
 shown();
@@ -266,5 +286,6 @@ comes_and_goes();
 prepared();
 several_databases();
 with_a_call();
+needless_keeps();
 unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP/, 'no process has crashed');
 done_testing;
