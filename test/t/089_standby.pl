@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 
+use CPAN::Meta::YAML;
 use File::Basename qw(dirname);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -130,6 +131,8 @@ sub nothing_to_check
 	is($there->sql('SELECT object, problem FROM dt_check(true)'), '', 'check: all is well on a standby');
 	is($there->sql("SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'doubletick%'"), '0', 'check: no launcher and no worker runs there');
 	is($calls->sql('SELECT object, problem FROM dt_check()'), '', 'check: and on the primary');
+	my $query = CPAN::Meta::YAML->read(dirname(__FILE__) . '/../../monitoring/queries.yaml')->[0]{doubletick}{query};
+	is($there->sql("SELECT sum(waiting), bool_and(worker_running IS NULL) FROM ($query) AS metrics"), '1|t', 'check: the alerts of monitoring/ miss no worker, either');
 	$calls->sql("TRUNCATE dt_waiting");
 	return;
 }
