@@ -529,6 +529,21 @@ sub privileges
 	return;
 }
 
+# USAGE that a role has as a member of another one ends with the membership, in a session
+# that has called before, too.
+sub membership
+{
+	$calls->sql("CREATE ROLE senders; CREATE ROLE member IN ROLE senders; GRANT USAGE ON FOREIGN SERVER doubletick TO senders;
+		GRANT EXECUTE ON FUNCTION dt_try_remove_tags_custom_fields, dt_remove_tags_custom_fields TO member;
+		CREATE USER MAPPING FOR member SERVER doubletick OPTIONS (api_key '" . $calls->sandbox->key . q{')});
+	my ($before, $after) = $calls->session('SET ROLE member', removal('14155550198', ['lead']), 'RESET ROLE', 'REVOKE senders FROM member',
+		'SET ROLE member', removal('14155550198', ['lead']));
+	is($before->{sqlstate}, undef, 'a member may call');
+	is($after->{sqlstate}, '42501', 'and no longer when it is none');
+	$calls->sql('DROP OWNED BY member, senders; DROP USER MAPPING IF EXISTS FOR member SERVER doubletick; DROP ROLE member, senders');
+	return;
+}
+
 calls_are_silent();
 activity_is_silent();
 definitions_are_silent();
@@ -543,4 +558,5 @@ other_database();
 escaped_key();
 short_key();
 privileges();
+membership();
 done_testing;
