@@ -23,6 +23,11 @@ like($paused->{value}{message}, qr/^server "doubletick" is paused for another 3[
 is(ref $lifted->{value}{tags}, 'HASH', 'ALTER SERVER ends it');
 is(scalar @{ $sb->journal }, 2, 'nothing was sent meanwhile');
 
+# However long the server asks for.
+$sb->rule($phone, { status => 429, retry_after => '86400', times => 1 });
+(undef, $paused) = $calls->session(attempt($phone, ['lead']), attempt($phone, ['lead']));
+like($paused->{value}{message} // '', qr/^server "doubletick" is paused for another 3[56]\d\d s/, 'a pause is at most an hour');
+
 # The change of another server does not.
 $sb->rule($phone, { status => 429, retry_after => '3600', times => 1 });
 $calls->server('other');
