@@ -290,6 +290,13 @@ sub pace
 		cmp_ok((@times - 1) / (max(@times) - min(@times)), '>=', 0.8 * $rate{$listener}, "rate $rate{$listener}: nor much less")
 		  if $listener eq 'https';
 	}
+
+	# A removal whose names came back takes no turn: the next one needs not wait for it.
+	$calls->server('paced_slowly', rate_limit => '0.01');
+	$calls->sql(enqueueing($phone, ['lead'], undef, server => 'paced_slowly'));
+	like(drain(before => join(";\n", "SELECT dt_keep('$phone', '{lead}', server => 'paced_slowly')", 'CALL dt_process_queue()',
+				enqueueing('14155550001', ['lead'], undef, server => 'paced_slowly'), q{SET statement_timeout = '20s'})),
+		qr/queue: 1 done/, 'a turn of the pace that is not used is given back');
 	return;
 }
 
@@ -314,12 +321,37 @@ sub due_while_draining
 	return;
 }
 
+# A pause that ALTER SERVER has ended is none, although nobody has looked at it since: a
+# shorter one, of a request that is still out, takes its place.
+sub pause_after_change
+{
+	my ($long, $short) = ('14155550201', '14155550202');
+
+	fresh();
+	$sb->hold($long, { status => 429, retry_after => '3600', times => 1 });
+	$sb->hold($short, { status => 429, retry_after => '100', times => 1 });
+	my ($id) = map { enqueue($_, ['lead'], undef, server => 'second') } $long, $short;
+	my $drain = start_drain();
+	$sb->await_held(2);
+	$sb->release($long);
+	eventually(sub { waiting($id)->{attempts} == 1 }, 'a pause, and a change: the server is paused');
+	$calls->sql("ALTER SERVER second OPTIONS (ADD timeout '50s')");
+	$sb->release($short);
+	$drain->{session}->query('SELECT 1');
+	like($drain->{session}->query("SET doubletick.server = second; SELECT dt_try_remove_tags_custom_fields('$phone', '{lead}')"),
+		qr/is paused for another \d\d\d? s/, 'a pause, and a change: a shorter pause takes its place');
+	await_drain($drain);
+	$calls->sql('ALTER SERVER second OPTIONS (DROP timeout)');
+	return;
+}
+
 goes_again();
 customer_waits();
 due_while_draining();
 retry_after();
 pause();
 calls_are_paused();
+pause_after_change();
 given_up();
 pace();
 done_testing;
