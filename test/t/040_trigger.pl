@@ -649,6 +649,17 @@ run(q{CREATE FUNCTION clear() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW."Ta
 	'CREATE TRIGGER b BEFORE UPDATE ON customers FOR EACH ROW EXECUTE FUNCTION clear()', 'UPDATE customers SET id = 5');
 is(queued(), "$a {x,y} {X,Y} -", 'a BEFORE trigger changes what the statement does not name');
 
+# Two tables of one owner count together, also when another owner of the first one was
+# rolled back.
+customers('row');
+run('CREATE TABLE more (LIKE customers)',
+	"CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON more FOR EACH ROW EXECUTE FUNCTION dt_remove_tags_custom_fields_trigger('phone', 'tags')",
+	"INSERT INTO customers (id, phone, tags) VALUES (1, '$b', '{x}')", "INSERT INTO more (id, phone, tags) VALUES (1, '$a', '{x}')",
+	'BEGIN', 'SAVEPOINT s', 'ALTER TABLE customers OWNER TO owner', "UPDATE customers SET phone = '$c'", 'ROLLBACK TO s',
+	"UPDATE customers SET phone = '$a'", 'DELETE FROM more', 'COMMIT');
+is(queued(), "$b {x} {} -", 'a name that a row of another table has gained is not lost, after a rolled back change of its owner');
+run('DROP TABLE more');
+
 # Partitions with another order of columns, and of other owners.
 no_customers();
 run('CREATE TABLE customers (region text, phone text, tags text[], fields jsonb) PARTITION BY LIST (region)',
