@@ -46,6 +46,20 @@ foreach my $case (
 	is(states(@ids), 'done done', "$name: they go when it is mended");
 }
 
+# An age at which removals are given up counts only when it can be read: it may come behind
+# an option that cannot.
+SKIP:
+{
+	skip 'built without TESTING=1', 2 unless is_testing_build($node);
+	fresh();
+	my $id = enqueue($bad, ['lead']);
+	$calls->sql("ALTER FOREIGN DATA WRAPPER doubletick NO VALIDATOR; ALTER SERVER doubletick OPTIONS (ADD newer_option 'x', ADD retry_for '30d')");
+	time_passes('4 days', $id);
+	drain();
+	is(states($id), 'waiting', 'options that cannot be read: nothing is given up by the default of retry_for');
+	$calls->sql('ALTER SERVER doubletick OPTIONS (DROP newer_option, DROP retry_for); ALTER FOREIGN DATA WRAPPER doubletick VALIDATOR dt_fdw_validator');
+}
+
 # An error while an answer is settled, such as a disk that is full: the requests
 # that are in flight are not sent a second time.
 SKIP:
