@@ -188,6 +188,9 @@ answer_is_searchable(Jsonb *answer, int nnames)
 	static const Kind *const kinds[] = {&tag_kind, &field_kind};
 	int64		nmembers = 0;
 
+	/* Nearly always: a member takes more than one byte. */
+	if ((int64) VARSIZE(answer) * nnames <= MAX_COMPARISONS)
+		return true;
 	for (int i = 0; i < (int) lengthof(kinds); i++)
 	{
 		for (int j = 0; j < (int) lengthof(lists); j++)
