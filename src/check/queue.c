@@ -89,6 +89,26 @@ check_privileges(Check *check)
 }
 
 /*
+ * From PostgreSQL 19 on a subscription may set sequences.  Then ids come out of order.
+ */
+void
+check_sequence_is_own(Check *check)
+{
+	uint64		nsubscriptions = select_rows("SELECT s.subname FROM pg_catalog.pg_subscription AS s"
+											 " JOIN pg_catalog.pg_subscription_rel AS r ON r.srsubid = s.oid"
+											 " JOIN pg_catalog.pg_class AS c ON c.oid = r.srrelid"
+											 " WHERE c.relnamespace = %u AND c.relname = 'dt_waiting_id_seq' ORDER BY 1",
+											 check->namespace);
+
+	for (uint64 i = 0; i < nsubscriptions; i++)
+		report_problem(check, psprintf("sequence %s.dt_waiting_id_seq", check->schema),
+					   psprintf("Take the publication FOR ALL SEQUENCES out of subscription %s.",
+								quote_identifier(selected_text(i, 1))),
+					   "subscription \"%s\" sets it, so that enqueueing may fail with \"duplicate key\"",
+					   selected_text(i, 1));
+}
+
+/*
  * Roles that have removals waiting, and what their requests are held for.
  *
  * A hold for something that is missing (its definition is empty) may be out of date

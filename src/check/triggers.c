@@ -26,11 +26,17 @@
 	" AND p.proname = 'dt_remove_tags_custom_fields_trigger'" \
 	" AND p.pronamespace = %u"
 
-/* Does a subscription change the table of "t", as such, in a partition, or as one? */
+/*
+ * Does a subscription change the table of "t", as such, in a partition, or as one?  If
+ * dt_waiting comes with it, the publisher has the extension, and enqueues itself.
+ */
 #define IS_SUBSCRIBED \
-	"EXISTS (SELECT FROM pg_catalog.pg_subscription_rel AS r WHERE r.srrelid = t.tgrelid" \
+	"EXISTS (SELECT FROM pg_catalog.pg_subscription_rel AS r WHERE (r.srrelid = t.tgrelid" \
 	" OR r.srrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(t.tgrelid))" \
-	" OR r.srrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(t.tgrelid)))"
+	" OR r.srrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(t.tgrelid)))" \
+	" AND NOT EXISTS (SELECT FROM pg_catalog.pg_subscription_rel AS q" \
+	" JOIN pg_catalog.pg_class AS c ON c.oid = q.srrelid WHERE q.srsubid = r.srsubid" \
+	" AND c.relname = 'dt_waiting' AND c.relnamespace = p.pronamespace))"
 
 /* A trigger that may raise an error when it is read. */
 typedef struct TriggerSubject
@@ -154,7 +160,8 @@ check_mode(Check *check, Oid table, const char *name, char mode, bool is_subscri
 	const char *on_table = table_name(table);
 	const char *trigger = quote_identifier(name);
 	const char *object = psprintf("trigger %s on table %s", trigger, on_table);
-	const char *always = psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s;", on_table, trigger);
+	const char *always = psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s;%s", on_table, trigger,
+								  is_subscribed ? " -- if the publisher's table has no such trigger" : "");
 
 	if (mode == TRIGGER_DISABLED)
 		report_problem(check, object, is_subscribed ? always :

@@ -287,6 +287,8 @@ insert_keep(Queue *queue, const Requester *requester, const PhoneCustomer *custo
 {
 	Requester	as = *requester;
 	QueueRow	keep;
+	int64		greatest = 0;
+	ListCell   *cell;
 
 	as.server = customer->row->server;
 	as.role = customer->row->role;
@@ -294,6 +296,18 @@ insert_keep(Queue *queue, const Requester *requester, const PhoneCustomer *custo
 		as.origin = 0;
 	queue_make_row(&keep, &as, kept);
 	keep.keep = true;
+
+	/*
+	 * Somebody may have set the sequence back; PostgreSQL 19 replicates
+	 * sequences.  A keep takes back only what has lower ids.
+	 */
+	foreach(cell, customer->removals)
+		greatest = Max(greatest, ((QueueRow *) lfirst(cell))->id);
+	if (keep.id <= greatest)
+	{
+		ids_advance(greatest);
+		keep.id = keep.ord = ids_next();
+	}
 	insert_row(queue, &keep);
 }
 

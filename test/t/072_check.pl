@@ -176,6 +176,20 @@ $calls->sql("DROP TRIGGER t ON subscribed;
 like(check(), qr/^(?:trigger \w on table public.subscribed: .*FOR EACH STATEMENT do not fire for that\n?){3}$/, 'trigger: a subscription at statement level');
 $calls->sql("DELETE FROM pg_subscription_rel");
 is(check(), '', 'trigger: all three at statement level are good');
+
+# A subscription that sets sequences, from PostgreSQL 19 on.
+$calls->sql("INSERT INTO pg_subscription_rel SELECT oid, 'dt_waiting_id_seq'::regclass, 'r', NULL FROM pg_subscription");
+is(check(), 'sequence public.dt_waiting_id_seq: subscription "s" sets it, so that enqueueing may fail with "duplicate key"', 'a subscription that sets the sequence');
+is(hint(), 'Take the publication FOR ALL SEQUENCES out of subscription s.', 'a subscription that sets the sequence: the hint');
+$calls->sql('DELETE FROM pg_subscription_rel');
+
+# A publication of all tables, as pg_createsubscriber makes it: the publisher enqueues.
+$calls->sql("DROP TRIGGER i ON subscribed; DROP TRIGGER u ON subscribed; DROP TRIGGER d ON subscribed;
+	CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON subscribed FOR EACH ROW $fires('phone', 'tags');
+	INSERT INTO pg_subscription_rel SELECT s.oid, c.oid, 'r', NULL FROM pg_subscription AS s, pg_class AS c
+		WHERE c.oid IN ('subscribed'::regclass, 'dt_waiting'::regclass)");
+is(check(), '', 'trigger: a subscription that has dt_waiting, too: both would send if the trigger fired');
+$calls->sql("DELETE FROM pg_subscription_rel");
 $calls->sql("DROP TABLE subscribed");
 
 # Subscribed partitions: a trigger of a partitioned table fires by the clones that its
