@@ -3,7 +3,9 @@
  * check/queue.c
  *		Can what waits be settled, is it held, and who sends it?
  *
- * The queue is read by SQL only when its tables are what the library needs.
+ * The queue is read only when its tables are what the library needs, and not by SQL: the
+ * schema's owner could give the schema another name meanwhile, and views of theirs the
+ * names of our tables, whose functions would run as a superuser.
  *
  *-------------------------------------------------------------------------
  */
@@ -11,17 +13,23 @@
 
 #include "base/shared.h"
 #include "check/check.h"
-#include "executor/spi.h"
+#include "drain/hold.h"
+#include "drain/lane.h"
 #include "miscadmin.h"
-#include "queue/store.h"
+#include "queue/waiting.h"
 #include "settings.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/varlena.h"
 
 static void open_table(void *subject);
+static List *find_waiting_lanes(void);
+static int	compare_lane_keys(const ListCell *a, const ListCell *b);
 static bool is_worker_running(void);
-static int64 count_waiting(Check *check);
+static int64 count_waiting(void);
 static char *preload_command(void);
 
 /*
@@ -118,33 +126,84 @@ check_sequence_is_own(Check *check)
 void
 check_what_waits(Check *check)
 {
-	uint64		nlanes = select_rows("SELECT w.server, w.role, h.reason, h.hint, h.definition <> ''"
-									 " FROM (SELECT DISTINCT server, role FROM %1$s.dt_waiting WHERE NOT keep) AS w"
-									 " LEFT JOIN %1$s.dt_hold AS h USING (server, role) ORDER BY 1, 2",
-									 check->schema);
-	SPITupleTable *lanes = SPI_tuptable;
 	bool		believe_worker = setting_enabled && is_worker_running();
+	ListCell   *cell;
 
-	for (uint64 i = 0; i < nlanes; i++)
+	foreach(cell, find_waiting_lanes())
 	{
-		char	   *server;
-		char	   *reason;
-		char	   *hint;
-		Oid			role;
+		const LaneKey *lane = lfirst(cell);
+		const char *server = NameStr(lane->server);
+		char	   *role;
+		HoldReason	hold;
 
-		SPI_tuptable = lanes;
-		server = selected_text(i, 1);
-		role = selected_oid(i, 2);
-		reason = selected_text(i, 3);
-		hint = selected_text(i, 4);
-		check_account(check, server, role);
-		if (reason && (selected_bool(i, 5) || believe_worker) && !is_account_faulty(check, server, role))
-			report_problem(check, psprintf("requests of role %s to server %s",
-										   quote_identifier(GetUserNameFromId(role, true)),
-										   quote_identifier(server)),
-						   hint ? hint : "They go on by themselves when this is mended: one request a minute tries.",
-						   "they are held: %s", reason);
+		check_account(check, server, lane->role);
+		if (!hold_find_reason(server, lane->role, &hold) ||
+			(hold.is_incomplete && !believe_worker) || is_account_faulty(check, server, lane->role))
+			continue;
+		role = GetUserNameFromId(lane->role, true);
+		report_problem(check, psprintf("requests of role %s to server %s",
+									   role ? quote_identifier(role) : psprintf("%u", lane->role),
+									   quote_identifier(server)),
+					   hold.hint ? hold.hint : "They go on by themselves when this is mended: one request a minute tries.",
+					   "they are held: %s", hold.reason);
 	}
+}
+
+/*
+ * The lanes in which removals wait, as a list of LaneKey in the order of their names.
+ */
+static List *
+find_waiting_lanes(void)
+{
+	HASHCTL		info = {.keysize = sizeof(LaneKey),.entrysize = sizeof(LaneKey),.hcxt = CurrentMemoryContext};
+	HTAB	   *found = hash_create("doubletick lanes", 64, &info, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext row_context = AllocSetContextCreate(caller, "doubletick row", ALLOCSET_SMALL_SIZES);
+	List	   *lanes = NIL;
+	Store		waiting;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	store_open(&waiting, RELATION_WAITING);
+	scan = systable_beginscan(waiting.rel, InvalidOid, false, GetActiveSnapshot(), 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		QueueRow	row;
+		LaneKey		key;
+		LaneKey    *lane;
+		bool		is_known;
+
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(row_context);
+		MemoryContextSwitchTo(row_context);
+		store_read_place(&waiting, tuple, &row);
+		MemoryContextSwitchTo(caller);
+		if (row.keep)
+			continue;
+		memset(&key, 0, sizeof(key));
+		namestrcpy(&key.server, row.server);
+		key.role = row.role;
+		lane = hash_search(found, &key, HASH_ENTER, &is_known);
+		if (!is_known)
+			lanes = lappend(lanes, lane);
+	}
+	systable_endscan(scan);
+	store_close(&waiting);
+	MemoryContextDelete(row_context);
+	list_sort(lanes, compare_lane_keys);
+	return lanes;
+}
+
+static int
+compare_lane_keys(const ListCell *a, const ListCell *b)
+{
+	const LaneKey *one = lfirst(a);
+	const LaneKey *other = lfirst(b);
+	int			order = strcmp(NameStr(one->server), NameStr(other->server));
+
+	if (order != 0)
+		return order;
+	return one->role < other->role ? -1 : one->role > other->role;
 }
 
 /*
@@ -153,7 +212,7 @@ check_what_waits(Check *check)
 void
 check_worker(Check *check)
 {
-	int64		nwaiting = check->tables_are_good ? count_waiting(check) : 0;
+	int64		nwaiting = check->tables_are_good ? count_waiting() : 0;
 	bool		is_running = false;
 	bool		lacks_slot = false;
 
@@ -198,11 +257,15 @@ is_worker_running(void)
 }
 
 static int64
-count_waiting(Check *check)
+count_waiting(void)
 {
-	(void) select_rows("SELECT pg_catalog.count(*)::text FROM %s.dt_waiting WHERE NOT keep",
-					   check->schema);
-	return pg_strtoint64(selected_text(0, 1));
+	Store		waiting;
+	int64		nrows;
+
+	store_open(&waiting, RELATION_WAITING);
+	nrows = store_count_waiting(&waiting);
+	store_close(&waiting);
+	return nrows;
 }
 
 /* The command that adds the library to those that are preloaded already. */

@@ -159,10 +159,14 @@ check_mode(Check *check, Oid table, const char *name, char mode, bool is_subscri
 {
 	const char *on_table = table_name(table);
 	const char *trigger = quote_identifier(name);
-	const char *object = psprintf("trigger %s on table %s", trigger, on_table);
-	const char *always = psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s;%s", on_table, trigger,
-								  is_subscribed ? " -- if the publisher's table has no such trigger" : "");
+	const char *object;
+	const char *always;
 
+	if (on_table == NULL)
+		return;
+	object = psprintf("trigger %s on table %s", trigger, on_table);
+	always = psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s;%s", on_table, trigger,
+					  is_subscribed ? " -- if the publisher's table has no such trigger" : "");
 	if (mode == TRIGGER_DISABLED)
 		report_problem(check, object, is_subscribed ? always :
 					   psprintf("ALTER TABLE %s ENABLE TRIGGER %s;", on_table, trigger),
@@ -189,16 +193,28 @@ check_first_copies(Check *check)
 
 	for (uint64 i = 0; i < ntables; i++)
 	{
+		const char *table;
+
 		SPI_tuptable = tables;
-		report_problem(check, psprintf("table %s", table_name(selected_oid(i, 1))),
+		table = table_name(selected_oid(i, 1));
+		if (table == NULL)
+			continue;
+		report_problem(check, psprintf("table %s", table),
 					   "Changes arrive when the copy is complete. If it does not get on, see the server's log.",
 					   "subscription \"%s\" has not copied the table yet", selected_text(i, 2));
 	}
 }
 
+/*
+ * The quoted name of a table; NULL if it was dropped.  The queries use the snapshot of the
+ * statement that called dt_check(), and so still find such a table, long after.
+ */
 static char *
 table_name(Oid table)
 {
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)),
-									  get_rel_name(table));
+	char	   *name = get_rel_name(table);
+
+	if (name == NULL)
+		return NULL;
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)), name);
 }

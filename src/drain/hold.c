@@ -58,6 +58,7 @@ static void set_reason(Lane *lane, const char *reason, const char *hint,
 static void free_reason(Lane *lane);
 static void write_hold(const Lane *lane);
 static void delete_hold(Store *hold, const Lane *lane);
+static SysScanDesc scan_hold(Store *hold, const char *server, Oid role);
 
 PG_FUNCTION_INFO_V1(dt_held);
 
@@ -359,16 +360,52 @@ write_hold(const Lane *lane)
 static void
 delete_hold(Store *hold, const Lane *lane)
 {
-	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
 	CommandCounterIncrement();	/* a row of this command could not be deleted */
-	ScanKeyEntryInitialize(&keys[0], 0, HOLD_SERVER, BTEqualStrategyNumber, InvalidOid,
-						   C_COLLATION_OID, F_TEXTEQ, CStringGetTextDatum(lane_server(lane)));
-	ScanKeyInit(&keys[1], HOLD_ROLE, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(lane->key.role));
-	scan = store_scan(hold, RELATION_HOLD_PKEY, SnapshotSelf, 2, keys);
+	scan = scan_hold(hold, lane_server(lane), lane->key.role);
 	while (HeapTupleIsValid(tuple = store_next(scan)))
 		(void) store_delete(hold, &tuple->t_self, true);
 	store_end_scan(scan);
+}
+
+static SysScanDesc
+scan_hold(Store *hold, const char *server, Oid role)
+{
+	ScanKeyData keys[2];
+
+	ScanKeyEntryInitialize(&keys[0], 0, HOLD_SERVER, BTEqualStrategyNumber, InvalidOid,
+						   C_COLLATION_OID, F_TEXTEQ, CStringGetTextDatum(server));
+	ScanKeyInit(&keys[1], HOLD_ROLE, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(role));
+	return store_scan(hold, RELATION_HOLD_PKEY, SnapshotSelf, 2, keys);
+}
+
+/*
+ * Called by dt_check(): why the requests of a role to a server are held.  False if they
+ * are not.
+ */
+bool
+hold_find_reason(const char *server, Oid role, HoldReason *found)
+{
+	Store		hold;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	store_open(&hold, RELATION_HOLD);
+	scan = scan_hold(&hold, server, role);
+	tuple = store_next(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		Datum		values[HOLD_NCOLUMNS + STORE_DROPPED_COLUMNS];
+		bool		nulls[HOLD_NCOLUMNS + STORE_DROPPED_COLUMNS];
+
+		heap_deform_tuple(tuple, RelationGetDescr(hold.rel), values, nulls);
+		found->is_incomplete = TextDatumGetCString(values[HOLD_DEFINITION - 1])[0] == '\0';
+		found->reason = TextDatumGetCString(values[HOLD_REASON - 1]);
+		found->hint = store_read_text(values[HOLD_HINT - 1], nulls[HOLD_HINT - 1]);
+	}
+	store_end_scan(scan);
+	store_close(&hold);
+	return HeapTupleIsValid(tuple);
 }

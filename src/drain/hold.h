@@ -11,6 +11,15 @@
 #include "base/fault.h"
 #include "drain/turn.h"
 
+/* What dt_hold says of a lane, for dt_check(). */
+typedef struct HoldReason
+{
+	bool		is_incomplete;	/* is something missing in the definition? */
+	char	   *reason;
+	char	   *hint;			/* NULL: none */
+} HoldReason;
+
+extern bool hold_find_reason(const char *server, Oid role, HoldReason *hold);
 extern void hold_load(Turn *turn);
 extern void hold_write_all(Schedule *schedule);
 extern bool hold_allows(Lane *lane, const Fault *fault, TimestampTz now);

@@ -262,7 +262,44 @@ foreach my $hint ($known, 'NULL')
 	is($calls->sql("SELECT probe_at > now() AND hint IS NOT DISTINCT FROM $hint FROM dt_hold"), 't', 'what is held: a probe leaves the hint as it is');
 }
 is($calls->sql($hint_of_hold), 'They go on by themselves when this is mended: one request a minute tries.', 'what is held: for a reason that has no hint');
+
+# A role that was dropped is asked for by no account while requests are switched off.
+$calls->sql("UPDATE dt_waiting SET role = 4000000000; UPDATE dt_hold SET role = 4000000000");
+like(check(0, 'SET doubletick.enabled = off'), qr/^requests of role 4000000000 to server doubletick: they are held/m, 'what is held: a role that was dropped');
+$calls->sql('TRUNCATE dt_waiting, dt_hold');
 $sb->clear_rules;
+
+# What others do while dt_check() waits for a lock of theirs.
+sub check_meanwhile
+{
+	my ($table, $within, @meanwhile) = @_;
+	my ($owner, $checker) = map { $node->background_psql('postgres', on_error_stop => 0) } 1 .. 2;
+
+	$owner->query("BEGIN; LOCK TABLE $table; $within");
+	$checker->query_until(qr/on its way/, "\\echo on its way\nSELECT object || ': ' || problem FROM dt_check() WHERE object !~ 'launcher';\n");
+	eventually(sub { $calls->sql("SELECT count(*) FROM pg_locks WHERE NOT granted") }, 'dt_check() waits');
+	$calls->sql($_) foreach @meanwhile;
+	$owner->query('COMMIT');
+	my ($found) = $checker->query("SELECT 'over'");
+	my $messages = $checker->{stderr};
+	$_->quit foreach $owner, $checker;
+	return "$found$messages";
+}
+$calls->sql("CREATE TABLE parts (phone text, tags text[]) PARTITION BY LIST (phone);
+	CREATE TABLE part PARTITION OF parts FOR VALUES IN ('1');
+	CREATE TRIGGER t AFTER INSERT OR UPDATE OR DELETE ON parts FOR EACH ROW $fires('phone', 'tags');
+	ALTER TABLE part DISABLE TRIGGER t");
+is(check_meanwhile('parts', 'DROP TABLE part'), 'over', 'meanwhile: a partition is dropped');
+
+# The schema's owner gives it another name, and views of theirs the names of our tables.
+enqueue($phone, ['a']);
+$calls->sql("CREATE FUNCTION evil() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RAISE WARNING ''evil runs as %'', current_user; RETURN true; END'");
+is(check_meanwhile('parts', '',
+		q{BEGIN; ALTER SCHEMA public RENAME TO moved; CREATE SCHEMA public;
+		CREATE VIEW public.dt_waiting AS SELECT 'x'::text AS server, 10::oid AS role, false AS keep WHERE moved.evil();
+		CREATE VIEW public.dt_hold AS SELECT 'x'::text AS server, 10::oid AS role, '' AS reason, '' AS hint, '' AS definition; COMMIT}),
+	'over', 'meanwhile: views that are not ours are not read');
+$calls->sql('DROP SCHEMA public CASCADE; ALTER SCHEMA moved RENAME TO public; DROP TABLE parts; DROP FUNCTION evil()');
 
 # Who may look, and that nothing is written.
 is(sqlstate_of('SET SESSION AUTHORIZATION nobody; SELECT * FROM dt_check()'), '42501', 'not everybody');
