@@ -304,11 +304,12 @@ clean_up() {
 	exit "$status"
 }
 
-# A throwaway cluster, reached by its socket alone.
+# A throwaway cluster, reached by its socket alone, and that only by its own user and root:
+# any other who could connect would be a superuser, and so could run programs as postgres.
 start_cluster() {
 	as_postgres "$bin/initdb" -D "$work/data" -A trust -E UTF8 --no-locale -N >"$work/initdb.log"
 	as_postgres "$bin/pg_ctl" -D "$work/data" -l "$work/postgres.log" -w -s \
-		-o "-c listen_addresses='' -c unix_socket_directories='$work' $*" start
+		-o "-c listen_addresses='' -c unix_socket_directories='$work' -c unix_socket_permissions=0700 $*" start
 	export PGHOST=$work PGDATABASE=postgres PGOPTIONS=
 }
 
