@@ -228,6 +228,9 @@ find_output_function(Column *column, Oid type, MemoryContext context)
 /*
  * hstore's akeys(); InvalidOid when the type is not hstore.  A look-up by name
  * would need USAGE on hstore's schema, which the updating role may not have.
+ *
+ * The owner of hstore, which need be no superuser, may add types and functions to it: so
+ * nothing is certain of a function with this name but what it says itself.
  */
 static Oid
 find_akeys(Oid type)
@@ -235,6 +238,7 @@ find_akeys(Oid type)
 	Oid			extension = get_extension_oid("hstore", true);
 	HeapTuple	tuple;
 	Oid			schema;
+	Oid			akeys;
 
 	if (!OidIsValid(extension) || getExtensionOfObject(TypeRelationId, type) != extension)
 		return InvalidOid;
@@ -243,8 +247,12 @@ find_akeys(Oid type)
 		return InvalidOid;
 	schema = ((Form_pg_type) GETSTRUCT(tuple))->typnamespace;
 	ReleaseSysCache(tuple);
-	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum("akeys"),
-						   PointerGetDatum(buildoidvector(&type, 1)), ObjectIdGetDatum(schema));
+	akeys = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum("akeys"),
+							PointerGetDatum(buildoidvector(&type, 1)), ObjectIdGetDatum(schema));
+	if (!OidIsValid(akeys) || get_func_rettype(akeys) != TEXTARRAYOID || get_func_retset(akeys) ||
+		get_func_prokind(akeys) != PROKIND_FUNCTION)
+		return InvalidOid;
+	return akeys;
 }
 
 static void

@@ -88,6 +88,12 @@ foreach my $column (qw(bytes moods mood numbers plain at id))
 	refused("$every_row $function('phone', 'tags', '$column')", '42804', qr/cannot be the column of the custom fields/, @insert);
 }
 
+# The owner of hstore, who need be no superuser, may add a type to it.
+$calls->sql("CREATE TYPE pair AS (key text); CREATE FUNCTION akeys(pair) RETURNS bigint LANGUAGE sql AS 'SELECT 4660::bigint';
+	ALTER EXTENSION hstore ADD TYPE pair; ALTER TABLE customers ADD COLUMN pair pair");
+refused("$every_row $function('phone', 'tags', 'pair')", '42804', qr/column "pair" of type pair cannot be/, "INSERT INTO customers (phone, pair) VALUES ('919876543210', ROW('lead'))");
+$calls->sql('ALTER EXTENSION hstore DROP TYPE pair; ALTER TABLE customers DROP COLUMN pair; DROP FUNCTION akeys(pair); DROP TYPE pair');
+
 # A column that is renamed or dropped is an error; a new one of that name is found.
 
 $calls->sql("CREATE TRIGGER t $every_row $function$good; INSERT INTO customers (phone, tags) VALUES ('919876543210', '{x}')");
