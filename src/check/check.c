@@ -57,6 +57,7 @@ dt_check(PG_FUNCTION_ARGS)
 	check_tables(&check);
 	check_privileges(&check);
 	check_sequence_is_own(&check);
+	check_owners(&check);
 	check_settings(&check);
 	check_servers(&check);
 	check_triggers(&check);

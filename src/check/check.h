@@ -49,6 +49,7 @@ extern void check_first_copies(Check *check);
 extern void check_tables(Check *check);
 extern void check_privileges(Check *check);
 extern void check_sequence_is_own(Check *check);
+extern void check_owners(Check *check);
 extern void check_what_waits(Check *check);
 extern void check_worker(Check *check);
 

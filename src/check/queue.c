@@ -64,9 +64,10 @@ open_table(void *subject)
 }
 
 /*
- * Privileges to write what only the library writes: GRANT ... ON ALL TABLES IN SCHEMA and
- * ALTER DEFAULT PRIVILEGES may have granted them.  DELETE is granted on purpose where rows
- * have arrived by logical replication: dt_cancel() says so.  nextval() does no harm.
+ * Privileges to write what only the library writes, or columns of it: GRANT ... ON ALL
+ * TABLES IN SCHEMA and ALTER DEFAULT PRIVILEGES may have granted them.  DELETE is granted
+ * on purpose where rows have arrived by logical replication: dt_cancel() says so.
+ * nextval() does no harm.
  */
 void
 check_privileges(Check *check)
@@ -74,7 +75,10 @@ check_privileges(Check *check)
 	uint64		ngrants = select_rows("SELECT c.relname, CASE c.relkind WHEN 'S' THEN 'sequence' WHEN 'v' THEN 'view' ELSE 'table' END,"
 									  " CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END,"
 									  " pg_catalog.string_agg(DISTINCT a.privilege_type, ', ' ORDER BY a.privilege_type)"
-									  " FROM pg_catalog.pg_class AS c, pg_catalog.aclexplode(c.relacl) AS a"
+									  " FROM pg_catalog.pg_class AS c CROSS JOIN LATERAL"
+									  " (SELECT * FROM pg_catalog.aclexplode(c.relacl)"
+									  " UNION SELECT x.* FROM pg_catalog.pg_attribute AS t, pg_catalog.aclexplode(t.attacl) AS x"
+									  " WHERE t.attrelid = c.oid) AS a"
 									  " WHERE c.relnamespace = %u AND c.relname IN"
 									  " ('dt_waiting', 'dt_settled', 'dt_hold', 'dt_history', 'dt_waiting_id_seq')"
 									  " AND a.grantee <> c.relowner AND a.privilege_type NOT IN ('SELECT', 'USAGE')"
@@ -114,6 +118,33 @@ check_sequence_is_own(Check *check)
 								quote_identifier(selected_text(i, 1))),
 					   "subscription \"%s\" sets it, so that enqueueing may fail with \"duplicate key\"",
 					   selected_text(i, 1));
+}
+
+/*
+ * Tables and views whose owner is no superuser any more: scripts that give all tables of a
+ * schema to a role do this.
+ */
+void
+check_owners(Check *check)
+{
+	uint64		nrels = select_rows("SELECT c.relname, CASE c.relkind WHEN 'v' THEN 'view' ELSE 'table' END,"
+									" pg_catalog.quote_ident(o.rolname), pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(e.extowner))"
+									" FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_roles AS o ON o.oid = c.relowner,"
+									" pg_catalog.pg_extension AS e"
+									" WHERE e.extname = 'doubletick' AND c.relnamespace = %u AND c.relname IN"
+									" ('dt_waiting', 'dt_settled', 'dt_hold', 'dt_removals', 'dt_queue', 'dt_history', 'dt_status')"
+									" AND NOT o.rolsuper AND c.relowner <> e.extowner ORDER BY 1", check->namespace);
+
+	for (uint64 i = 0; i < nrels; i++)
+	{
+		char	   *name = psprintf("%s.%s", check->schema, selected_text(i, 1));
+		char	   *kind = selected_text(i, 2);
+
+		report_problem(check, psprintf("%s %s", kind, name),
+					   psprintf("ALTER %s %s OWNER TO %s;", strcmp(kind, "view") == 0 ? "VIEW" : "TABLE",
+								name, selected_text(i, 4)),
+					   "it belongs to %s, who so may send as any role, or see what others have", selected_text(i, 3));
+	}
 }
 
 /*

@@ -63,6 +63,14 @@ $calls->sql('CREATE ROLE writer; GRANT SELECT, INSERT, UPDATE ON dt_waiting TO w
 mended_ok('a table that others may write', qr/table public\.dt_waiting: writer has INSERT, UPDATE on it, and so may send as any role or keep others from sending/);
 $calls->sql('GRANT ALL ON SEQUENCE dt_waiting_id_seq TO PUBLIC');
 mended_ok('the sequence', qr/sequence public\.dt_waiting_id_seq: PUBLIC has UPDATE on it, .*/);
+$calls->sql('GRANT INSERT (id, phone) ON dt_waiting TO writer');
+mended_ok('columns that others may write', qr/table public\.dt_waiting: writer has INSERT on it, .*/);
+foreach my $relation ('TABLE public.dt_waiting', 'TABLE public.dt_hold', 'VIEW public.dt_status')
+{
+	my $object = $relation =~ s/^(\w+)/\L$1/r;
+	$calls->sql("ALTER $relation OWNER TO writer");
+	mended_ok("an owner of $relation", qr/\Q$object\E: it belongs to writer, .*/);
+}
 $calls->sql('DROP OWNED BY writer; DROP ROLE writer');
 
 # Servers and user mappings.

@@ -221,7 +221,7 @@ SQL
 	eventually(sub { $calls->waiting eq '0' }, 'tables with only tags or only fields: everything is sent');
 	my $now = $sb->customer_now($phone);
 	is_deeply([ @$now{qw(tags customFields)} ], [ ['x'], ['g'] ], 'and what they lost is removed');
-	is($calls->sql("SELECT object || ': ' || problem FROM dt_check(true)"), '', 'what dt_check() says');
+	is($calls->sql("SELECT object || ': ' || problem FROM dt_check(true) WHERE problem !~ '^the table is partitioned'"), '', 'what dt_check() says');
 	return;
 }
 
