@@ -129,7 +129,8 @@ pace_return(const Pace *pace, int64 claimed_at)
 	nentries = lock_paces(pace, entries);
 	for (int i = 0; i < nentries; i++)
 	{
-		if (entries[i]->last_turn <= claimed_at + EARLY)
+		/* A new entry, in place of one that others have taken, has no turn. */
+		if (entries[i]->last_turn != PG_INT64_MIN && entries[i]->last_turn <= claimed_at + EARLY)
 			entries[i]->last_turn -= interval;
 	}
 	unlock_paces();
