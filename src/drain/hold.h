@@ -19,7 +19,7 @@ typedef struct HoldReason
 	char	   *hint;			/* NULL: none */
 } HoldReason;
 
-extern bool hold_find_reason(const char *server, Oid role, HoldReason *hold);
+extern bool hold_find_reason(const char *server, Oid role, HoldReason *found);
 extern void hold_load(Turn *turn);
 extern void hold_write_all(Schedule *schedule);
 extern bool hold_allows(Lane *lane, const Fault *fault, TimestampTz now);
