@@ -99,8 +99,7 @@ hold_after_error(Drain *drain, Turn *turn)
 	begin_drain_transaction(drain);
 	if (relations_lock(&drain->waiting_oid))
 	{
-		if (drain->has_begun)
-			hold_write_all(turn->schedule);
+		hold_write_all(turn->schedule);
 		hold_lane(lane, fault, account_definition(lane_server(lane), lane->key.role));
 		/* If its answer can be settled the next time, the lane can send. */
 		if (turn->request)

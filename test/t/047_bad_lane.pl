@@ -64,7 +64,7 @@ SKIP:
 # that are in flight are not sent a second time.
 SKIP:
 {
-	skip 'built without TESTING=1', 7 unless is_testing_build($node);
+	skip 'built without TESTING=1', 14 unless is_testing_build($node);
 	fresh();
 	my @phones = map { sprintf '1415555%04d', $_ } 1 .. 40;
 	my @ids = map { enqueue($_, ['lead']) } @phones;
@@ -84,6 +84,43 @@ SKIP:
 	$calls->sql('ALTER SERVER doubletick OPTIONS (ADD retry_for \'2d\')');
 	drain();
 	is(states(@ids), join(' ', ('done') x @ids), 'all go when there is room again');
+
+	# The answer that could not be settled ends the hold when it can be, whatever was
+	# altered meanwhile.
+	fresh();
+	$sb->hold($bad, { times => 1 });
+	my $id = enqueue($bad, ['lead']);
+	$drain = start_drain();
+	$sb->await_held(1, $bad);
+	$node->append_conf('postgresql.conf', "doubletick.fault_point = 'error:settling'");
+	$node->reload;
+	$sb->release($bad);
+	eventually(sub { $calls->sql('SELECT count(*) FROM dt_hold') eq '1' }, 'an error in settling, for a while: the server and role are held');
+	my $definition = $calls->sql('SELECT definition FROM dt_hold');
+	$calls->sql("ALTER SERVER doubletick OPTIONS (SET retry_for '3d')");
+	eventually(sub { $calls->sql('SELECT definition FROM dt_hold') ne $definition }, 'an error in settling, for a while: it is held anew when the server was altered');
+	my $behind = enqueue("${bad}1", ['lead']);
+	$node->append_conf('postgresql.conf', "doubletick.fault_point = ''");
+	$node->reload;
+	unlike(await_drain($drain), qr/ERROR/, 'an error in settling, for a while: the CALL goes on');
+	drain();
+	is(states($id, $behind), 'done done', 'an error in settling, for a while: the hold ends with it, before a minute is over');
+	is_received($bad, 'lead', 'an error in settling, for a while: nothing is sent twice');
+}
+
+# A server and role that are held in the turn that an error ends, be it the first: the
+# next CALL knows of both.
+{
+	fresh();
+	$calls->sql("CREATE ROLE unmapped; GRANT USAGE ON FOREIGN SERVER doubletick TO unmapped;
+		GRANT EXECUTE ON FUNCTION dt_enqueue_remove_tags_custom_fields TO unmapped");
+	enqueue($good, ['lead'], undef, role => 'unmapped');
+	my $id = enqueue($bad, ['lead']);
+	$calls->sql("UPDATE dt_waiting SET tags = '{NULL}' WHERE id = $id");
+	is(scalar(() = drain() =~ /^WARNING:  requests of role .* are held: /mg), 2, 'two holds in one turn: both are warned of');
+	is($calls->sql('SELECT count(*) FROM dt_hold'), '2', 'two holds in one turn: and remembered');
+	unlike(drain(), qr/WARNING/, 'two holds in one turn: so that the next CALL warns of neither');
+	$calls->sql('DROP OWNED BY unmapped; DROP ROLE unmapped');
 }
 
 # Lanes whose rows cannot be read are tried again and again: that takes no more memory each
