@@ -295,6 +295,30 @@ sub dropped_role
 	return;
 }
 
+# The answer to a probe says nothing of a hold that has begun after it left.
+sub probe_of_another_hold
+{
+	fresh();
+	$sb->rule($phones[0], { status => 401, times => 1 });
+	my @ids = enqueue($phones[0], ['lead']);
+	drain();
+	push @ids, enqueue($phones[1], ['lead']);
+	$calls->sql('UPDATE dt_hold SET probe_at = now()');
+	$sb->hold($_) foreach @phones[ 0, 1 ];
+	my $log = -s $node->logfile;
+	my $drain = start_drain();
+	$sb->await_held(1);
+	$calls->sql('DROP USER MAPPING FOR CURRENT_USER SERVER doubletick');
+	eventually(sub { $calls->sql('SELECT reason FROM dt_hold') =~ /no user mapping/ }, 'another hold while the probe is out: it begins');
+	$sb->clear_rules;
+	is(scalar @{ warnings_of(await_drain($drain) =~ s/^psql:<stdin>:\d+: //mgr) }, 1, 'another hold while the probe is out: one warning');
+	unlike(slurp_file($node->logfile, $log), qr/ go on$/m, 'another hold while the probe is out: the answer does not end it');
+	$calls->sql($mapping);
+	drain();
+	is(states(@ids), 'done done', 'another hold while the probe is out: it ends when it is mended');
+	return;
+}
+
 # What happens while requests are out: the SQL "change", then the answers come one by
 # one, each in a turn of its own, as "rule" says; "warnings" is how many there may be.
 sub requests_are_out
@@ -404,4 +428,5 @@ probes();
 reason_changes();
 held_rows_age();
 dropped_role();
+probe_of_another_hold();
 done_testing;
