@@ -56,6 +56,17 @@ eventually(sub { $calls->has_sent('beside_prepared') }, 'another database has it
 $calls->sql("COMMIT PREPARED 'prepared'", database => 'first');
 eventually(sub { $calls->has_sent('prepared') }, 'COMMIT PREPARED is noticed all the same');
 
+# While the only worker is busy, dt_check() says so where something waits, and only there.
+$sb->hold(Worker::phone(9));
+$calls->sql(enqueue('busy', 9), database => 'first');
+$sb->await_held(1, Worker::phone(9));
+$calls->sql(enqueue('lacking', 8), database => 'second');
+my $lacks = "SELECT count(*) FROM dt_check() WHERE problem = 'no slot is left for a worker'";
+eventually(sub { $calls->sql($lacks, database => 'second') eq '1' }, 'dt_check() says that no slot is left where a removal waits for one');
+is($calls->sql($lacks), '0', 'and nothing where none waits');
+$sb->release(Worker::phone(9));
+eventually(sub { $calls->has_sent('lacking') }, 'then the other database has its turn');
+
 cmp_ok(scalar(() = slurp_file($node->logfile, $log) =~ /no background worker is free/g), '<', 10, 'the log is not filled');
 unlike(slurp_file($node->logfile), qr/PANIC|terminated by signal|TRAP|has failed/, 'no process has crashed');
 done_testing;
