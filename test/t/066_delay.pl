@@ -44,6 +44,12 @@ time_passes('601 seconds');
 drain();
 is_received($phone, 'first second a,b', 'two that are due go out together');
 
+# A delay counts only when all options can be read: nothing is sent before that.
+$calls->sql("ALTER FOREIGN DATA WRAPPER doubletick NO VALIDATOR; ALTER SERVER doubletick OPTIONS (ADD newer_option 'x')");
+$id = enqueue($phone, ['c']);
+is($calls->sql("SELECT due_at - enqueued_at FROM dt_waiting WHERE id = $id"), '00:00:00', 'options that cannot be read: there is no delay');
+$calls->sql("ALTER SERVER doubletick OPTIONS (DROP newer_option); ALTER FOREIGN DATA WRAPPER doubletick VALIDATOR dt_fdw_validator; SELECT dt_cancel($id)");
+
 # What can be taken back: by a cancel, by a keep, and by the trigger.
 $calls->sql(q{
 	CREATE TABLE customers (phone text PRIMARY KEY, tags text[]);
