@@ -127,6 +127,12 @@ sub no_such_server
 	}
 	is(scalar(requests($phone)), 0, 'nothing was sent');
 
+	# Of many servers the hint names five.
+	$calls->sql(join ';', map { "CREATE SERVER many$_ FOREIGN DATA WRAPPER doubletick" } 1 .. 4);
+	my ($one_of_many) = $calls->session("SELECT dt_enqueue_remove_tags_custom_fields('$phone', '{lead}', server => 'nowhere')");
+	is(scalar(() = $one_of_many->{hint} =~ /"(?:doubletick|Other one|many\d)"/g), 5, 'of six servers the hint names five') || diag($one_of_many->{hint});
+	$calls->sql(join ';', map { "DROP SERVER many$_" } 1 .. 4);
+
 	# The hint is about the server; other errors keep theirs.
 	my ($raised) = $calls->session("SELECT dt_remove_tags_custom_fields('x', '{lead}', server => 'nowhere')");
 	like($raised->{hint}, qr/country code/, 'a bad phone comes first');
