@@ -45,6 +45,28 @@ sub with_both
 	return;
 }
 
+# After a bad answer there is too little time for another one: the caller gets the bad one,
+# which says more.
+sub no_time_left
+{
+	foreach my $call (removal($phone, ['lead']), attempt($phone, ['lead']))
+	{
+		$sb->reset;
+		$sb->hold($phone, { status => 503 });
+		my $session = $calls->node->background_psql('postgres', on_error_stop => 0);
+		$session->query_until(qr/begins/, "\\echo begins\nSET doubletick.server = brief; $call;\n");
+		$sb->await_held(1);
+		$sb->rule($phone, { fault => 'hang' });
+		$sb->release($phone);
+		like($session->query('SELECT 1') . $session->{stderr}, qr/request failed with HTTP status 503/, 'no time left: the fault is the answer that came');
+		$session->{stderr} = '';
+		$session->quit;
+		is(scalar @{ $sb->journal }, 2, 'no time left: to the first of two requests');
+	}
+	$sb->reset;
+	return;
+}
+
 # After one bad answer comes a good one, which the caller gets.
 sub tried_again
 {
@@ -377,6 +399,7 @@ sub which_role
 }
 
 tried_again();
+no_time_left();
 never_tried_again();
 until_the_budget_ends();
 retry_after_obeyed();
