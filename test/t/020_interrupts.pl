@@ -138,6 +138,20 @@ SELECT current_setting('test.state');
 SELECT dt_remove_tags_custom_fields('$normal', '{lead}') ? 'tags';
 SQL
 
+# a call that was cancelled takes the place of no other one
+is( $node->safe_psql('postgres', <<"SQL"), 't', 'after a cancel as many requests may be in flight as before');
+SET doubletick.max_in_flight = 1;
+SET statement_timeout = '300ms';
+DO \$\$
+BEGIN
+	PERFORM dt_remove_tags_custom_fields('$hanging', '{lead}');
+EXCEPTION WHEN query_canceled THEN
+	NULL;
+END \$\$;
+SET statement_timeout = '$at_once s';
+SELECT dt_remove_tags_custom_fields('$normal', '{lead}') ? 'tags';
+SQL
+
 # the postmaster's death ends a call while it waits
 {
 	my ($session, $pid) = waiting($waits{'an answer'});
