@@ -451,11 +451,31 @@ sub retention
 	return;
 }
 
+# The rows of a request that was refused are sent one by one, in turn with other customers.
+sub split_in_turn
+{
+	fresh();
+	my @others = map { new_phone() } 1 .. 3;
+	my $split = new_phone();
+
+	$calls->sql("ALTER SERVER doubletick OPTIONS (ADD max_connections '1')");
+	$sb->rule($split, { status => 422, times => 1 });
+	$calls->sql('BEGIN; ' . join('; ', map { enqueueing($split, [$_]) } qw(a b c d)) . '; COMMIT');
+	enqueue($_, ['lead']) foreach @others;
+	like(drain(), qr/queue: 7 done/, 'one by one, in turn: all are done');
+	my $order = join '', map { $_->{body}{phone} eq $split ? 's' : 'o' } requests();
+	like($order, qr/^s.*o.*s$/, 'one by one, in turn: another customer goes between them');
+	note($order);
+	$calls->sql('ALTER SERVER doubletick OPTIONS (DROP max_connections)');
+	return;
+}
+
 one_row();
 many_customers();
 coalescing();
 other_customers();
 split_requests();
+split_in_turn();
 one_at_a_time();
 slots_refill();
 refused_together();
