@@ -278,6 +278,30 @@ sub needless_keeps
 	return;
 }
 
+# What is rolled back wakes nobody, nor does the session's next transaction.
+sub rolled_back
+{
+	$calls->configure('doubletick.worker_idle_timeout' => '300ms');
+	foreach my $database ('undone', 'beside')
+	{
+		$calls->sql("CREATE DATABASE $database");
+		$calls->set_up($database);
+	}
+	$calls->sql(enqueue('explored'), database => $_) foreach 'undone', 'beside';
+	eventually(sub { $calls->has_sent('explored') == 2 && !$calls->workers }, 'all workers have left');
+	$calls->configure('doubletick.worker_idle_timeout' => '1h');
+	$calls->sql('BEGIN; ' . enqueue('undone') . '; ROLLBACK; SELECT 1', database => 'undone');
+
+	# The launcher serves the databases in the order in which they came.
+	$calls->sql(enqueue('beside_undone'), database => 'beside');
+	eventually(sub { $calls->has_sent('beside_undone') }, 'a worker comes for what is committed');
+	is(join(' ', $calls->workers('undone')), '', 'and none for what is rolled back');
+	$calls->sql("DROP DATABASE $_") foreach 'undone', 'beside';
+	$sb->clear_journal;
+	return;
+}
+
+rolled_back();
 woken_at_commit();
 promptly();
 shown();
