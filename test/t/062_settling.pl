@@ -217,6 +217,7 @@ sub taken_away
 {
 	my %changes = (
 		'deleted' => [ 'DELETE FROM dt_waiting', 'none' ],
+		'deleted and vacuumed' => [ 'DELETE FROM dt_waiting; VACUUM dt_waiting', 'none' ],
 		'truncated' => [ 'TRUNCATE dt_waiting', 'none' ],
 		'history truncated' => [ 'TRUNCATE dt_settled', 'done' ],
 		'updated' => [ "UPDATE dt_waiting SET attempts = attempts + 1, due_at = now() + '1 hour'", 'done' ],
