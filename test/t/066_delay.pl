@@ -68,6 +68,13 @@ is($calls->sql("SELECT state FROM dt_history WHERE phone = '$other'"), 'cancelle
 $id = enqueue($other, ['c']);
 is($calls->sql("SELECT dt_cancel($id)"), 't', 'a removal that is not due can be cancelled');
 
+# A customer that the drainer looks at twice in one turn: what came back is settled once.
+@ids = map { enqueue($_->[0], [$_->[1]]) } [ $phone, 'gone' ], [ $other, 'c' ], [ $phone, 'd' ], [ $other, 'e' ];
+$calls->sql("SELECT dt_keep('$phone', '{gone}')");
+like(drain(), qr/queue: 0 done, 0 failed/, 'looked at twice: nothing is due');
+is($calls->sql("SELECT count(*) FROM dt_history WHERE id = $ids[0]"), '1', 'looked at twice: what came back is in the history once');
+$calls->sql("SELECT dt_cancel(id) FROM dt_queue");
+
 # A retry waits for its backoff, not for the delay.  A removal of the same customer
 # that is due meanwhile waits, too.
 $sb->rule($other, { status => 503, retry_after => '1200', times => 1 });
