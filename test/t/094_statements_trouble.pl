@@ -267,6 +267,25 @@ sub all_have_left
 	return;
 }
 
+# A statement that is executed again begins anew: the first row alone, then as many as ever.
+sub executed_again
+{
+	fresh();
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	$session->query_safe("$window 4; BEGIN; DECLARE again SCROLL CURSOR FOR SELECT id, $call FROM c LIMIT 9; FETCH ALL FROM again; MOVE ABSOLUTE 0 FROM again");
+	is(scalar tags(), 9, 'executed again: nine calls');
+	$sandbox->hold('*');
+	$session->query_until(qr/begins/, "\\echo begins\nFETCH ALL FROM again;\n");
+	$sandbox->await_held(1);
+	is($sandbox->held, 1, 'executed again: the first row goes alone');
+	$sandbox->release;
+	$sandbox->await_held(4);
+	$sandbox->clear_rules;
+	finish($session);
+	is(scalar tags(), 18, 'executed again: nine calls more');
+	return;
+}
+
 # What is wrong with all rows is found by the first, alone.
 sub first_alone
 {
@@ -631,6 +650,7 @@ slow_client();
 slow_trigger();
 untold();
 all_have_left();
+executed_again();
 first_alone();
 tried_again();
 no_connection_left();
