@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * check/queue.c
- *		Can what waits be settled, is it held, and who sends it?
+ *		Can what waits be settled, who else may write it, is it held, and who sends it?
  *
  * The queue is read only when its tables are what the library needs, and not by SQL: the
  * schema's owner could give the schema another name meanwhile, and views of theirs the

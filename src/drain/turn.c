@@ -151,6 +151,7 @@ settle_answers(Turn *turn)
 static void
 make_requests(Drain *drain, Turn *turn)
 {
+	/* The rows of that time are looked at now. */
 	if (turn->clock >= turn->requests->retry_at)
 		turn->requests->retry_at = 0;
 	send_from_lanes(turn);
